@@ -1,0 +1,26 @@
+"""Names and sizes that planner, nodes and gateway must compute alike."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from broker.control import LayerRange
+
+KV_BLOCK_TOKENS = 32
+"""Positions in one KV block; reservations are counted in whole blocks everywhere."""
+
+
+def replica_id(revision: str, weights: str, stages: Sequence[tuple[str, LayerRange]]) -> str:
+    """Return the id of a replica: a hash of model, weight format and its stages.
+
+    The id changes only when the stages do, so a replica keeps its requests across plan
+    versions and role changes.
+    """
+    text = "|".join([revision, weights, *(f"{d}:{r.start}-{r.end}" for d, r in stages)])
+    return "r-" + hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def kv_reserved_tokens(num_tokens: int) -> int:
+    """Round up to whole blocks; what a request of ``num_tokens`` positions occupies."""
+    return -(-num_tokens // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS

@@ -1,0 +1,72 @@
+"""Settings of a process: one frozen dataclass, read once from the environment.
+
+Field ``chunk_tokens`` of a class read with prefix ``E2LLM_PLANNER_`` is the variable
+``E2LLM_PLANNER_CHUNK_TOKENS``. `COMMON` variables have no process in their name. An
+unknown or malformed variable is a `SettingsError` that names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+COMMON: dict[str, str] = {
+    "broker": "E2LLM_BROKER",
+    "site": "E2LLM_SITE",
+    "redis": "E2LLM_REDIS",
+    "log": "E2LLM_LOG",
+}
+"""Fields that several processes share, and the variable of each."""
+
+SettingsT = TypeVar("SettingsT")
+
+
+class SettingsError(ValueError):
+    """A setting is missing, unknown or malformed. The message names it and the remedy."""
+
+
+def read_settings(cls: type[SettingsT], prefix: str, environ: Mapping[str, str]) -> SettingsT:
+    """Build ``cls`` from variables that start with ``prefix``, and the `COMMON` ones.
+
+    Fields may be str, int, float, bool or Path, or one of these or None. An empty variable
+    counts as not set. A ``__post_init__`` that raises ValueError is reported as it says.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    names = {name: COMMON.get(name, prefix + name.upper()) for name in fields}
+    known = set(names.values())
+    for variable in environ:
+        if variable.startswith(prefix) and variable not in known:
+            raise SettingsError(f"unknown setting {variable}; known: {', '.join(sorted(known))}")
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        text = environ.get(names[name], "")
+        if text:
+            values[name] = _parse(hints[name], text, names[name])
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise SettingsError(f"{names[name]} is not set")
+    try:
+        return cls(**values)
+    except SettingsError:
+        raise
+    except ValueError as error:
+        raise SettingsError(f"{prefix}*: {error}") from error
+
+
+def _parse(hint: Any, text: str, variable: str) -> Any:
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    if hint is bool:
+        lowered = text.lower()
+        if lowered in {"1", "true", "yes", "on"}:
+            return True
+        if lowered in {"0", "false", "no", "off"}:
+            return False
+        raise SettingsError(f"{variable} must be true or false, not {text!r}")
+    try:
+        return hint(text)
+    except ValueError as error:
+        raise SettingsError(f"{variable}={text!r} is not a valid {hint.__name__}") from error

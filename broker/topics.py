@@ -1,0 +1,158 @@
+"""Every topic of the fog, with message, QoS and retained flag. The only place that names one.
+
+Topics are ``e2llm/v1/<site>/...``. A receiver learns the sender from the topic: the broker's
+ACL lets a client publish only under its own name, so the broker vouches for it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Final, Generic, TypeVar
+
+from broker.control import (
+    Assignment,
+    DeviceProfile,
+    DeviceStatus,
+    GatewayStatus,
+    Loaded,
+    ModelManifest,
+    Plan,
+    PlannerStatus,
+    Telemetry,
+)
+from broker.work import Event, KvChunk, KvCredit, Work
+
+PREFIX: Final = "e2llm/v1"
+PLANNER_USER: Final = "planner"
+MessageT = TypeVar("MessageT")
+
+_LEVEL = re.compile(r"[^/+#\x00]+")
+_PLACEHOLDER = re.compile(r"{(\w+)}")
+
+
+class QoS(IntEnum):
+    """MQTT quality of service."""
+
+    AT_MOST_ONCE = 0
+    AT_LEAST_ONCE = 1
+    EXACTLY_ONCE = 2
+
+
+class InvalidTopicLevelError(ValueError):
+    """A site, device, gateway or client name cannot stand in an MQTT topic."""
+
+
+def check_level(name: str) -> str:
+    """Return ``name`` if it can be one topic level, else raise `InvalidTopicLevelError`."""
+    if not _LEVEL.fullmatch(name) or name.startswith("$") or len(name) > 128:
+        raise InvalidTopicLevelError(
+            f"{name!r} cannot be used in an MQTT topic: no '/', '+', '#', not empty, "
+            "not starting with '$', at most 128 characters"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Topic(Generic[MessageT]):
+    """A family of topics that carry one kind of message.
+
+    Attributes:
+        template: Path below the site, placeholders in braces.
+        message: Control struct, or the union of data headers, or ``bytes``.
+    """
+
+    template: str
+    message: Any
+    qos: QoS
+    retained: bool = False
+    _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        pattern = _PLACEHOLDER.sub(r"(?P<\1>[^/]+)", self.template)
+        object.__setattr__(self, "_pattern", re.compile(f"{PREFIX}/(?P<site>[^/]+)/{pattern}"))
+
+    def path(self, site: str, **names: str | int) -> str:
+        """Return the concrete topic; every placeholder must be given."""
+        levels = {key: check_level(str(value)) for key, value in names.items()}
+        return f"{PREFIX}/{check_level(site)}/{self.template.format(**levels)}"
+
+    def filter(self, site: str, **names: str | int) -> str:
+        """Return a subscription filter: placeholders that are not given become ``+``."""
+        keys = _PLACEHOLDER.findall(self.template)
+        levels = {key: str(names.get(key, "+")) for key in keys}
+        return f"{PREFIX}/{site}/{self.template.format(**levels)}"
+
+    def match(self, topic: str) -> dict[str, str] | None:
+        """Return the names in a concrete topic, ``site`` among them; None if it is another."""
+        found = self._pattern.fullmatch(topic)
+        return found.groupdict() if found else None
+
+
+# Control: retained, so that whoever starts late learns the state; QoS 1, since each message
+# matters and none is frequent.
+MODEL: Final = Topic[ModelManifest](
+    "models/{model}", ModelManifest, QoS.AT_LEAST_ONCE, retained=True
+)
+# Also the last will: the broker publishes "lost" here for a node that died.
+DEVICE_STATUS: Final = Topic[DeviceStatus](
+    "devices/{device}/status", DeviceStatus, QoS.AT_LEAST_ONCE, retained=True
+)
+DEVICE_PROFILE: Final = Topic[DeviceProfile](
+    "devices/{device}/profile", DeviceProfile, QoS.AT_LEAST_ONCE, retained=True
+)
+DEVICE_ASSIGNMENT: Final = Topic[Assignment](
+    "devices/{device}/assignment", Assignment, QoS.AT_LEAST_ONCE, retained=True
+)
+DEVICE_LOADED: Final = Topic[Loaded](
+    "devices/{device}/loaded", Loaded, QoS.AT_LEAST_ONCE, retained=True
+)
+PLAN: Final = Topic[Plan]("plan", Plan, QoS.AT_LEAST_ONCE, retained=True)
+PLANNER_STATUS: Final = Topic[PlannerStatus](
+    "planner/status", PlannerStatus, QoS.AT_LEAST_ONCE, retained=True
+)
+GATEWAY_STATUS: Final = Topic[GatewayStatus](
+    "gateways/{gateway}/status", GatewayStatus, QoS.AT_LEAST_ONCE, retained=True
+)
+# Frequent and replaced by the next one: a loss costs one interval.
+DEVICE_TELEMETRY: Final = Topic[Telemetry](
+    "devices/{device}/telemetry", Telemetry, QoS.AT_MOST_ONCE
+)
+
+# Data: duplicates and losses are possible at any QoS and a stage answers by position (design,
+# section 3), so a higher QoS would add packets and remove no case. See docs/decisions.
+_STAGE = "replicas/{replica}/stages/{stage}/to/{device}/from/{sender}"
+STAGE_WORK: Final = Topic[Any](f"{_STAGE}/work", Work, QoS.AT_MOST_ONCE)
+STAGE_KV: Final = Topic[KvChunk](f"{_STAGE}/kv", KvChunk, QoS.AT_MOST_ONCE)
+STAGE_CREDIT: Final = Topic[KvCredit](f"{_STAGE}/credit", KvCredit, QoS.AT_MOST_ONCE)
+GATEWAY_EVENTS: Final = Topic[Any](
+    "gateways/{gateway}/from/{sender}/events", Event, QoS.AT_MOST_ONCE
+)
+
+# Inference without HTTP: the JSON of the HTTP body in, tokens out.
+PROMPT: Final = Topic[bytes]("prompts/{client}", bytes, QoS.AT_LEAST_ONCE)
+REPLY: Final = Topic[bytes]("replies/{client}/{request}", bytes, QoS.AT_LEAST_ONCE)
+
+ALL_TOPICS: Final = (
+    MODEL,
+    DEVICE_STATUS,
+    DEVICE_PROFILE,
+    DEVICE_ASSIGNMENT,
+    DEVICE_LOADED,
+    PLAN,
+    PLANNER_STATUS,
+    GATEWAY_STATUS,
+    DEVICE_TELEMETRY,
+    STAGE_WORK,
+    STAGE_KV,
+    STAGE_CREDIT,
+    GATEWAY_EVENTS,
+    PROMPT,
+    REPLY,
+)
+
+
+def node_inbox(site: str, device: str) -> str:
+    """Filter of everything sent to a device as a stage, whatever the replica."""
+    return f"{PREFIX}/{site}/replicas/+/stages/+/to/{check_level(device)}/from/+/+"

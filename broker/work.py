@@ -1,0 +1,402 @@
+"""Data messages: requests, activations, KV transfer, tokens. Frames on the wire.
+
+A frame is a header (one of these structs) and, for some, raw tensor bytes; see
+`broker.codec`. Every message names ``request_id`` and ``attempt``; delivery is promised by
+positions and repeats (design, section 3), never by QoS. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+
+from msgspec import Struct, field
+
+from broker.control import LayerRange
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class TensorMeta(Struct, frozen=True, array_like=True):
+    """Shape and element type of the bytes behind a header, row-major, little-endian."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ITEMSIZE:
+            raise ValueError(f"unknown dtype {self.dtype!r}")
+        if any(n < 0 for n in self.shape):
+            raise ValueError(f"negative size in shape {self.shape}")
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the tensor must have."""
+        return math.prod(self.shape) * ITEMSIZE[self.dtype]
+
+
+class RequestKey(Struct, frozen=True, array_like=True):
+    """A request and which try of it; older tries are dropped everywhere."""
+
+    request_id: str
+    attempt: int
+
+
+class Data(Struct, frozen=True, kw_only=True, tag_field="type"):
+    """Base of headers on ``work``, ``kv``, ``credit`` and ``events``."""
+
+
+class RequestData(Data, frozen=True, kw_only=True):
+    """Base of headers about one request."""
+
+    request_id: str
+    attempt: int
+
+    @property
+    def key(self) -> RequestKey:
+        """The request and attempt as one value."""
+        return RequestKey(self.request_id, self.attempt)
+
+
+class Sampling(Struct, frozen=True, kw_only=True):
+    """How tokens are chosen. Sampler state is a function of this and the ids so far.
+
+    Attributes:
+        temperature: 0 means greedy.
+        top_k: 0 means off.
+        seed: Drawn by the gateway when the client gave none.
+        choice_index: Which of ``n`` choices this is; part of the noise.
+        logit_bias: Token id to what is added to its logit.
+        eos_token_ids: End the answer, unless ``ignore_eos``.
+        min_tokens: Tokens before which no EOS is chosen.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    choice_index: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    eos_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+
+
+# --- gateway -> stages, on `work` -------------------------------------------------------
+
+
+class ReserveKind(StrEnum):
+    """Which phase of the request the KV room is for; both in one replica is one grant."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    BOTH = "both"
+
+
+class Reserve(RequestData, frozen=True, tag="reserve"):
+    """Ask a master for KV room. Idempotent: the same key gets the same answer again.
+
+    Attributes:
+        known_tokens: Prompt plus tokens generated so far.
+        max_tokens: Tokens that may still be generated.
+        queue_seconds: How long the master may keep it queued.
+    """
+
+    gateway: str
+    kind: ReserveKind
+    known_tokens: int
+    max_tokens: int
+    queue_seconds: float = 60.0
+
+
+class Open(RequestData, frozen=True, tag="open"):
+    """Begin a request at every stage of both replicas; stages answer `Opened`.
+
+    Attributes:
+        prompt_ids: Empty for stages that are neither first nor last.
+        num_prompt_tokens: Length of the prompt, also where ``prompt_ids`` is empty.
+        generated_ids: Tokens so far, when this continues after a failure.
+        num_generated_tokens: Their number, also where ``generated_ids`` is empty.
+        max_tokens: Tokens the whole answer may have, those generated so far included.
+        kv_credit_bytes: Initial KV credit of each pair of prefill and decode stage.
+    """
+
+    gateway: str
+    prefill_replica: str
+    decode_replica: str
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    max_tokens: int
+    sampling: Sampling
+    prompt_ids: tuple[int, ...] = ()
+    generated_ids: tuple[int, ...] = ()
+    kv_credit_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_prompt_tokens < 1:
+            raise ValueError("a prompt has at least one token")
+        if self.prompt_ids and len(self.prompt_ids) != self.num_prompt_tokens:
+            raise ValueError("prompt_ids does not have num_prompt_tokens ids")
+        if self.generated_ids and len(self.generated_ids) != self.num_generated_tokens:
+            raise ValueError("generated_ids does not have num_generated_tokens ids")
+
+    @property
+    def known_tokens(self) -> int:
+        """Prompt plus tokens generated so far."""
+        return self.num_prompt_tokens + self.num_generated_tokens
+
+
+class Release(RequestData, frozen=True, tag="release"):
+    """Free everything of this attempt. Gateway -> any stage; master -> its stages."""
+
+    reason: str = ""
+
+
+class Resend(RequestData, frozen=True, tag="resend"):
+    """Gateway -> last stage of the decode replica: token events from ``index`` on, again."""
+
+    gateway: str
+    index: int
+
+
+# --- stage -> stage, on `work` -----------------------------------------------------------
+
+
+class Forward(RequestData, frozen=True, tag="forward"):
+    """Hidden states of one prefill chunk; tensor of shape (num_rows, hidden_size)."""
+
+    start_position: int
+    tensor: TensorMeta
+
+
+class PrefillProgress(RequestData, frozen=True, tag="prefill_progress"):
+    """Last prefill stage -> prefill master: the last stage's KV length."""
+
+    end_position: int
+
+
+class FirstToken(RequestData, frozen=True, tag="first_token"):
+    """Last prefill stage -> decode master: the token that prefill sampled.
+
+    Attributes:
+        position: Absolute position of the token, which is the number of known tokens.
+        finish_reason: Set when the answer ends with this token already.
+    """
+
+    position: int
+    token_id: int
+    finish_reason: str | None = None
+
+
+class KvComplete(RequestData, frozen=True, tag="kv_complete"):
+    """Decode stage -> decode master: every layer has every position."""
+
+    stage: int
+
+
+class HandedOver(RequestData, frozen=True, tag="handed_over"):
+    """Decode master -> prefill master: KV and token arrived, the copy may be freed."""
+
+
+class StepRow(Struct, frozen=True, array_like=True):
+    """One request's row in a decode group.
+
+    Attributes:
+        position: Where this row's KV goes; the fence of the step.
+        token_id: The row's input token.
+    """
+
+    request_id: str
+    attempt: int
+    position: int
+    token_id: int
+
+    @property
+    def key(self) -> RequestKey:
+        """The request and attempt as one value."""
+        return RequestKey(self.request_id, self.attempt)
+
+
+class Step(Data, frozen=True, tag="step"):
+    """A decode group on its way round the ring; tensor of shape (len(rows), hidden_size)."""
+
+    group: int
+    rows: list[StepRow]
+    tensor: TensorMeta
+
+
+class StepResult(Struct, frozen=True, array_like=True):
+    """What the last stage chose for one row; ``position`` is the row's, not the token's."""
+
+    request_id: str
+    attempt: int
+    position: int
+    token_id: int
+    finish_reason: str | None = None
+
+    @property
+    def key(self) -> RequestKey:
+        """The request and attempt as one value."""
+        return RequestKey(self.request_id, self.attempt)
+
+
+class StepDone(Data, frozen=True, tag="step_done"):
+    """Last decode stage -> decode master: the tokens of a group."""
+
+    group: int
+    results: list[StepResult]
+
+
+class Repeat(RequestData, frozen=True, tag="repeat"):
+    """A stage misses data: the sender repeats its stored results from ``position`` on.
+
+    From a master to its last stage it asks for the result of prefill again.
+    """
+
+    position: int
+
+
+class RowFailed(RequestData, frozen=True, tag="row_failed"):
+    """A stage -> its master: the forward pass of this row raised; the request ends."""
+
+    error: str
+
+
+class Live(Data, frozen=True, tag="live"):
+    """Master -> its stages every 5 s: what still lives; others are freed after 15 s."""
+
+    requests: list[RequestKey]
+
+
+Work = (
+    Reserve
+    | Open
+    | Release
+    | Resend
+    | Forward
+    | PrefillProgress
+    | FirstToken
+    | KvComplete
+    | HandedOver
+    | Step
+    | StepDone
+    | Repeat
+    | RowFailed
+    | Live
+)
+
+# --- KV transfer, on `kv` and `credit` ---------------------------------------------------
+
+
+class KvChunk(RequestData, frozen=True, tag="kv_chunk"):
+    """KV of some layers and positions; tensor (layers, 2, positions, kv_heads, head_dim).
+
+    Attributes:
+        offset: Bytes of this stream (one sender stage, one receiver stage) before the chunk.
+        total: Bytes that the whole stream will have.
+        checksum: CRC-32 of the tensor bytes.
+    """
+
+    layers: LayerRange
+    position: int
+    num_positions: int
+    offset: int
+    total: int
+    checksum: int
+    tensor: TensorMeta
+
+
+class KvCredit(RequestData, frozen=True, tag="kv_credit"):
+    """Decode stage -> prefill stage, cumulative byte offsets of one stream.
+
+    Attributes:
+        received: All bytes below this offset arrived.
+        credit: The sender may send bytes below this offset.
+    """
+
+    received: int
+    credit: int
+
+
+# --- node -> gateway, on `events` ---------------------------------------------------------
+
+
+class GrantState(StrEnum):
+    """A master's answer to `Reserve`."""
+
+    GRANTED = "granted"
+    QUEUED = "queued"
+    REFUSED = "refused"
+
+
+class Granted(RequestData, frozen=True, tag="granted"):
+    """Answer to `Reserve`; sent again when a queued one is granted.
+
+    Attributes:
+        expires_seconds: The grant is void when no `Open` came by then.
+        kv_credit_bytes: Initial credit of each KV stream into the replica.
+        free_tokens: KV room of the replica after this grant.
+        free_slots: Slots of the asked kind after this grant.
+    """
+
+    replica: str
+    kind: ReserveKind
+    state: GrantState
+    reason: str = ""
+    expires_seconds: float = 10.0
+    kv_credit_bytes: int = 0
+    free_tokens: int = 0
+    free_slots: int = 0
+
+
+class Opened(RequestData, frozen=True, tag="opened"):
+    """A stage has the request; the gateway repeats `Open` until it hears this."""
+
+    replica: str
+    stage: int
+
+
+class TokenRow(Struct, frozen=True, array_like=True):
+    """One token of one request; the gateway accepts (current attempt, next index) only."""
+
+    request_id: str
+    attempt: int
+    index: int
+    token_id: int
+    finish_reason: str | None = None
+
+    @property
+    def key(self) -> RequestKey:
+        """The request and attempt as one value."""
+        return RequestKey(self.request_id, self.attempt)
+
+
+class Tokens(Data, frozen=True, tag="tokens"):
+    """Last stage -> gateway: one step's tokens of that gateway's requests."""
+
+    rows: list[TokenRow]
+
+
+class LossKind(StrEnum):
+    """Why an attempt ended at the nodes."""
+
+    STALLED = "stalled"
+    """No answer after n repeats: queue again."""
+    PREEMPTED = "preempted"
+    """KV blocks ran out, the youngest goes: queue again."""
+    FAILED = "failed"
+    """The forward pass raised on this row: the request fails."""
+
+
+class Lost(RequestData, frozen=True, tag="lost"):
+    """Master -> gateway: this attempt is over here."""
+
+    kind: LossKind
+    reason: str
+
+
+Event = Granted | Opened | Tokens | Lost

@@ -1,0 +1,120 @@
+"""What the HTTP side and the bus side of the gateway say to each other.
+
+The API builds a `Generation` and reads `GeneratedToken`s; it knows nothing of replicas,
+grants or attempts. The engine knows nothing of HTTP, text or templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from broker.control import ModelManifest, Plan
+from broker.work import Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One choice to generate.
+
+    Attributes:
+        request_id: Unique for ever; several choices of one HTTP request have several.
+        prompt_ids: At least one token id.
+        max_tokens: Tokens the answer may have, at least 1.
+        sampling: With seed and EOS ids filled in.
+        deadline_seconds: Seconds from submission after which the request fails; None: never.
+        body: The client's JSON, for the journal only; never logged.
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling
+    deadline_seconds: float | None = None
+    body: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedToken:
+    """A token of the answer; ``finish_reason`` (``stop`` or ``length``) on the last one."""
+
+    index: int
+    token_id: int
+    finish_reason: str | None = None
+
+
+class EngineError(Exception):
+    """Base of what `Engine.generate` raises; the message is fit for a client."""
+
+
+class QueueFullError(EngineError):
+    """The queue is at its limit; ``retry_after_seconds`` is an estimate."""
+
+    def __init__(self, message: str, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class NotReadyError(EngineError):
+    """No plan is active or the bus is gone; the message says why."""
+
+    def __init__(self, message: str, retry_after_seconds: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TooLargeError(EngineError):
+    """The request can never fit; ``largest_tokens`` is the most that does (prompt + answer)."""
+
+    def __init__(self, message: str, largest_tokens: int) -> None:
+        super().__init__(message)
+        self.largest_tokens = largest_tokens
+
+
+class GenerationFailedError(EngineError):
+    """The request was accepted and then failed for good."""
+
+
+class DeadlineExceededError(EngineError):
+    """The request's deadline passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether requests can be served now; ``progress`` is 0..1 while nodes load."""
+
+    ready: bool
+    reason: str
+    progress: float | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """The bus side as the API sees it. All methods are called on the event loop."""
+
+    def generate(self, generation: Generation) -> AsyncIterator[GeneratedToken]:
+        """Queue the request and yield its tokens; closing the iterator cancels the work.
+
+        Raises:
+            QueueFullError, NotReadyError, TooLargeError: Before the first token.
+            GenerationFailedError, DeadlineExceededError: At any time.
+        """
+
+    def largest_request_tokens(self) -> int | None:
+        """Prompt plus answer that the active plan can hold; None without a plan."""
+
+    def plan(self) -> Plan | None:
+        """The newest plan that the planner published."""
+
+    def fog_plan(self) -> dict[str, Any]:
+        """The body of ``GET /fog/plan``."""
+
+    def devices(self) -> list[dict[str, Any]]:
+        """The body of ``GET /fog/devices``."""
+
+    def readiness(self) -> Readiness:
+        """The answer to ``GET /readyz``."""
+
+    def publish_model(self, manifest: ModelManifest) -> None:
+        """Publish (retained, and again after every reconnect) the model that is served."""
