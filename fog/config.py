@@ -1,0 +1,266 @@
+"""``fog.toml``: which devices a local fog has. Text in, frozen values out.
+
+Every error names file, line and key, says what was expected, and for an unknown key
+which known one is nearest. Nothing here starts or measures anything.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NoReturn, TypeVar
+
+from broker.topics import InvalidTopicLevelError, check_level
+from fog.quantities import (
+    Memory,
+    parse_bytes_per_second,
+    parse_memory,
+    parse_seconds,
+    suggest,
+)
+from fog.tomllines import KeyPath, LineIndex, index_lines
+
+DEFAULT_FOG: Final = Path(__file__).parent / "fog.toml"
+
+GATEWAY_ID: Final = "gateway"
+RESERVED_IDS: Final = frozenset({"planner", GATEWAY_ID, "broker", "redis"})
+"""Names of the other processes; they are also broker users and log prefixes."""
+
+CORES_SHARE: Final = 0.6
+"""Sum of 1/slowdown that one core carries; 1.2 on two cores (design, section 7)."""
+
+_DEVICE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_AT_LINE: Final = re.compile(r"(.*) \(at line (\d+), column \d+\)")
+
+ValueT = TypeVar("ValueT")
+
+
+class ConfigError(ValueError):
+    """A fog file is wrong. The message names file, line and key, and the remedy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceConfig:
+    """One emulated device.
+
+    Attributes:
+        id: Name of the device; also its broker user and its log prefix.
+        slowdown: How many times slower than this machine it is; at least 1.
+        model_memory: Memory that it offers to the model.
+        link_delay_seconds: One-way delay of its link; None: not emulated.
+        link_bytes_per_second: Rate of its link; None: not emulated.
+    """
+
+    id: str
+    slowdown: float
+    model_memory: Memory
+    link_delay_seconds: float | None = None
+    link_bytes_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FogConfig:
+    """A whole fog.
+
+    Attributes:
+        planner: Settings of the planner by name, as text; checked by the planner's own class.
+        gateway: The same for the gateway.
+    """
+
+    path: Path
+    devices: tuple[DeviceConfig, ...]
+    site: str = "local"
+    planner: Mapping[str, str] = field(default_factory=dict)
+    gateway: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def demand(self) -> float:
+        """Share of this machine that all devices ask for together when busy, in cores."""
+        return sum(1 / device.slowdown for device in self.devices)
+
+
+def load_config(
+    path: Path,
+    *,
+    planner_keys: frozenset[str] | None = None,
+    gateway_keys: frozenset[str] | None = None,
+) -> FogConfig:
+    """Read and check a fog file.
+
+    Args:
+        path: The file.
+        planner_keys: Names that the table ``[planner]`` may use; None: any.
+        gateway_keys: Names that the table ``[gateway]`` may use; None: any.
+
+    Raises:
+        ConfigError: The file cannot be read, is not TOML, or says something impossible.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text: {error.reason}") from error
+    return parse_config(text, path, planner_keys=planner_keys, gateway_keys=gateway_keys)
+
+
+def parse_config(
+    text: str,
+    path: Path,
+    *,
+    planner_keys: frozenset[str] | None = None,
+    gateway_keys: frozenset[str] | None = None,
+) -> FogConfig:
+    """Parse the text of a fog file; see `load_config`."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = _AT_LINE.fullmatch(str(error))
+        where, what = (f"{path}:{found[2]}", found[1]) if found else (str(path), str(error))
+        raise ConfigError(f"{where}: not valid TOML: {what}") from error
+    reader = _Reader(path, index_lines(text))
+    reader.check_keys((), values, ("site", "planner", "gateway", "device"))
+    site = reader.read((), values, "site", _parse_level, default="local")
+    raw_devices = values.get("device", [])
+    if not isinstance(raw_devices, list) or not all(isinstance(d, dict) for d in raw_devices):
+        reader.fail(("device",), "write each device as its own [[device]] table")
+    if not raw_devices:
+        reader.fail((), "has no device; add at least one [[device]] table")
+    devices = tuple(_device(reader, number, raw) for number, raw in enumerate(raw_devices))
+    seen: dict[str, int] = {}
+    for number, device in enumerate(devices):
+        if device.id in seen:
+            first = reader.index.line(("device", seen[device.id], "id"))
+            reader.fail(
+                ("device", number, "id"),
+                f"{device.id!r} is already the device of line {first}; ids must differ",
+            )
+        seen[device.id] = number
+    return FogConfig(
+        path=path,
+        site=site,
+        devices=devices,
+        planner=_settings(reader, values, "planner", planner_keys),
+        gateway=_settings(reader, values, "gateway", gateway_keys),
+    )
+
+
+def demand_warning(config: FogConfig, num_cores: int) -> str | None:
+    """Return a warning when the fog asks for more than this machine can emulate on time."""
+    limit = CORES_SHARE * num_cores
+    if config.demand <= limit + 1e-9:
+        return None
+    return (
+        f"{config.path.name} asks for more than this machine has: the sum of 1/slowdown is "
+        f"{config.demand:.2f}, at most {limit:.2f} run on time on {num_cores} cores. Steps will "
+        f"come late. Raise the slowdowns by {config.demand / limit:.1f} times or use fewer devices."
+    )
+
+
+def _device(reader: _Reader, number: int, raw: dict[str, Any]) -> DeviceConfig:
+    at: KeyPath = ("device", number)
+    reader.check_keys(at, raw, ("id", "slowdown", "model_memory", "link_delay", "link_rate"))
+    return DeviceConfig(
+        id=reader.read(at, raw, "id", _parse_device_id),
+        slowdown=reader.read(at, raw, "slowdown", _parse_slowdown, default=1.0),
+        model_memory=reader.read(at, raw, "model_memory", parse_memory),
+        link_delay_seconds=reader.read(at, raw, "link_delay", parse_seconds, default=None),
+        link_bytes_per_second=reader.read(
+            at, raw, "link_rate", parse_bytes_per_second, default=None
+        ),
+    )
+
+
+def _settings(
+    reader: _Reader, values: dict[str, Any], name: str, known: frozenset[str] | None
+) -> dict[str, str]:
+    raw = values.get(name, {})
+    if not isinstance(raw, dict):
+        reader.fail((name,), f"write the settings of the {name} as a table [{name}]")
+    if known is not None:
+        reader.check_keys((name,), raw, tuple(known))
+    return {
+        key: reader.read((name,), raw, key, _parse_scalar) for key in raw if raw[key] is not None
+    }
+
+
+class _Missing:
+    """Marks a key without a default."""
+
+
+class _Reader:
+    """Reads keys of one file and turns every complaint into a `ConfigError` with its line."""
+
+    def __init__(self, path: Path, index: LineIndex) -> None:
+        self.path = path
+        self.index = index
+
+    def fail(self, at: KeyPath, message: str) -> NoReturn:
+        key = ".".join(f"[{part}]" if isinstance(part, int) else part for part in at)
+        key = key.replace(".[", "[")
+        label = f" {key}:" if key else ""
+        raise ConfigError(f"{self.path}:{self.index.line(at)}:{label} {message}")
+
+    def check_keys(self, at: KeyPath, raw: dict[str, Any], known: tuple[str, ...]) -> None:
+        for key in raw:
+            if key not in known:
+                self.fail((*at, key), f"unknown key{suggest(key, list(known))}")
+
+    def read(
+        self,
+        at: KeyPath,
+        raw: dict[str, Any],
+        key: str,
+        parse: Callable[[object], ValueT],
+        default: ValueT | type[_Missing] = _Missing,
+    ) -> ValueT:
+        if key not in raw:
+            if default is _Missing:
+                self.fail(at, f"needs the key {key!r}")
+            return default  # type: ignore[return-value]
+        try:
+            return parse(raw[key])
+        except ValueError as error:
+            self.fail((*at, key), str(error))
+
+
+def _parse_level(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, not {value!r}")
+    try:
+        return check_level(value)
+    except InvalidTopicLevelError as error:
+        raise ValueError(str(error)) from error
+
+
+def _parse_device_id(value: object) -> str:
+    if not isinstance(value, str) or not _DEVICE_ID.fullmatch(value):
+        raise ValueError(
+            f"{value!r} cannot name a device: letters, digits, '.', '_' and '-', "
+            "starting with a letter or digit, at most 64"
+        )
+    if value in RESERVED_IDS:
+        raise ValueError(f"{value!r} is the name of another process; choose a different one")
+    return value
+
+
+def _parse_slowdown(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"must be a number such as 4 or 2.5, not {value!r}")
+    if not 1 <= value < float("inf"):
+        raise ValueError(
+            f"must be at least 1, not {value}: an emulated device can only be slower than "
+            "this machine (4 means four times slower)"
+        )
+    return float(value)
+
+
+def _parse_scalar(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise ValueError(f"must be a number, text, true or false, not {value!r}")
