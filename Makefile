@@ -20,10 +20,13 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Every set includes the one of `up`.
+# Each set includes the one before, so its stamp stands for theirs too.
 EXTRAS_up := fog
 EXTRAS_test := fog,test
 EXTRAS_dev := fog,test,dev
+STAMPS_up := up
+STAMPS_test := up test
+STAMPS_dev := up test dev
 
 # A virtual environment knows its own path and its interpreter. When this folder was
 # moved or Python was upgraded, what the stamps say is no longer true.
@@ -107,9 +110,10 @@ pip_install = \
 
 $(VENV)/.installed-%: pyproject.toml $(STALE)
 	@$(BIN)/python -c "$$SUPPORTED" 2>/dev/null || { $(make_venv); }
+	$(if $(STALE),@rm -f $(VENV)/.installed-*)
 	@echo "Installing e2llm with the extras $(EXTRAS_$*) into $(VENV)."
 	@$(call pip_install,$(EXTRAS_$*)) \
 		|| { echo "That failed; once more, in case it was the network." >&2; \
 			$(call pip_install,$(EXTRAS_$*)); }
 	@echo '$(CURDIR)' > $(VENV)/.location
-	@touch $@ $(VENV)/.installed-up
+	@touch $(STAMPS_$*:%=$(VENV)/.installed-%)
