@@ -1,0 +1,296 @@
+"""One stage: a contiguous range of layers, run on rows of many requests.
+
+Knows nothing of messages, replicas or sampling. Weights are shared with other executors of
+the device, KV is not. All methods are called from one thread. A method that raises leaves
+every request's length as it was, so the caller may try its rows one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from broker.architecture import ModelConfig
+from broker.codec import Buffer
+from broker.control import LayerRange
+from broker.work import RequestKey, TensorMeta
+from nodes.decoder import Block, RotaryTable, attend_chunk, attend_position, chunk_mask
+from nodes.kv_cache import KvCache, Slab
+from nodes.tensors import DTYPES, from_bytes, meta_of, to_bytes
+from nodes.weights import LayerWeights
+
+# Layer index within the stage, queries, keys and values of all rows, to what attention gives.
+_Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class StageExecutor:
+    """Runs the layers of one stage.
+
+    Args:
+        config: The model.
+        layers: The stage's layers, all of them in ``weights``.
+        weights: The device's weights.
+        embedding: Whether token ids enter here.
+        head: Whether logits leave here.
+        kv_tokens: Hard limit of KV positions of all requests together.
+        chunk_tokens: Grid on which prompts are cut; equal in the whole fog.
+        kv_format: Element type of KV, in memory and on the bus.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: LayerRange,
+        weights: LayerWeights,
+        *,
+        embedding: bool,
+        head: bool,
+        kv_tokens: int,
+        chunk_tokens: int,
+        kv_format: str = "float32",
+    ) -> None:
+        if layers.end > config.num_layers:
+            raise ValueError(f"layers {layers} of a model with {config.num_layers}")
+        if kv_format not in DTYPES:
+            raise ValueError(f"KV format {kv_format!r} is unknown; use one of {', '.join(DTYPES)}")
+        self.config, self.layers = config, layers
+        self.embedding, self.head = embedding, head
+        self.chunk_tokens = chunk_tokens
+        self._device, self._dtype = weights.device, weights.dtype
+        self._blocks = [Block(config, weights.block(i)) for i in range(layers.start, layers.end)]
+        self._embedding = weights.embedding if embedding else None
+        self._head = weights.head if head else None
+        self._kv_dtype = DTYPES[kv_format]
+        self._rotary = RotaryTable(config, self._dtype, self._device)
+        self.kv = KvCache(
+            len(layers),
+            config.num_kv_heads,
+            config.head_dim,
+            kv_tokens,
+            self._kv_dtype,
+            self._device,
+        )
+
+    # --- requests ---------------------------------------------------------------------
+
+    def open(self, key: RequestKey, num_tokens: int) -> None:
+        """Reserve KV for ``num_tokens`` positions; see `KvCache.open` for what it raises."""
+        self.kv.open(key, num_tokens)
+
+    def reserve(self, key: RequestKey, num_tokens: int) -> None:
+        """Grow the reservation to ``num_tokens`` positions; `KvFullError` beyond the limit."""
+        self.kv.reserve(key, num_tokens)
+
+    def release(self, key: RequestKey) -> None:
+        """Free the request's KV; nothing happens when it has none."""
+        self.kv.release(key)
+
+    def has(self, key: RequestKey) -> bool:
+        """Whether the request is open here."""
+        return key in self.kv
+
+    def length(self, key: RequestKey) -> int:
+        """Return how many positions of the request every layer has."""
+        return self.kv[key].length
+
+    @property
+    def used_tokens(self) -> int:
+        """KV positions reserved now, whole blocks."""
+        return self.kv.used_tokens
+
+    # --- forward ----------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Return hidden states (n, hidden) of token ids.
+
+        Raises:
+            ValueError: An id is outside the vocabulary, or the stage has no embedding.
+        """
+        if self._embedding is None:
+            raise ValueError("this stage has no embedding")
+        for token_id in token_ids:
+            if not 0 <= token_id < self.config.vocab_size:
+                raise ValueError(
+                    f"token id {token_id} is outside the vocabulary of {self.config.vocab_size}"
+                )
+        ids = torch.tensor(token_ids, dtype=torch.long, device=self._device)
+        return F.embedding(ids, self._embedding)
+
+    @torch.inference_mode()
+    def prefill(self, key: RequestKey, hidden: torch.Tensor, start_position: int) -> torch.Tensor:
+        """Run one chunk of a prompt, (n, hidden) to (n, hidden), and append its KV.
+
+        Raises:
+            ValueError: The chunk is not on the grid, or does not begin at the length.
+            KvFullError: The request has no room for it and cannot get it.
+        """
+        if start_position % self.chunk_tokens or not 0 < len(hidden) <= self.chunk_tokens:
+            raise ValueError(
+                f"a chunk of {len(hidden)} positions at {start_position} is not on the grid "
+                f"of {self.chunk_tokens}; all stages must use one chunk size"
+            )
+        slab, end = self._append_to(key, hidden, start_position)
+        mask = chunk_mask(self.config, start_position, len(hidden), self._kv_dtype, self._device)
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            keys, values = slab.data[layer]
+            keys[start_position:end] = k
+            values[start_position:end] = v
+            return attend_chunk(q, keys[:end], values[:end], mask)
+
+        positions = torch.arange(start_position, end, device=self._device)
+        hidden = self._run(hidden, positions, end, attend)
+        slab.length = end
+        return hidden
+
+    @torch.inference_mode()
+    def replay(self, key: RequestKey, hidden: torch.Tensor, start_position: int) -> torch.Tensor:
+        """Run positions after the prompt again, (n, hidden) to (n, hidden), and append KV.
+
+        Linears take all rows at once; each row's attention is what decode computed.
+        Raises as `prefill` does, but the rows need not be on the grid.
+        """
+        slab, end = self._append_to(key, hidden, start_position)
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            slab.data[layer, 0, start_position:end] = k
+            slab.data[layer, 1, start_position:end] = v
+            return self._attend_rows(
+                layer, q, [(slab, position) for position in range(start_position, end)]
+            )
+
+        positions = torch.arange(start_position, end, device=self._device)
+        hidden = self._run(hidden, positions, end, attend)
+        slab.length = end
+        return hidden
+
+    @torch.inference_mode()
+    def decode(self, keys: Sequence[RequestKey], hidden: torch.Tensor) -> torch.Tensor:
+        """Run one position of each request, (len(keys), hidden) to the same, and append KV.
+
+        Linears take all rows at once, attention goes row by row.
+
+        Raises:
+            ValueError: A request twice, or the number of rows is wrong.
+            KvFullError: A request has no room for its position and cannot get it.
+        """
+        if len(set(keys)) != len(keys) or len(keys) != len(hidden):
+            raise ValueError(f"{len(hidden)} rows for {len(set(keys))} different requests")
+        for key in keys:
+            self.kv.reserve(key, self.kv[key].length + 1)
+        rows = [(self.kv[key], self.kv[key].length) for key in keys]
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            for row, (slab, position) in enumerate(rows):
+                slab.data[layer, 0, position] = k[row]
+                slab.data[layer, 1, position] = v[row]
+            return self._attend_rows(layer, q, rows)
+
+        lengths = [position for _, position in rows]
+        positions = torch.tensor(lengths, device=self._device)
+        hidden = self._run(hidden, positions, max(lengths, default=0) + 1, attend)
+        for slab, position in rows:
+            slab.length = position + 1
+        return hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits (n, vocab) on the CPU: final norm and head."""
+        if self._head is None:
+            raise ValueError("this stage has no head")
+        hidden = hidden.to(self._device, self._dtype)
+        x = F.rms_norm(
+            hidden, (self.config.hidden_size,), self._head.norm, self.config.rms_norm_eps
+        )
+        return F.linear(x, self._head.matrix).to("cpu", torch.float32)
+
+    # --- KV transfer ------------------------------------------------------------------
+
+    def read_kv(
+        self, key: RequestKey, layers: LayerRange, start: int, end: int
+    ) -> tuple[TensorMeta, memoryview]:
+        """Return KV of absolute ``layers`` and positions ``[start, end)`` that are computed.
+
+        Shape (layers, 2, end - start, kv_heads, head_dim); a copy that later steps leave alone.
+        """
+        slab = self.kv[key]
+        if not 0 <= start <= end <= slab.length:
+            raise ValueError(f"positions [{start}, {end}) of {slab.length} asked")
+        part = self._part(slab, layers, start, end).clone(memory_format=torch.contiguous_format)
+        return meta_of(part), to_bytes(part)
+
+    def write_kv(
+        self, key: RequestKey, layers: LayerRange, start: int, data: Buffer, meta: TensorMeta
+    ) -> None:
+        """Put KV of another stage into the reservation; the length stays as it is.
+
+        Raises:
+            ValueError: Layers, shape or element type are not this stage's, or the positions
+                are outside the reservation; nothing was written.
+        """
+        slab = self.kv[key]
+        num_positions = meta.shape[2] if len(meta.shape) == 5 else 0
+        end = start + num_positions
+        if not 0 <= start < end <= slab.capacity:
+            raise ValueError(f"positions [{start}, {end}) into a slab of {slab.capacity}")
+        if start < slab.length:
+            raise ValueError(f"positions from {start} on, but {slab.length} are complete")
+        target = self._part(slab, layers, start, end)
+        if DTYPES[meta.dtype] != target.dtype or meta.shape != tuple(target.shape):
+            raise ValueError(
+                f"KV of {meta.dtype} {meta.shape}, expected {target.dtype} {tuple(target.shape)}"
+            )
+        target.copy_(from_bytes(data, meta))
+
+    def set_length(self, key: RequestKey, length: int) -> None:
+        """Declare that every layer has ``length`` positions (the coverage map is full)."""
+        slab = self.kv[key]
+        if not 0 <= length <= slab.capacity:
+            raise ValueError(f"length {length} of a slab with {slab.capacity} positions")
+        slab.length = length
+
+    # --- private ----------------------------------------------------------------------
+
+    def _append_to(
+        self, key: RequestKey, hidden: torch.Tensor, start_position: int
+    ) -> tuple[Slab, int]:
+        slab = self.kv[key]
+        if start_position != slab.length:
+            raise ValueError(f"rows from position {start_position}, the length is {slab.length}")
+        end = start_position + len(hidden)
+        self.kv.reserve(key, end)
+        return slab, end
+
+    def _run(
+        self, hidden: torch.Tensor, positions: torch.Tensor, end: int, attend: _Attention
+    ) -> torch.Tensor:
+        if hidden.ndim != 2 or hidden.shape[1] != self.config.hidden_size:
+            raise ValueError(
+                f"hidden states of shape {tuple(hidden.shape)}, expected (rows, "
+                f"{self.config.hidden_size})"
+            )
+        hidden = hidden.to(self._device, self._dtype)
+        rotary = self._rotary(positions, end)
+        for layer, block in enumerate(self._blocks):
+            q, k, v = block.project(hidden, rotary)
+            attended = attend(layer, q.to(self._kv_dtype), k, v)
+            hidden = block.finish(hidden, attended.to(self._dtype))
+        return hidden
+
+    def _attend_rows(
+        self, layer: int, q: torch.Tensor, rows: Sequence[tuple[Slab, int]]
+    ) -> torch.Tensor:
+        attended = torch.empty((len(rows), q.shape[1] * q.shape[2]), dtype=q.dtype, device=q.device)
+        for row, (slab, position) in enumerate(rows):
+            keys, values = slab.data[layer, :, : position + 1]
+            attended[row] = attend_position(q[row], keys, values, self.config.sliding_window)
+        return attended
+
+    def _part(self, slab: Slab, layers: LayerRange, start: int, end: int) -> torch.Tensor:
+        if not self.layers.start <= layers.start < layers.end <= self.layers.end:
+            raise ValueError(f"layers {layers} of a stage that has {self.layers}")
+        first = layers.start - self.layers.start
+        return slab.data[first : first + len(layers), :, start:end]
