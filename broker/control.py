@@ -36,7 +36,7 @@ class DeviceState(StrEnum):
     LOST = "lost"
 
 
-class TensorInfo(Control):
+class TensorInfo(Control, frozen=True, kw_only=True):
     """Where one tensor of a checkpoint lies.
 
     Attributes:
@@ -60,7 +60,7 @@ class TensorInfo(Control):
             raise ValueError(f"{self.file}: offset, size and shape must not be negative")
 
 
-class ModelManifest(Control):
+class ModelManifest(Control, frozen=True, kw_only=True):
     """A model that the fog serves; retained under ``models/<slug>``.
 
     Attributes:
@@ -88,7 +88,7 @@ class ModelManifest(Control):
     expires_at: float | None = None
 
 
-class DeviceStatus(Control):
+class DeviceStatus(Control, frozen=True, kw_only=True):
     """Retained and also the last will of a device.
 
     Attributes:
@@ -118,7 +118,7 @@ class DecodeTime(Struct, frozen=True, array_like=True):
     seconds: float
 
 
-class LayerTimes(Control):
+class LayerTimes(Control, frozen=True, kw_only=True):
     """Measured times of one block, or of the embedding or the head."""
 
     prefill: list[PrefillTime]
@@ -131,7 +131,7 @@ class LayerTimes(Control):
             raise ValueError("times must be non-negative numbers of seconds")
 
 
-class Link(Control):
+class Link(Control, frozen=True, kw_only=True):
     """A device's link to the broker: one-way latency and rate."""
 
     latency_seconds: float
@@ -142,7 +142,7 @@ class Link(Control):
             raise ValueError("latency must be >= 0 and rate > 0")
 
 
-class DeviceProfile(Control):
+class DeviceProfile(Control, frozen=True, kw_only=True):
     """What a device measured of itself for one model; retained.
 
     Attributes:
@@ -185,7 +185,7 @@ class DeviceProfile(Control):
             raise ValueError("slowdown must be greater than 0")
 
 
-class Telemetry(Control):
+class Telemetry(Control, frozen=True, kw_only=True):
     """Plain JSON from a node or any IoT agent; every field is optional.
 
     Attributes:
@@ -231,7 +231,7 @@ class LayerRange(Struct, frozen=True, array_like=True, order=True):
         return LayerRange(start, end) if start < end else None
 
 
-class StageAssignment(Control):
+class StageAssignment(Control, frozen=True, kw_only=True):
     """One stage that a device holds.
 
     Attributes:
@@ -247,7 +247,7 @@ class StageAssignment(Control):
     kv_tokens: int
 
 
-class Assignment(Control):
+class Assignment(Control, frozen=True, kw_only=True):
     """Planner to node; retained. The node loads ``hold`` and ``prepare``, frees the rest."""
 
     version: int
@@ -269,7 +269,7 @@ class LoadState(StrEnum):
     FAILED = "failed"
 
 
-class Loaded(Control):
+class Loaded(Control, frozen=True, kw_only=True):
     """What a node has in memory and ready, or what failed and why; retained.
 
     Attributes:
@@ -297,7 +297,7 @@ class BatchSeconds(Struct, frozen=True, array_like=True):
     seconds: float
 
 
-class Stage(Control):
+class Stage(Control, frozen=True, kw_only=True):
     """One stage of a replica as the plan names it."""
 
     device: str
@@ -309,7 +309,7 @@ class Stage(Control):
     hop_seconds: float = 0.0
 
 
-class Rates(Control):
+class Rates(Control, frozen=True, kw_only=True):
     """Predicted or measured rates of a replica or of the whole fog."""
 
     prefill_tokens_per_second: float = 0.0
@@ -319,7 +319,7 @@ class Rates(Control):
     tpot_seconds: float | None = None
 
 
-class Replica(Control):
+class Replica(Control, frozen=True, kw_only=True):
     """A complete chain of stages.
 
     Attributes:
@@ -357,14 +357,14 @@ class Replica(Control):
         return self.stages[-1].layers.end
 
 
-class IdleDevice(Control):
+class IdleDevice(Control, frozen=True, kw_only=True):
     """A device that the plan leaves out, and why."""
 
     device: str
     reason: str
 
 
-class SingleDevice(Control):
+class SingleDevice(Control, frozen=True, kw_only=True):
     """Prediction for the best device that could hold the whole model alone."""
 
     device: str
@@ -378,7 +378,7 @@ class PlanState(StrEnum):
     ACTIVE = "active"
 
 
-class Plan(Control):
+class Plan(Control, frozen=True, kw_only=True):
     """Planner to all; retained.
 
     Attributes:
@@ -412,7 +412,7 @@ class Plan(Control):
         return next((r for r in self.replicas if r.id == replica_id), None)
 
 
-class PlannerStatus(Control):
+class PlannerStatus(Control, frozen=True, kw_only=True):
     """Planner to all; retained, last will ``lost``. Says why there is no plan yet.
 
     Attributes:
@@ -428,7 +428,7 @@ class PlannerStatus(Control):
     redis: bool = True
 
 
-class GatewayStatus(Control):
+class GatewayStatus(Control, frozen=True, kw_only=True):
     """Retained, and the last will of a gateway.
 
     Attributes:

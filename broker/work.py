@@ -199,7 +199,12 @@ class KvComplete(RequestData, frozen=True, tag="kv_complete"):
 
 
 class HandedOver(RequestData, frozen=True, tag="handed_over"):
-    """Decode master -> prefill master: KV and token arrived, the copy may be freed."""
+    """Decode master -> prefill master: KV and token arrived, the copy may be freed.
+
+    With ``complete`` false only the token did: the decode side is alive and awaits KV.
+    """
+
+    complete: bool = True
 
 
 class StepRow(Struct, frozen=True, array_like=True):
@@ -261,9 +266,14 @@ class Repeat(RequestData, frozen=True, tag="repeat"):
 
 
 class RowFailed(RequestData, frozen=True, tag="row_failed"):
-    """A stage -> its master: the forward pass of this row raised; the request ends."""
+    """A stage -> its master: the forward pass of this row raised; the request ends.
+
+    With ``retry`` the stage could not go on for a reason of its own (a KV stream stands
+    still, no room): the request is queued again.
+    """
 
     error: str
+    retry: bool = False
 
 
 class Live(Data, frozen=True, tag="live"):

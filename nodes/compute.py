@@ -1,0 +1,224 @@
+"""What one stage computes, by position: prefill chunks, replayed rows, decode groups.
+
+Knows tensors and KV lengths; knows nothing of senders, topics or timers. An exception in a
+forward pass fails only its rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from broker.work import StepResult, StepRow
+from nodes.executor import StageExecutor
+from nodes.requests import RequestTable, StageRequest, StoredChunk
+from nodes.sampler import choose
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class JobCost:
+    """What a computation was, so that an emulated device can take its time.
+
+    Attributes:
+        rows: Rows of a decode group, or tokens of a prefill chunk.
+        context: Mean KV length of the rows, or the chunk's end position.
+        head_rows: Rows that went through the head and the sampler.
+    """
+
+    is_decode: bool
+    rows: int
+    context: int
+    num_layers: int
+    embedding: bool
+    head_rows: int
+
+
+Pace = Callable[[JobCost], None]
+"""Called with the cost after the computation and before its result leaves."""
+
+
+@dataclass(slots=True)
+class StepOutcome:
+    """What became of a group's rows at this stage.
+
+    Attributes:
+        rows: Rows that have a result, in the group's order.
+        hidden: (len(rows), hidden_size); None at the last stage.
+        results: One per row at the last stage, else empty.
+        failed: Rows whose forward pass raised, and the error.
+        dropped: Reasons for the rows that have neither.
+    """
+
+    rows: list[StepRow] = field(default_factory=list)
+    hidden: Tensor | None = None
+    results: list[StepResult] = field(default_factory=list)
+    failed: list[tuple[StepRow, str]] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+
+class StageCompute:
+    """Runs chunks and groups on one executor and keeps their results for repeats."""
+
+    def __init__(self, executor: StageExecutor, requests: RequestTable, pace: Pace) -> None:
+        self.executor = executor
+        self._requests = requests
+        self._pace = pace
+
+    def chunk(self, request: StageRequest, start: int, hidden: Tensor | None, end: int) -> Tensor:
+        """Run positions ``[start, end)``; ``hidden`` is None at the first stage.
+
+        Returns:
+            (end - start, hidden_size), also stored for repeats.
+        """
+        opened = request.open
+        executor = self.executor
+        if hidden is None:
+            ids = [*opened.prompt_ids, *opened.generated_ids][start:end]
+            hidden = executor.embed(ids)
+        # Positions after the prompt are computed as decode would, so that a continued answer
+        # has the arithmetic of an undisturbed one.
+        run = executor.prefill if start < opened.num_prompt_tokens else executor.replay
+        output = run(opened.key, hidden, start)
+        request.chunks.append(StoredChunk(start, end, output))
+        ends_prompt = end == opened.known_tokens
+        self._pace(
+            JobCost(
+                is_decode=False,
+                rows=end - start,
+                context=end,
+                num_layers=len(executor.layers),
+                embedding=executor.embedding,
+                head_rows=int(executor.head and ends_prompt),
+            )
+        )
+        return output
+
+    def first_token(self, request: StageRequest, hidden: Tensor) -> int:
+        """Choose the token after the known ones from the last position's hidden state."""
+        row = self.executor.logits(hidden[-1:])[0]
+        return self._choose(request, row, request.open.known_tokens)
+
+    def step(self, rows: Sequence[StepRow], hidden: Tensor | None) -> StepOutcome:
+        """Run a decode group; ``hidden`` is None at the first stage.
+
+        Rows at their KV length run; rows one behind it get their stored result; others are
+        dropped: their master goes on without them or repeats them.
+        """
+        outcome = StepOutcome()
+        to_run: list[int] = []
+        has_result: list[int] = []
+        for index, row in enumerate(rows):
+            verdict = self._verdict(row)
+            if verdict == "run":
+                to_run.append(index)
+            if verdict in ("run", "stored"):
+                has_result.append(index)
+            else:
+                outcome.dropped.append(verdict)
+        if to_run:
+            failed = self._run_rows(
+                [rows[i] for i in to_run], None if hidden is None else hidden[to_run]
+            )
+            outcome.failed = [(rows[to_run[i]], error) for i, error in failed.items()]
+            lost = {to_run[i] for i in failed}
+            has_result = [i for i in has_result if i not in lost]
+        outcome.rows = [rows[i] for i in has_result]
+        requests = [self._open_request(row) for row in outcome.rows]
+        if self.executor.head:
+            outcome.results = [r.last_result for r in requests if r.last_result is not None]
+        elif requests:
+            outcome.hidden = torch.cat([r.last_output for r in requests])
+        return outcome
+
+    def _verdict(self, row: StepRow) -> str:
+        request = self._requests.get(row.key)
+        if request is None:
+            return "unknown request"
+        length = self.executor.length(row.key)
+        if length == row.position:
+            if request.receiver is not None and not request.receiver.is_complete:
+                return "kv incomplete"
+            return "run" if self._learn_token(request, row) else "unknown token"
+        if length == row.position + 1 and request.last_position == row.position:
+            return "stored"
+        return "old step" if length > row.position else "early step"
+
+    def _learn_token(self, request: StageRequest, row: StepRow) -> bool:
+        """At the last stage, take the row's input token into the answer so far."""
+        if not self.executor.head:
+            return True
+        index = row.position - request.open.num_prompt_tokens
+        if index == len(request.generated):
+            request.generated.append(row.token_id)
+        return 0 <= index < len(request.generated) and request.generated[index] == row.token_id
+
+    def _run_rows(self, rows: list[StepRow], hidden: Tensor | None) -> dict[int, str]:
+        """Run rows together, or, if that raises, one by one; return errors by index."""
+        try:
+            output = self._decode(rows, hidden)
+            logits = self.executor.logits(output) if self.executor.head else None
+        except Exception as error:
+            # The executor leaves every KV as it was, so the others can run again.
+            if len(rows) == 1:
+                logger.exception("decode of a row failed")
+                return {0: _text(error)}
+            alone = [None if hidden is None else hidden[i : i + 1] for i in range(len(rows))]
+            errors = [self._run_rows([row], alone[i]) for i, row in enumerate(rows)]
+            return {i: error[0] for i, error in enumerate(errors) if error}
+        failed: dict[int, str] = {}
+        for index, row in enumerate(rows):
+            request = self._open_request(row)
+            request.chunks.clear()
+            request.last_position = row.position
+            request.last_output = output[index : index + 1]
+            if logits is None:
+                continue
+            try:
+                token = self._choose(request, logits[index], row.position + 1)
+            except Exception as error:
+                logger.exception("sampling of a row failed")
+                failed[index] = _text(error)
+                continue
+            request.last_result = StepResult(
+                row.request_id, row.attempt, row.position, token, request.finish_reason
+            )
+        self._pace(
+            JobCost(
+                is_decode=True,
+                rows=len(rows),
+                context=sum(row.position + 1 for row in rows) // len(rows),
+                num_layers=len(self.executor.layers),
+                embedding=self.executor.embedding,
+                head_rows=len(rows) if self.executor.head else 0,
+            )
+        )
+        return failed
+
+    def _decode(self, rows: list[StepRow], hidden: Tensor | None) -> Tensor:
+        if hidden is None:
+            hidden = self.executor.embed([row.token_id for row in rows])
+        for row in rows:
+            self.executor.reserve(row.key, row.position + 1)
+        return self.executor.decode([row.key for row in rows], hidden)
+
+    def _choose(self, request: StageRequest, logits: Tensor, position: int) -> int:
+        opened = request.open
+        token = choose(logits, opened.sampling, opened.prompt_ids, request.generated, position)
+        request.generated.append(token)
+        request.finish_reason = request.finish_after(token)
+        return token
+
+    def _open_request(self, row: StepRow) -> StageRequest:
+        request = self._requests.get(row.key)
+        assert request is not None, "rows that run or are stored belong to open requests"
+        return request
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
