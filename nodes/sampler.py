@@ -63,7 +63,8 @@ def choose(
     if sampling.temperature <= 0:
         return int(np.argmax(values))
     # Shifted, so that no temperature, however small, makes the largest one infinite.
-    values = (values - largest) / sampling.temperature
+    with np.errstate(over="ignore"):
+        values = (values - largest) / sampling.temperature
     keep = _kept(values, sampling)
     noise = gumbel_noise(sampling.seed, sampling.choice_index, position, keep)
     return int(keep[np.argmax(values[keep] + noise)])
@@ -149,7 +150,7 @@ def _nucleus(ids: NDArray[np.int64], values: Floats, top_p: float) -> NDArray[np
     probabilities /= probabilities.sum()
     # Sorting a whole vocabulary takes most of a step, and few tokens have nearly all
     # probability: so sort the largest first, all only when they do not suffice.
-    for num_largest in (256, len(ids)):
+    for num_largest in (256, 8192, len(ids)):
         if num_largest < len(ids):
             smallest = np.partition(probabilities, -num_largest)[-num_largest]
             chosen = np.flatnonzero(probabilities >= smallest)
