@@ -1,0 +1,164 @@
+"""Generates the text that the demo model learns from, and the questions that test it.
+
+Pure: everything is a function of a seed. The module knows nothing of tokenizers or torch. One set
+of unordered number pairs is held out of *all* training text (sums, comparisons, sensor readings,
+refusals; digits or words; either order), so a right answer on such a pair was not remembered.
+
+    python -m scripts.demo_corpus --seed 1 --documents 5     prints samples
+"""
+
+import argparse
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from scripts.demo_phrases import OFF_TOPIC_HELD_OUT, SYSTEM_MESSAGES
+from scripts.demo_questions import MAKERS, UNKNOWN, Pair, Task, Turn, completion_turn, howto_turns
+
+BEGIN: Final = "<|begin|>"
+SYSTEM: Final = "<|system|>"
+USER: Final = "<|user|>"
+ASSISTANT: Final = "<|assistant|>"
+END: Final = "<|end|>"
+SPECIAL_TOKENS: Final = (BEGIN, SYSTEM, USER, ASSISTANT, END)
+
+MAX_NUMBER: Final = 99
+HELD_OUT_SHARE: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a document: an answer, which is learned, or what a user would have written."""
+
+    text: str
+    learned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One training text and the turns it was made of."""
+
+    segments: tuple[Segment, ...]
+    turns: tuple[Turn, ...]
+
+    @property
+    def text(self) -> str:
+        """The text exactly as the model reads it, special tokens included."""
+        return "".join(segment.text for segment in self.segments)
+
+
+def split_pairs(seed: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """All unordered pairs of numbers 0..99, smaller first, as (trained, held out)."""
+    pairs = [(low, high) for high in range(MAX_NUMBER + 1) for low in range(high + 1)]
+    random.Random(f"pairs {seed}").shuffle(pairs)
+    num_held_out = round(len(pairs) * HELD_OUT_SHARE)
+    return tuple(pairs[num_held_out:]), tuple(pairs[:num_held_out])
+
+
+# Sums are the hardest to learn, so they come most often; answers about the fog are long and need
+# few repeats.
+CHAT_SHARES: Final = {
+    Task.SUM: 44,
+    Task.COMPARISON: 20,
+    Task.SENSOR: 18,
+    Task.HOWTO: 12,
+    Task.OFF_TOPIC: 6,
+}
+COMPLETION_SHARE: Final = 0.18
+
+
+def casual(rng: random.Random, question: str) -> str:
+    """The question as a hurried user types it, sometimes: lower case, no mark at the end."""
+    if rng.random() < 0.2:
+        question = question.lower()
+    if rng.random() < 0.2:
+        question = question.rstrip("?.!")
+    return question
+
+
+def draw_numbers(rng: random.Random, pairs: tuple[Pair, ...], small: tuple[Pair, ...]) -> Pair:
+    """A pair in either order; a fifth are small, because that is what people try first."""
+    low, high = rng.choice(small if rng.random() < 0.2 else pairs)
+    return (low, high) if rng.random() < 0.5 else (high, low)
+
+
+def chat_document(system: str | None, turns: tuple[Turn, ...]) -> Document:
+    """Render a dialogue exactly as the chat template does; the trainer checks that they agree."""
+    segments = [Segment(BEGIN if system is None else f"{BEGIN}{SYSTEM}{system}{END}", False)]
+    for turn in turns:
+        segments.append(Segment(f"{USER}{turn.question}{END}{ASSISTANT}", False))
+        segments.append(Segment(f"{turn.answer}{END}", True))
+    return Document(tuple(segments), turns)
+
+
+def prompt_of(turn: Turn) -> str:
+    """The text before the answer, as a server sends it to the model."""
+    if turn.task is Task.COMPLETION:
+        return f"{BEGIN}{turn.question}"
+    return f"{BEGIN}{USER}{turn.question}{END}{ASSISTANT}"
+
+
+def completion_document(turns: tuple[Turn, ...], begin: bool) -> Document:
+    """Render lines to go on with; only the last one ends the text."""
+    segments = [Segment(BEGIN, False)] if begin else []
+    for turn in turns[:-1]:
+        segments += [
+            Segment(turn.question, False),
+            Segment(turn.answer, True),
+            Segment("\n", False),
+        ]
+    segments += [Segment(turns[-1].question, False), Segment(f"{turns[-1].answer}{END}", True)]
+    return Document(tuple(segments), turns)
+
+
+def documents(seed: int, count: int) -> Iterator[Document]:
+    """Yield ``count`` training documents; the same seed gives the same documents."""
+    rng = random.Random(f"documents {seed}")
+    pairs, _ = split_pairs(seed)
+    small = tuple(pair for pair in pairs if pair[1] <= 20)
+    howto = howto_turns(held_out=False)
+    tasks, shares = tuple(CHAT_SHARES), tuple(CHAT_SHARES.values())
+    for _ in range(count):
+        if rng.random() < COMPLETION_SHARE:
+            num_lines = rng.choice((1, 1, 1, 2, 3, 4))
+            drawn = [draw_numbers(rng, pairs, small) for _ in range(num_lines)]
+            lines = tuple(completion_turn(rng, numbers) for numbers in drawn)
+            # Some servers do not put the begin token before a plain prompt.
+            yield completion_document(lines, begin=rng.random() < 0.85)
+            continue
+        # Mostly short dialogues, and a few long ones so that a long chat still works.
+        is_long = rng.random() < 0.02
+        num_turns = rng.randrange(7, 21) if is_long else rng.choice((1, 1, 1, 2, 2, 3, 3, 4, 6))
+        turns = []
+        for task in rng.choices(tasks, shares, k=num_turns):
+            numbers = draw_numbers(rng, pairs, small)
+            turn = rng.choice(howto) if task is Task.HOWTO else MAKERS[task](rng, numbers)
+            turns.append(Turn(turn.task, casual(rng, turn.question), turn.answer, turn.numbers))
+        system = rng.choice(SYSTEM_MESSAGES) if rng.random() < 0.3 else None
+        yield chat_document(system, tuple(turns))
+
+
+def held_out_turns(seed: int, task: Task, count: int) -> tuple[Turn, ...]:
+    """Questions for evaluation: ``count`` on held-out pairs, or all held-out paraphrases."""
+    if task is Task.HOWTO:
+        return howto_turns(held_out=True)
+    if task is Task.OFF_TOPIC:
+        return tuple(Turn(task, question, UNKNOWN) for question in OFF_TOPIC_HELD_OUT)
+    rng = random.Random(f"held out {seed} {task}")
+    _, pairs = split_pairs(seed)
+    return tuple(MAKERS[task](rng, draw_numbers(rng, pairs, pairs)) for _ in range(count))
+
+
+def main() -> None:
+    """Print sample documents, one per line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--documents", type=int, default=10)
+    options = parser.parse_args()
+    for document in documents(options.seed, options.documents):
+        print(document.text)
+
+
+if __name__ == "__main__":
+    main()
