@@ -130,7 +130,7 @@ def write_json(path: Path, value: object) -> None:
 
 def load_checked(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> LlamaForCausalLM:
     """Reload the folder as a user would; `ValueError` when it is not what was trained."""
-    saved = AutoModelForCausalLM.from_pretrained(out).eval()
+    saved: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(out).eval()
     saved_tokenizer = AutoTokenizer.from_pretrained(out)
     turn = Turn(Task.SUM, "What is 7 plus 5?", "7 plus 5 is 12.", (7, 5))
     messages = [{"role": "user", "content": turn.question}]
@@ -147,4 +147,4 @@ def load_checked(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> Ll
     difference = float((expected - actual).abs().max())
     if difference > 1e-5:
         raise ValueError(f"the saved model's logits differ by {difference}")
-    return saved  # type: ignore[no-any-return]
+    return saved
