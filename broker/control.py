@@ -127,7 +127,8 @@ class LayerTimes(Control, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.prefill or not self.decode:
             raise ValueError("needs at least one prefill and one decode time")
-        if any(not t.seconds >= 0 for t in [*self.prefill, *self.decode]):
+        seconds = [t.seconds for t in self.prefill] + [t.seconds for t in self.decode]
+        if any(not s >= 0 for s in seconds):
             raise ValueError("times must be non-negative numbers of seconds")
 
 

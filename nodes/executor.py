@@ -96,6 +96,11 @@ class StageExecutor:
         return self.kv[key].length
 
     @property
+    def kv_entry_bytes(self) -> int:
+        """Bytes of one position of one layer, keys and values."""
+        return 2 * self.config.num_kv_heads * self.config.head_dim * self._kv_dtype.itemsize
+
+    @property
     def used_tokens(self) -> int:
         """KV positions reserved now, whole blocks."""
         return self.kv.used_tokens

@@ -43,7 +43,7 @@ from nodes.executor import StageExecutor
 from nodes.jobs import Clock, StageJobs
 from nodes.kv_cache import KvFullError
 from nodes.outgoing import Outgoing
-from nodes.requests import StageRequest
+from nodes.requests import RequestTable, StageRequest
 from nodes.streams import KvStreams
 
 
@@ -87,6 +87,11 @@ class StageCore:
     def executor(self) -> StageExecutor:
         """The layers and their KV."""
         return self._executor
+
+    @property
+    def requests(self) -> RequestTable:
+        """Open requests and the memory of ended ones."""
+        return self._requests
 
     @property
     def dropped(self) -> Counter[str]:

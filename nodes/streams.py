@@ -62,6 +62,8 @@ class KvStreams:
         theirs = prefill.stages[sender_stage].layers
         if chunk.layers.start < theirs.start or theirs.end < chunk.layers.end:
             raise UnexpectedMessageError("KV of layers that the sender does not hold")
+        if chunk.tensor.shape[2:3] != (chunk.num_positions,):
+            raise UnexpectedMessageError("KV chunk whose tensor has other positions")
         if zlib.crc32(data) != chunk.checksum:
             raise UnexpectedMessageError("KV chunk with a wrong checksum")
         place = ChunkPlace(
@@ -72,8 +74,7 @@ class KvStreams:
         try:
             receiver.check(place)
             if not was_complete:
-                end = chunk.position + chunk.num_positions
-                self._executor.write_kv(key, chunk.layers, chunk.position, end, data, chunk.tensor)
+                self._executor.write_kv(key, chunk.layers, chunk.position, data, chunk.tensor)
         except ValueError as error:
             raise UnexpectedMessageError(str(error)) from error
         received, credit = receiver.accept(sender_stage, place, chunk.total)
