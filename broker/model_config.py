@@ -252,10 +252,10 @@ def _rope(values: Mapping[str, Any], max_positions: int) -> Rope:
             f"(default, linear and llama3 are); {_REMEDY}"
         )
     theta = parameters.get("rope_theta")
-    theta = 10000.0 if theta is None else _number(parameters, "rope_theta")
+    theta = 10000.0 if theta is None else _number(parameters, "rope_theta", f"{key}.")
     if kind == "default":
         return Rope(theta=theta)
-    factor = _number(parameters, "factor")
+    factor = _number(parameters, "factor", f"{key}.")
     if kind == "linear":
         return Rope(kind="linear", theta=theta, factor=factor)
     name = "original_max_position_embeddings"
@@ -264,8 +264,8 @@ def _rope(values: Mapping[str, Any], max_positions: int) -> Rope:
         kind="llama3",
         theta=theta,
         factor=factor,
-        low_freq_factor=_number(parameters, "low_freq_factor"),
-        high_freq_factor=_number(parameters, "high_freq_factor"),
+        low_freq_factor=_number(parameters, "low_freq_factor", f"{key}."),
+        high_freq_factor=_number(parameters, "high_freq_factor", f"{key}."),
         original_max_position_embeddings=_positive({name: original}, name),
     )
 
@@ -294,10 +294,10 @@ def _positive(values: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def _number(values: Mapping[str, Any], key: str) -> float:
+def _number(values: Mapping[str, Any], key: str, inside: str = "") -> float:
     value = values.get(key)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
         raise UnsupportedModelError(
-            f"config key {key}={value!r} is not a number greater than 0; check config.json"
+            f"config key {inside}{key}={value!r} is not a number greater than 0; check config.json"
         )
     return float(value)
