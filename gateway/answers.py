@@ -1,0 +1,160 @@
+"""From generated tokens to pieces of text: one choice, and several choices side by side.
+
+Closing an iterator of this module closes the engine's, which cancels the work on the nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from gateway.requests import Engine, GeneratedToken, Generation, GenerationFailedError
+from gateway.text import Detokenizer, StopStrings, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one token adds to an answer; the text may be empty.
+
+    Attributes:
+        choice: Index of the choice.
+        finish_reason: ``stop`` or ``length`` on the last piece.
+    """
+
+    choice: int
+    text: str
+    token_id: int
+    finish_reason: str | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a whole answer has, collected from its pieces."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, piece: Piece) -> None:
+        """Add the next piece of the choice."""
+        self.text += piece.text
+        self.token_ids.append(piece.token_id)
+        self.finish_reason = piece.finish_reason
+
+
+class AnswerText:
+    """The text of one answer, token by token, up to its end token or first stop string."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, generation: Generation, stop: Sequence[str], choice: int
+    ) -> None:
+        self._detokenizer = Detokenizer(tokenizer, generation.prompt_ids)
+        self._stop = StopStrings(stop)
+        self._eos_token_ids = frozenset(generation.sampling.eos_token_ids)
+        self._min_tokens = generation.sampling.min_tokens
+        self._choice = choice
+
+    def take(self, token: GeneratedToken) -> Piece:
+        """Return the piece of the next token. After one with a finish reason comes none."""
+        text = (
+            "" if token.token_id in self._eos_token_ids else self._detokenizer.feed(token.token_id)
+        )
+        if token.finish_reason is not None:
+            text += self._detokenizer.flush()
+        stopped = False
+        # As in vLLM, text within the first `min_tokens` tokens ends no answer.
+        if token.index >= self._min_tokens:
+            text, stopped = self._stop.feed(text)
+        if stopped:
+            return Piece(self._choice, text, token.token_id, "stop")
+        if token.finish_reason is not None:
+            text += self._stop.flush()
+        return Piece(self._choice, text, token.token_id, token.finish_reason)
+
+
+async def answer(
+    engine: Engine, generation: Generation, text: AnswerText
+) -> AsyncGenerator[Piece, None]:
+    """Yield the pieces of one choice.
+
+    Raises:
+        EngineError: What the engine raises; also when its tokens end without a reason.
+    """
+    tokens = engine.generate(generation)
+    try:
+        async for token in tokens:
+            piece = text.take(token)
+            yield piece
+            if piece.finish_reason is not None:
+                return
+        raise GenerationFailedError("the answer ended without a finish reason")
+    finally:
+        await _close(tokens)
+
+
+def answers(
+    engine: Engine, tokenizer: Tokenizer, generations: Sequence[Generation], stop: Sequence[str]
+) -> AsyncGenerator[Piece, None]:
+    """Yield the pieces of all choices of one HTTP request as they come."""
+    return side_by_side(
+        [
+            answer(engine, generation, AnswerText(tokenizer, generation, stop, choice))
+            for choice, generation in enumerate(generations)
+        ]
+    )
+
+
+async def tallies(pieces: AsyncGenerator[Piece, None], num_choices: int) -> list[Tally]:
+    """Return the whole answers, one per choice."""
+    found = [Tally() for _ in range(num_choices)]
+    async with aclosing(pieces):
+        async for piece in pieces:
+            found[piece.choice].add(piece)
+    return found
+
+
+async def side_by_side(
+    choices: Sequence[AsyncGenerator[Piece, None]],
+) -> AsyncGenerator[Piece, None]:
+    """Yield the pieces of several choices as they come; the first error ends them all."""
+    if len(choices) == 1:
+        async with aclosing(choices[0]) as only:
+            async for piece in only:
+                yield piece
+        return
+    arrived: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
+
+    async def pump(choice: AsyncGenerator[Piece, None]) -> None:
+        try:
+            async with aclosing(choice) as pieces:
+                async for piece in pieces:
+                    arrived.put_nowait(piece)
+        except Exception as error:
+            arrived.put_nowait(error)
+        else:
+            arrived.put_nowait(None)
+
+    pumps = [asyncio.create_task(pump(choice)) for choice in choices]
+    try:
+        num_open = len(pumps)
+        while num_open:
+            item = await arrived.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                num_open -= 1
+            else:
+                yield item
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _close(tokens: AsyncIterator[GeneratedToken]) -> None:
+    """Close an engine's iterator; the protocol promises that it can be closed."""
+    close = getattr(tokens, "aclose", None)
+    if close is not None:
+        await close()

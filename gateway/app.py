@@ -1,0 +1,189 @@
+"""The HTTP API as an ASGI application: routes, error objects, request ids.
+
+It is served from the start: while the model is prepared or no plan is active, ``/readyz``
+says why and how far that is, and requests for text get 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import asdict
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.errors import ApiError, not_ready
+from gateway.inference import CHAT, COMPLETION, Inference, unknown_model
+from gateway.model import ModelSlot, ServedModel
+from gateway.requests import Engine
+from gateway.responses import ModelCard, ModelList
+from gateway.settings import Settings
+from gateway.weights import UrlSigner, WrongSignatureError
+
+
+def create_app(
+    engine: Engine,
+    model: ModelSlot,
+    settings: Settings,
+    signer: UrlSigner,
+    stopping: asyncio.Event,
+) -> FastAPI:
+    """Return the ASGI application.
+
+    Args:
+        engine: The bus side.
+        model: Filled when the model is prepared.
+        settings: Limits.
+        signer: Checks the URLs of weights.
+        stopping: Set when the process is about to stop; ends what is open with an error.
+    """
+    app = FastAPI(title="E2LLM gateway", docs_url=None, redoc_url=None)
+    app.add_middleware(RequestIds)
+    app.add_exception_handler(ApiError, _answer_api_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(Exception, _answer_bug)
+    _add_inference_routes(app, Inference(engine, model, settings, stopping))
+    _add_model_routes(app, model)
+    _add_state_routes(app, engine, model)
+    _add_weights_route(app, model, signer)
+    return app
+
+
+def _add_inference_routes(app: FastAPI, inference: Inference) -> None:
+    # The bodies are read by hand: FastAPI's own reading has no limit and other errors.
+    def documented(request_type: type[Any]) -> dict[str, Any]:
+        schema = {"application/json": {"schema": request_type.model_json_schema()}}
+        return {"requestBody": {"required": True, "content": schema}}
+
+    @app.post("/v1/chat/completions", openapi_extra=documented(CHAT.request_type))
+    async def chat_completions(http: Request) -> Response:
+        return await inference.answer(http, CHAT)
+
+    @app.post("/v1/completions", openapi_extra=documented(COMPLETION.request_type))
+    async def text_completions(http: Request) -> Response:
+        return await inference.answer(http, COMPLETION)
+
+
+def _add_model_routes(app: FastAPI, slot: ModelSlot) -> None:
+    def card(model: ServedModel) -> ModelCard:
+        return ModelCard(
+            id=model.name,
+            object="model",
+            created=model.created,
+            owned_by="e2llm",
+            max_model_len=model.context_tokens,
+        )
+
+    @app.get("/v1/models")
+    async def models() -> ModelList:
+        served = [] if slot.served is None else [card(slot.served)]
+        return ModelList(object="list", data=served)
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> ModelCard:
+        if slot.served is None:
+            raise not_ready(f"the gateway is {slot.stage}", retry_after_seconds=5)
+        if name != slot.served.name:
+            raise unknown_model(name, slot.served.name)
+        return card(slot.served)
+
+
+def _add_state_routes(app: FastAPI, engine: Engine, slot: ModelSlot) -> None:
+    @app.get("/")
+    async def links() -> dict[str, Any]:
+        paths = [
+            "/v1/chat/completions",
+            "/v1/completions",
+            "/v1/models",
+            "/fog/plan",
+            "/fog/devices",
+            "/healthz",
+            "/readyz",
+            "/openapi.json",
+        ]
+        return {"service": "e2llm gateway", "links": paths}
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        readiness = slot.readiness(engine)
+        return JSONResponse(
+            asdict(readiness),
+            status_code=200 if readiness.ready else 503,
+            headers={} if readiness.ready else {"Retry-After": "1"},
+        )
+
+    @app.get("/fog/plan")
+    async def fog_plan() -> JSONResponse:
+        return JSONResponse(engine.fog_plan())
+
+    @app.get("/fog/devices")
+    async def fog_devices() -> JSONResponse:
+        return JSONResponse(engine.devices())
+
+
+def _add_weights_route(app: FastAPI, slot: ModelSlot, signer: UrlSigner) -> None:
+    @app.api_route("/weights/{revision}/{file}", methods=["GET", "HEAD"])
+    async def weights(revision: str, file: str, http: Request) -> FileResponse:
+        """Answer one file of the checkpoint, also in ranges, to who has a signed URL."""
+        try:
+            signer.check(revision, file, http.query_params, time.time())
+        except WrongSignatureError as error:
+            raise ApiError(403, str(error), code="wrong_signature") from error
+        model = slot.served
+        # Only what the manifest names: the folder may hold other things.
+        known = model is not None and any(
+            info.file == file for info in model.manifest.tensors.values()
+        )
+        if model is None or not known or revision != model.manifest.revision:
+            raise ApiError(404, f"no file {file} in revision {revision}", code="not_found")
+        return FileResponse(model.folder / file, media_type="application/octet-stream")
+
+
+class RequestIds:
+    """Gives each answer an ``x-request-id``, as OpenAI does; ASGI middleware."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        header = (b"x-request-id", f"req_{secrets.token_hex(12)}".encode())
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], header]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+async def _answer_api_error(http: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+async def _answer_http_error(http: Request, error: Exception) -> Response:
+    """Answer what the framework refuses: an unknown path, a wrong method."""
+    assert isinstance(error, HTTPException)
+    phrase = HTTPStatus(error.status_code).phrase.lower()
+    message = f"{phrase}: {http.method} {http.url.path}"
+    answer = ApiError(error.status_code, message, code=phrase.replace(" ", "_"))
+    return JSONResponse(answer.body(), status_code=error.status_code, headers=error.headers)
+
+
+async def _answer_bug(http: Request, error: Exception) -> Response:
+    """Answer an error of ours; the server logs its traceback."""
+    answer = ApiError(500, "internal error", kind="server_error", code="internal_error")
+    return JSONResponse(answer.body(), status_code=500)

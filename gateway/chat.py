@@ -1,0 +1,125 @@
+"""``POST /v1/chat/completions``: messages to a prompt, tokens to messages."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any, Final
+
+from gateway.answers import Piece, tallies
+from gateway.errors import ApiError
+from gateway.model import ServedModel
+from gateway.requests import Generation
+from gateway.responses import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatMessage,
+    Delta,
+    Usage,
+)
+from gateway.schemas import ChatRequest
+from gateway.template import ChatTemplateError
+
+# The newer name of a system message, which templates do not know.
+_ROLES: Final = {"developer": "system"}
+
+
+def encode_prompts(request: ChatRequest, model: ServedModel) -> list[tuple[int, ...]]:
+    """Return the token ids of the one prompt that the messages make.
+
+    Raises:
+        ApiError: The model has no chat template, or it refuses the messages.
+    """
+    if model.template is None:
+        raise ApiError(
+            400,
+            f"model {model.name} has no chat template; use /v1/completions",
+            param="messages",
+            code="no_chat_template",
+        )
+    messages = [
+        {"role": _ROLES.get(message.role, message.role), "content": message.content}
+        for message in request.messages
+    ]
+    try:
+        text = model.template.render(messages)
+    except ChatTemplateError as error:
+        raise ApiError(400, str(error), param="messages", code="invalid_value") from error
+    # The template writes the special tokens itself.
+    return [model.tokenizer.encode(text, add_special_tokens=False)]
+
+
+async def collect(
+    request: ChatRequest,
+    head: dict[str, Any],
+    generations: Sequence[Generation],
+    pieces: AsyncGenerator[Piece, None],
+) -> ChatCompletion:
+    """Return the whole answer."""
+    found = await tallies(pieces, len(generations))
+    choices = []
+    for index, tally in enumerate(found):
+        choice = ChatChoice(
+            index=index,
+            message=ChatMessage(role="assistant", content=tally.text, refusal=None),
+            logprobs=None,
+            finish_reason=tally.finish_reason,
+        )
+        if request.return_token_ids:
+            choice.token_ids = tally.token_ids
+        choices.append(choice)
+    prompt_ids = generations[0].prompt_ids
+    completion = ChatCompletion(
+        **head,
+        object="chat.completion",
+        choices=choices,
+        usage=Usage.of(len(prompt_ids), sum(len(tally.token_ids) for tally in found)),
+    )
+    if request.return_token_ids:
+        completion.prompt_token_ids = list(prompt_ids)
+    return completion
+
+
+async def stream(
+    request: ChatRequest,
+    head: dict[str, Any],
+    generations: Sequence[Generation],
+    pieces: AsyncGenerator[Piece, None],
+) -> AsyncGenerator[str, None]:
+    """Yield the JSON of each chunk: roles first, finish reasons last, then usage if asked.
+
+    Nothing is yielded before the first token, so that what fails before it is an HTTP error.
+    """
+    prompt_ids = generations[0].prompt_ids
+    num_tokens = 0
+
+    def chunk(choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
+        made = ChatCompletionChunk(**head, object="chat.completion.chunk", choices=choices)
+        if request.include_usage:
+            made.usage = usage  # null in all chunks but the last, as OpenAI sends it
+        return made
+
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if num_tokens == 0:
+                for index in range(len(generations)):
+                    first = Delta(role="assistant", content="")
+                    roles = chunk([ChatChunkChoice(index=index, delta=first, finish_reason=None)])
+                    if request.return_token_ids:
+                        roles.prompt_token_ids = list(prompt_ids)
+                    yield roles.json_text()
+            num_tokens += 1
+            if piece.text or piece.finish_reason or request.return_token_ids:
+                choice = ChatChunkChoice(
+                    index=piece.choice,
+                    delta=Delta(content=piece.text) if piece.text else Delta(),
+                    logprobs=None,
+                    finish_reason=piece.finish_reason,
+                )
+                if request.return_token_ids:
+                    choice.token_ids = [piece.token_id]
+                yield chunk([choice]).json_text()
+    if request.include_usage:
+        yield chunk([], Usage.of(len(prompt_ids), num_tokens)).json_text()

@@ -1,0 +1,94 @@
+"""``POST /v1/completions``: texts or token ids to prompts, tokens to texts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any, Final
+
+from gateway.answers import Piece, tallies
+from gateway.model import ServedModel
+from gateway.requests import Generation
+from gateway.responses import Completion, TextChoice, Usage
+from gateway.schemas import CompletionRequest
+
+DEFAULT_MAX_TOKENS: Final = 16
+"""OpenAI's default length of a completion."""
+
+
+def encode_prompts(request: CompletionRequest, model: ServedModel) -> list[tuple[int, ...]]:
+    """Return the token ids of each prompt; a text gets the tokenizer's special tokens."""
+    return [
+        model.tokenizer.encode(prompt, add_special_tokens=True)
+        if isinstance(prompt, str)
+        else tuple(prompt)
+        for prompt in request.prompt
+    ]
+
+
+async def collect(
+    request: CompletionRequest,
+    head: dict[str, Any],
+    generations: Sequence[Generation],
+    pieces: AsyncGenerator[Piece, None],
+) -> Completion:
+    """Return the whole answers."""
+    found = await tallies(pieces, len(generations))
+    choices = []
+    for index, (tally, generation) in enumerate(zip(found, generations, strict=True)):
+        choice = TextChoice(
+            index=index, text=tally.text, logprobs=None, finish_reason=tally.finish_reason
+        )
+        if request.return_token_ids:
+            choice.token_ids = tally.token_ids
+            choice.prompt_token_ids = list(generation.prompt_ids)
+        choices.append(choice)
+    num_tokens = sum(len(tally.token_ids) for tally in found)
+    return Completion(
+        **head,
+        object="text_completion",
+        choices=choices,
+        usage=Usage.of(_num_prompt_tokens(request, generations), num_tokens),
+    )
+
+
+async def stream(
+    request: CompletionRequest,
+    head: dict[str, Any],
+    generations: Sequence[Generation],
+    pieces: AsyncGenerator[Piece, None],
+) -> AsyncGenerator[str, None]:
+    """Yield the JSON of each chunk, then usage if asked."""
+    num_tokens = 0
+    begun: set[int] = set()
+
+    def chunk(choices: list[TextChoice], usage: Usage | None = None) -> str:
+        made = Completion(**head, object="text_completion", choices=choices)
+        if request.include_usage:
+            made.usage = usage  # null in all chunks but the last, as OpenAI sends it
+        return made.json_text()
+
+    async with aclosing(pieces):
+        async for piece in pieces:
+            num_tokens += 1
+            if not (piece.text or piece.finish_reason or request.return_token_ids):
+                continue
+            choice = TextChoice(
+                index=piece.choice,
+                text=piece.text,
+                logprobs=None,
+                finish_reason=piece.finish_reason,
+            )
+            if request.return_token_ids:
+                choice.token_ids = [piece.token_id]
+                if piece.choice not in begun:
+                    begun.add(piece.choice)
+                    choice.prompt_token_ids = list(generations[piece.choice].prompt_ids)
+            yield chunk([choice])
+    if request.include_usage:
+        yield chunk([], Usage.of(_num_prompt_tokens(request, generations), num_tokens))
+
+
+def _num_prompt_tokens(request: CompletionRequest, generations: Sequence[Generation]) -> int:
+    """Return the tokens of all prompts, each counted once."""
+    return sum(len(generation.prompt_ids) for generation in generations[:: request.n or 1])

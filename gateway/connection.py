@@ -1,0 +1,200 @@
+"""What can end a request early: its client leaves, or the gateway stops.
+
+Both end the work on the nodes at once, for streams and for whole answers alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.errors import ApiError
+
+ResultT = TypeVar("ResultT")
+
+CLIENT_CLOSED_REQUEST: Final = 499
+"""Nginx's status for an answer that nobody reads."""
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Return the body; `ApiError` 413 as soon as it is longer than ``max_bytes``."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise ApiError(
+                413, f"the body is longer than {max_bytes} bytes", code="request_too_large"
+            )
+    return bytes(body)
+
+
+async def run_unless_interrupted(
+    receive: Receive, stopping: asyncio.Event, work: Coroutine[Any, Any, ResultT]
+) -> ResultT:
+    """Return what ``work`` returns; cancel it when the client leaves or the gateway stops.
+
+    Raises:
+        ApiError: 499 when the client has left, 503 when the gateway stops.
+    """
+    task = asyncio.create_task(work)
+    async with _interruption(receive, stopping) as interrupted:
+        try:
+            await _first_of(task, interrupted)
+            if task.done():
+                return task.result()
+            raise interrupted.result()
+        finally:
+            await _cancel(task)
+
+
+class EventStream(Response):
+    """Server-sent events: a ``data`` line per event, ``[DONE]`` at the end.
+
+    The status line is sent with the first event, or with the first keep-alive comment: an
+    error before that is an HTTP error, an error after that the last event.
+
+    Args:
+        events: JSON texts; closed in any case.
+        describe_error: The answer to an exception of ``events``; None for a bug.
+        stopping: Set when the gateway stops.
+        keep_alive_seconds: A comment is sent after this silence, so that proxies and clients
+            wait through a queue or a slow prefill.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncGenerator[str, None],
+        *,
+        describe_error: Callable[[Exception], ApiError | None],
+        stopping: asyncio.Event,
+        keep_alive_seconds: float,
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        # No length is known before the end.
+        del self.headers["content-length"]
+        self._events = events
+        self._describe_error = describe_error
+        self._stopping = stopping
+        self._keep_alive_seconds = keep_alive_seconds
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.create_task(self._send_events(send))
+        async with _interruption(receive, self._stopping) as interrupted:
+            try:
+                await _first_of(task, interrupted)
+            finally:
+                if not task.done():
+                    await _cancel(task)
+                await self._events.aclose()
+        if not task.cancelled():
+            task.result()
+            return
+        reason = interrupted.result()
+        if not self._started:
+            raise reason
+        if reason.status != CLIENT_CLOSED_REQUEST:
+            await self._send_error(send, reason)
+
+    async def _send_events(self, send: Send) -> None:
+        try:
+            async for event in _with_pauses(self._events, self._keep_alive_seconds):
+                await self._send(send, b": keep-alive\n\n" if event is None else _data(event))
+        except Exception as error:
+            answer = error if isinstance(error, ApiError) else self._describe_error(error)
+            if answer is None or not self._started:
+                raise
+            await self._send_error(send, answer)
+        else:
+            await self._send(send, _data("[DONE]"))
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_error(self, send: Send, answer: ApiError) -> None:
+        await self._send(send, _data(json.dumps(answer.body(), ensure_ascii=False)))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        if not self._started:
+            self._started = True
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def _data(event: str) -> bytes:
+    # JSON and `[DONE]` have no line feed outside of escapes, so one line is enough.
+    return f"data: {event}\n\n".encode()
+
+
+async def _with_pauses(
+    events: AsyncGenerator[str, None], pause_seconds: float
+) -> AsyncIterator[str | None]:
+    """Yield the events, and None whenever none came for ``pause_seconds``."""
+    while True:
+        upcoming = asyncio.ensure_future(anext(events, None))
+        try:
+            while not (await asyncio.wait({upcoming}, timeout=pause_seconds))[0]:
+                yield None
+        finally:
+            if not upcoming.done():
+                await _cancel(upcoming)
+        event = upcoming.result()
+        if event is None:
+            return
+        yield event
+
+
+@asynccontextmanager
+async def _interruption(
+    receive: Receive, stopping: asyncio.Event
+) -> AsyncIterator[asyncio.Future[ApiError]]:
+    """Give a future that is done, with the answer, when the request cannot go on."""
+
+    async def watch() -> ApiError:
+        gone = asyncio.create_task(_disconnected(receive))
+        stopped = asyncio.create_task(stopping.wait())
+        try:
+            await _first_of(gone, stopped)
+            if gone.done():
+                return ApiError(CLIENT_CLOSED_REQUEST, "the client has left")
+            return ApiError(503, "the gateway is stopping", code="stopping", kind="server_error")
+        finally:
+            await _cancel(gone)
+            await _cancel(stopped)
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield watcher
+    finally:
+        await _cancel(watcher)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first_of(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _cancel(future: asyncio.Future[Any]) -> None:
+    """Cancel and wait until the work has really ended, whatever it ended with."""
+    future.cancel()
+    await asyncio.gather(future, return_exceptions=True)

@@ -1,0 +1,106 @@
+"""Errors as OpenAI's clients know them: ``{"error": {message, type, param, code}}``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.requests import (
+    DeadlineExceededError,
+    EngineError,
+    NotReadyError,
+    QueueFullError,
+    TooLargeError,
+)
+
+
+class ApiError(Exception):
+    """An answer other than 2xx; raised anywhere below a route, turned into JSON by the app.
+
+    Attributes:
+        status: HTTP status.
+        message: For the client: the field, the limit and the remedy.
+        param: The field of the request that is at fault, if one is.
+        code: What a program can compare.
+        kind: OpenAI's ``type``: ``invalid_request_error``, ``server_error``, ...
+        headers: Additional response headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        kind: str = "invalid_request_error",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.kind = kind
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON of the answer."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def invalid_value(param: str, message: str) -> ApiError:
+    """Return a 400 about one field."""
+    return ApiError(400, message, param=param, code="invalid_value")
+
+
+def not_ready(message: str, retry_after_seconds: int) -> ApiError:
+    """Return a 503 that says when to come again."""
+    return ApiError(
+        503,
+        message,
+        code="not_ready",
+        kind="server_error",
+        headers={"Retry-After": str(retry_after_seconds)},
+    )
+
+
+def from_engine(error: EngineError, prompt_param: str) -> ApiError:
+    """Return the answer to a client whose request the engine did not finish.
+
+    Args:
+        error: What `gateway.requests.Engine.generate` raised.
+        prompt_param: The field that holds the prompt: ``messages`` or ``prompt``.
+    """
+    message = str(error)
+    match error:
+        case QueueFullError(retry_after_seconds=seconds):
+            return ApiError(
+                429,
+                message,
+                code="queue_full",
+                kind="rate_limit_error",
+                headers={"Retry-After": str(seconds)},
+            )
+        case NotReadyError(retry_after_seconds=seconds):
+            return not_ready(message, seconds)
+        case TooLargeError(largest_tokens=largest):
+            return too_long(message, prompt_param, largest)
+        case DeadlineExceededError():
+            return ApiError(504, message, code="deadline_exceeded", kind="server_error")
+        case _:
+            return ApiError(500, message, code="generation_failed", kind="server_error")
+
+
+def too_long(message: str, param: str, largest_tokens: int) -> ApiError:
+    """Return a 400 for a request that can never fit; it names the largest that does."""
+    if str(largest_tokens) not in message:
+        message = f"{message} (at most {largest_tokens} tokens, prompt and answer together)"
+    return ApiError(400, message, param=param, code="context_length_exceeded")

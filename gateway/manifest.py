@@ -1,0 +1,178 @@
+"""A model folder to the manifest that nodes load from: places, checksums, revision."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from broker.architecture import UnsupportedModelError, parse_config, stage_tensor_names
+from broker.control import LayerRange, ModelManifest, TensorInfo
+from gateway.checkpoint import Checkpoint, TensorPlace, read_checkpoint
+from gateway.model import ModelRefusedError
+
+_READ_BYTES: Final = 4 * 1024 * 1024
+_REVISION_DIGITS: Final = 20
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedManifest:
+    """A manifest without URLs, and what is wrong with the checkpoint.
+
+    Attributes:
+        problems: Sentences that name tensors which the model needs and the folder lacks.
+            The manifest is published all the same: the nodes that need them say so, too.
+    """
+
+    manifest: ModelManifest
+    problems: tuple[str, ...]
+
+
+def prepare_manifest(
+    folder: Path,
+    *,
+    name: str,
+    weights: str,
+    kv_format: str,
+    cache: Path,
+    progress: Progress = lambda ratio: None,
+) -> PreparedManifest:
+    """Read a model folder.
+
+    Args:
+        folder: With ``config.json`` and safetensors files.
+        name: That clients use.
+        weights: Format in which nodes hold weights.
+        kv_format: Format of the KV cache.
+        cache: File that keeps checksums between starts.
+        progress: Told 0..1 while checksums are computed, which takes about 1 s per GB.
+
+    Raises:
+        ModelRefusedError: No checkpoint, a damaged one, or one that is not supported.
+    """
+    checkpoint = read_checkpoint(folder.resolve())
+    try:
+        config = parse_config(checkpoint.config)
+    except UnsupportedModelError as error:
+        raise ModelRefusedError(f"{folder}: {error}") from error
+    layers = LayerRange(0, config.num_layers)
+    needed = stage_tensor_names(config, layers, embedding=True, head=True)
+    problems = tuple(_problems(checkpoint, needed))
+    # Other tensors, of an adapter or of a tied head saved twice, are nobody's.
+    places = [checkpoint.tensors[name] for name in needed if name in checkpoint.tensors]
+    checksums = _checksums(checkpoint, places, cache, progress)
+    tensors = {
+        place.name: TensorInfo(
+            file=place.file,
+            offset=place.offset,
+            num_bytes=place.num_bytes,
+            dtype=place.dtype,
+            shape=place.shape,
+            checksum=checksums[place.name],
+        )
+        for place in places
+    }
+    manifest = ModelManifest(
+        name=name,
+        revision=revision(checkpoint.config, tensors),
+        config=checkpoint.config,
+        tensors=tensors,
+        weights=weights,
+        kv_format=kv_format,
+        folder=str(checkpoint.folder),
+    )
+    return PreparedManifest(manifest, problems)
+
+
+def revision(config: dict[str, object], tensors: dict[str, TensorInfo]) -> str:
+    """Return a hash over config and tensors: equal revisions are equal models.
+
+    How the tensors are spread over files does not matter, their bytes, types and shapes do.
+    """
+    content = [
+        config,
+        [[name, info.dtype, info.shape, info.checksum] for name, info in sorted(tensors.items())],
+    ]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_DIGITS]
+
+
+def _problems(checkpoint: Checkpoint, needed: Iterable[str]) -> Iterable[str]:
+    lacking = [name for name in needed if name not in checkpoint.tensors]
+    for state, names in (
+        ("cut off", [name for name in lacking if name in checkpoint.cut_off]),
+        ("missing", [name for name in lacking if name not in checkpoint.cut_off]),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            yield (
+                f"the checkpoint in {checkpoint.folder} has tensors {state}: "
+                f"{', '.join(names[:3])}{more}; download it again"
+            )
+
+
+# --- checksums ----------------------------------------------------------------------------
+
+
+def _checksums(
+    checkpoint: Checkpoint, places: list[TensorPlace], cache: Path, progress: Progress
+) -> dict[str, str]:
+    """Return the SHA-256 of each tensor, from the cache for files that did not change."""
+    stamps = {file: _stamp(checkpoint.folder / file) for file in checkpoint.files}
+    known = _read_cache(cache)
+    found: dict[str, str] = {}
+    total = sum(place.num_bytes for place in places)
+    done = 0
+    for place in places:
+        stored = known.get(stamps[place.file], {}).get(place.name)
+        if stored is None:
+            stored = _sha256(checkpoint.folder / place.file, place)
+            known.setdefault(stamps[place.file], {})[place.name] = stored
+        found[place.name] = stored
+        done += place.num_bytes
+        progress(done / total if total else 1.0)
+    current = {stamp: known[stamp] for stamp in stamps.values() if stamp in known}
+    _write_cache(cache, current)
+    return found
+
+
+def _stamp(path: Path) -> str:
+    """Return what changes when a file does: its path, size and time of change."""
+    stat = path.stat()
+    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+
+
+def _sha256(path: Path, place: TensorPlace) -> str:
+    digest = hashlib.sha256()
+    remaining = place.num_bytes
+    with path.open("rb") as file:
+        file.seek(place.offset)
+        while remaining:
+            chunk = file.read(min(remaining, _READ_BYTES))
+            if not chunk:
+                raise ModelRefusedError(f"{path} became shorter while it was read")
+            digest.update(chunk)
+            remaining -= len(chunk)
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}  # absent or damaged: computed again
+    return content if isinstance(content, dict) else {}
+
+
+def _write_cache(path: Path, content: dict[str, dict[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Replaced in one step: a gateway that is stopped here leaves no half of it.
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content), "utf-8")
+    temporary.replace(path)

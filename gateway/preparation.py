@@ -1,0 +1,98 @@
+"""From the setting ``model`` to a served model, with progress; and URLs that stay good."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Final
+
+from broker.control import ModelManifest
+from gateway.hub import HubUnreachableError, is_hub_id, model_folder
+from gateway.manifest import prepare_manifest
+from gateway.model import ModelRefusedError, ModelSlot, ServedModel, load_model
+from gateway.requests import Engine
+from gateway.settings import Settings
+from gateway.template import ChatTemplateError
+from gateway.text import TokenizerError
+from gateway.weights import UrlSigner, with_urls
+
+logger = logging.getLogger(__name__)
+
+_FIRST_RETRY_SECONDS: Final = 5.0
+_LAST_RETRY_SECONDS: Final = 60.0
+
+
+async def prepare_model(settings: Settings, slot: ModelSlot, software: str) -> ServedModel:
+    """Return the model when it is there; fills the slot. A hub out of reach is asked again.
+
+    Raises:
+        ModelRefusedError: The model cannot be served.
+    """
+    delay = _FIRST_RETRY_SECONDS
+    while True:
+        try:
+            model = await asyncio.to_thread(read_model, settings, slot, software)
+            break
+        except HubUnreachableError as error:
+            slot.report(f"waiting for the hub: {error}", None)
+            logger.warning("%s; trying again in %.0f s", error, delay)
+        await asyncio.sleep(delay)
+        delay = min(2 * delay, _LAST_RETRY_SECONDS)
+    for problem in model.problems:
+        logger.error("%s", problem)
+    logger.info(
+        "model %s: revision %s, %d tensors",
+        model.name,
+        model.manifest.revision,
+        len(model.manifest.tensors),
+    )
+    slot.served = model
+    return model
+
+
+def read_model(settings: Settings, slot: ModelSlot, software: str) -> ServedModel:
+    """Find, check and read the model; blocks for as long as a download takes.
+
+    Raises:
+        ModelRefusedError: The model cannot be served.
+        HubUnreachableError: It must be downloaded, and the hub cannot be reached.
+    """
+    if is_hub_id(settings.model):
+        slot.report(f"downloading model {settings.model}", 0.0)
+    folder = model_folder(
+        settings.model, lambda ratio: slot.report(f"downloading model {settings.model}", ratio)
+    )
+    slot.report(f"reading model {settings.model}", 0.0)
+    prepared = prepare_manifest(
+        folder,
+        name=settings.model_name or _default_name(settings.model, folder),
+        weights=settings.weights,
+        kv_format=settings.kv_format,
+        cache=settings.state / "checksums.json",
+        progress=lambda ratio: slot.report(f"reading model {settings.model}", ratio),
+    )
+    try:
+        return load_model(
+            folder,
+            prepared.manifest,
+            problems=prepared.problems,
+            created=int(time.time()),
+            software=software,
+        )
+    except (TokenizerError, ChatTemplateError) as error:
+        raise ModelRefusedError(str(error)) from error
+
+
+async def keep_published(
+    engine: Engine, manifest: ModelManifest, signer: UrlSigner, url_seconds: int
+) -> None:
+    """Publish the manifest, and again with fresh URLs at half of their life; never returns."""
+    while True:
+        engine.publish_model(with_urls(manifest, signer, int(time.time()) + url_seconds))
+        await asyncio.sleep(url_seconds / 2)
+
+
+def _default_name(model: str, folder: Path) -> str:
+    return model if is_hub_id(model) else folder.name

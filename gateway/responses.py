@@ -1,0 +1,132 @@
+"""The bodies of answers, as OpenAI's clients read them.
+
+Fields that are not set are left out; ``token_ids`` and ``prompt_token_ids`` appear where
+vLLM has them, when the request says ``return_token_ids``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+
+class Response(BaseModel):
+    """Base of all answers."""
+
+    def json_text(self) -> str:
+        """Return the JSON of the fields that were set."""
+        return self.model_dump_json(exclude_unset=True)
+
+
+class Usage(Response):
+    """Tokens of a request; a prompt counts once, whatever ``n`` is."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
+        """Return the usage with its total."""
+        return cls(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+        )
+
+
+class Head(Response):
+    """What every answer and every chunk of a stream begins with."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class ChatMessage(Response):
+    """The assistant's message."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(Response):
+    """One whole answer."""
+
+    index: int
+    message: ChatMessage
+    logprobs: None = None
+    finish_reason: str | None
+    token_ids: list[int] | None = None
+
+
+class ChatCompletion(Head):
+    """Answer of ``POST /v1/chat/completions``."""
+
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_token_ids: list[int] | None = None
+
+
+class Delta(Response):
+    """What a chunk adds to a message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(Response):
+    """One choice in a chunk."""
+
+    index: int
+    delta: Delta
+    logprobs: None = None
+    finish_reason: str | None
+    token_ids: list[int] | None = None
+
+
+class ChatCompletionChunk(Head):
+    """One event of a streamed chat completion."""
+
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class TextChoice(Response):
+    """One completion, whole or, in a stream, what a chunk adds to it."""
+
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: str | None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class Completion(Head):
+    """Answer of ``POST /v1/completions``, and one event of its stream."""
+
+    choices: list[TextChoice]
+    usage: Usage | None = None
+
+
+class ModelCard(Response):
+    """A model in ``GET /v1/models``; ``max_model_len`` as in vLLM."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+
+
+class ModelList(Response):
+    """Answer of ``GET /v1/models``."""
+
+    object: Literal["list"]
+    data: list[ModelCard]

@@ -1,0 +1,105 @@
+"""Settings of the gateway, from the environment with the prefix ``E2LLM_GATEWAY_``."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from broker.address import BrokerAddress
+from broker.topics import check_level
+
+PREFIX: Final = "E2LLM_GATEWAY_"
+_FORMATS: Final = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a gateway is told at its start.
+
+    Attributes:
+        broker: ``mqtt://user:password@host:port`` of the MQTT broker; the user is the id.
+        model: A model folder, or a hub id such as ``owner/name``.
+        state: Folder for checksums, downloads and the key of the weights server.
+        site: First level of all topics.
+        redis: URL of Redis for the journal; without it requests are not journalled.
+        log: Level of logging.
+        id: Of this gateway, unique in the site.
+        host: Address to listen on. There are no API keys yet, so only this machine may
+            reach it, unless ``allow_open`` says that something else keeps strangers out.
+        public_url: Under which nodes reach this gateway; follows from host and port.
+        model_name: That clients use; default the hub id or the folder's name.
+        weights: Format in which nodes hold weights.
+        kv_format: Format of the KV cache.
+        queue_limit: Requests that may wait; beyond it 429.
+        max_choices: Choices (``n`` times prompts) of one HTTP request.
+        max_body_bytes: Longest body; beyond it 413.
+        deadline_seconds: After which a request fails; None: never.
+        keep_alive_seconds: Silence after which a stream gets a comment.
+        url_seconds: How long the URLs of weights are good; renewed at half of it.
+    """
+
+    broker: str
+    model: str
+    state: Path
+    site: str = "local"
+    redis: str | None = None
+    log: str = "INFO"
+    id: str = "gateway-1"
+    host: str = "127.0.0.1"
+    port: int = 8080
+    allow_open: bool = False
+    public_url: str | None = None
+    model_name: str | None = None
+    weights: str = "float32"
+    kv_format: str = "float32"
+    queue_limit: int = 256
+    max_choices: int = 16
+    max_body_bytes: int = 4 * 1024 * 1024
+    deadline_seconds: float | None = None
+    keep_alive_seconds: float = 15.0
+    url_seconds: int = 3600
+
+    def __post_init__(self) -> None:
+        BrokerAddress.parse(self.broker)
+        check_level(self.site)
+        check_level(self.id)
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f"port {self.port} is not in 1..65535")
+        if not self.allow_open and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached from other machines, and there are no API "
+                "keys yet; use 127.0.0.1, or set E2LLM_GATEWAY_ALLOW_OPEN=true where a "
+                "firewall or proxy keeps strangers out"
+            )
+        for name in ("weights", "kv_format"):
+            if getattr(self, name) not in _FORMATS:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; known: {', '.join(_FORMATS)}")
+        for name in ("queue_limit", "max_choices", "max_body_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        for name in ("deadline_seconds", "keep_alive_seconds", "url_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be greater than 0")
+        if self.log.upper() not in logging.getLevelNamesMapping():
+            raise ValueError(f"log level {self.log!r} is unknown; use DEBUG, INFO or WARNING")
+
+    @property
+    def base_url(self) -> str:
+        """The address under which others reach this gateway."""
+        if self.public_url is not None:
+            return self.public_url.rstrip("/")
+        host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can connect to ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
