@@ -1,0 +1,49 @@
+"""A provable upper bound on the requests per second of any plan. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.replicas import Fog
+from planner.roles import balanced_rate
+
+
+def request_rate_bound(fog: Fog) -> float:
+    """Return requests per second that no plan of the fog exceeds; a per-device bound.
+
+    Forget memory, links, embedding, head and the ends of pipelines, and let every device
+    give any part of its time to any layer and phase: each step only adds plans. What is left
+    is a linear program in the parts of each device's time, solved by `balanced_rate`.
+
+    A layer's work is counted in its mean time over the devices, and a device is credited
+    with its best layer per unit of work, so the bound also holds where devices differ in
+    which layers suit them; with equal blocks nothing is lost by that. In decode a device is
+    credited with its best batch: a stage that runs ``c`` layers on ``r`` rows in
+    ``t(r) >= c * layer(r)`` seconds passes at most ``r / (c * layer(r))`` tokens per second.
+    """
+    costs, work = fog.costs, fog.workload
+    if not costs:
+        return 0.0
+    prefills = [cost.prefill.layers for cost in costs]
+    decodes = [
+        [
+            min(phase.layers[layer] / rows for rows, phase in enumerate(cost.decode, start=1))
+            for layer in range(fog.model.num_layers)
+        ]
+        for cost in costs
+    ]
+    prompts = _models_per_second(prefills)
+    tokens = _models_per_second(decodes)
+    return balanced_rate(
+        0.0, 0.0, [(p, t / work.answer_tokens) for p, t in zip(prompts, tokens, strict=True)]
+    )
+
+
+def _models_per_second(seconds: Sequence[Sequence[float]]) -> list[float]:
+    """Return how often per second each device at best does the work of all layers."""
+    weights = [max(sum(column) / len(seconds), 1e-12) for column in zip(*seconds, strict=True)]
+    whole = sum(weights)
+    return [
+        1 / max(min(s / w for s, w in zip(row, weights, strict=True)) * whole, 1e-12)
+        for row in seconds
+    ]

@@ -1,0 +1,179 @@
+"""Measured times to predicted times: what each device needs for each layer. Pure.
+
+Units are seconds. A profile is a handful of points; here they become tables over layers and
+over the rows of a decode group, at the workload's prompt length and mean context.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from broker.control import BatchSeconds, DecodeTime, LayerTimes, PrefillTime
+from broker.grouping import interpolate
+from planner.model import DeviceSpec, ModelSpec, Workload
+
+
+def table_batches(max_rows: int) -> tuple[int, ...]:
+    """Return 1, 2, 4, 8, ... and ``max_rows``: the knots of a plan's decode tables."""
+    batches = [1]
+    while batches[-1] * 2 < max_rows:
+        batches.append(batches[-1] * 2)
+    if max_rows > 1:
+        batches.append(max_rows)
+    return tuple(batches)
+
+
+def prefill_seconds(times: Sequence[PrefillTime], num_tokens: int) -> float:
+    """Return seconds for a whole prompt: linear between measured lengths, never falling.
+
+    Below the shortest measured prompt it costs what that one did: a step has a fixed part,
+    and a promise should err on the slow side. Beyond the longest the last slope goes on.
+    """
+    points = _rising((t.num_tokens, t.seconds) for t in times)
+    return _line(points, num_tokens)
+
+
+def decode_seconds(times: Sequence[DecodeTime], batch: int, context: int) -> float:
+    """Return seconds of one step of ``batch`` rows that each see ``context`` positions.
+
+    Linear between the measured contexts of each measured batch, then between batches.
+    """
+    by_batch: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
+    for time in times:
+        by_batch[time.batch].append((time.context, time.seconds))
+    at_context = ((rows, _line(_rising(points), context)) for rows, points in by_batch.items())
+    return _line(_rising(at_context), batch)
+
+
+def _rising(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Sort by x and lift each y to the largest before it: more work is never faster.
+
+    A measurement that says otherwise is noise, and the search for the largest batch that is
+    fast enough relies on order.
+    """
+    rising: list[tuple[int, float]] = []
+    for x, y in sorted(points):
+        lifted = max(y, rising[-1][1]) if rising else y
+        if rising and rising[-1][0] == x:
+            rising[-1] = (x, lifted)
+        else:
+            rising.append((x, lifted))
+    return rising
+
+
+def _line(points: Sequence[tuple[int, float]], x: int) -> float:
+    if x <= points[0][0] or len(points) == 1:
+        return points[0][1]
+    index = min(bisect_left([p[0] for p in points], x), len(points) - 1)
+    (x0, y0), (x1, y1) = points[index - 1], points[index]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseCost:
+    """What one phase costs a device, in seconds.
+
+    Attributes:
+        layers: [L], each block.
+        embedding: The embedding look-up.
+        head: Final norm, head and sampling.
+    """
+
+    layers: tuple[float, ...]
+    embedding: float
+    head: float
+
+    def stage_seconds(self, start: int, end: int) -> float:
+        """Return the compute of a stage with layers ``[start, end)`` and the ends it has."""
+        total = sum(self.layers[start:end])
+        total += self.embedding if start == 0 else 0.0
+        total += self.head if end == len(self.layers) else 0.0
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCost:
+    """All that the search needs to know of a device for one model and workload.
+
+    Attributes:
+        prefill: One prompt of the planned length.
+        decode: [B], one decode step of 1, 2, ... B rows at the mean context.
+        latency_seconds: One way between device and broker.
+        row_seconds: The link's time for the hidden states of one position.
+    """
+
+    id: str
+    memory_bytes: int
+    prefill: PhaseCost
+    decode: tuple[PhaseCost, ...]
+    latency_seconds: float
+    row_seconds: float
+
+    def decode_table(self, start: int, end: int) -> list[BatchSeconds]:
+        """Return a stage's decode times at the knots of `table_batches`."""
+        return [
+            BatchSeconds(rows, self.decode[rows - 1].stage_seconds(start, end))
+            for rows in table_batches(len(self.decode))
+        ]
+
+
+def device_cost(
+    device: DeviceSpec, model: ModelSpec, workload: Workload, max_rows: int
+) -> DeviceCost:
+    """Return the device's tables for ``model`` and ``workload`` at its speed now.
+
+    Raises:
+        KeyError: A kind of block was not measured.
+    """
+    context = workload.prompt_tokens + workload.answer_tokens // 2
+    knots = table_batches(max_rows)
+
+    def prefill(times: LayerTimes) -> float:
+        return prefill_seconds(times.prefill, workload.prompt_tokens) / device.speed
+
+    def decode(times: LayerTimes) -> list[float]:
+        # Between the knots as the plan's tables say, so that the master of a replica
+        # predicts the same numbers as the planner.
+        table = [
+            BatchSeconds(rows, decode_seconds(times.decode, rows, context) / device.speed)
+            for rows in knots
+        ]
+        return [interpolate(table, rows) for rows in range(1, max_rows + 1)]
+
+    kinds = sorted(set(model.block_kinds))
+    prefill_of = {kind: prefill(device.blocks[kind]) for kind in kinds}
+    decode_of = {kind: decode(device.blocks[kind]) for kind in kinds}
+    embedding, head = decode(device.embedding), decode(device.head)
+    return DeviceCost(
+        id=device.id,
+        memory_bytes=device.memory_bytes,
+        prefill=PhaseCost(
+            tuple(prefill_of[kind] for kind in model.block_kinds),
+            prefill(device.embedding),
+            prefill(device.head),
+        ),
+        decode=tuple(
+            PhaseCost(
+                tuple(decode_of[kind][row] for kind in model.block_kinds),
+                embedding[row],
+                head[row],
+            )
+            for row in range(max_rows)
+        ),
+        latency_seconds=device.link.latency_seconds,
+        row_seconds=model.activation_bytes / device.link.bytes_per_second,
+    )
+
+
+def hop_seconds(sender: DeviceCost, receiver: DeviceCost, rows: int = 1) -> float:
+    """Return the way of ``rows`` positions from one device over the broker to another.
+
+    The broker stores and forwards, so both links carry the bytes one after the other.
+    """
+    if sender.id == receiver.id:
+        return 0.0
+    latency = sender.latency_seconds + receiver.latency_seconds
+    return latency + rows * (sender.row_seconds + receiver.row_seconds)

@@ -1,0 +1,104 @@
+"""A plan's reasons in words and numbers, for the person who wonders. Pure."""
+
+from __future__ import annotations
+
+from planner.model import InfeasiblePlanError
+from planner.replicas import Fog
+from planner.search import Solution
+
+
+def format_bytes(count: float) -> str:
+    """Return decimal units with one digit: ``9.8 MB``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return seconds or milliseconds with three significant digits."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def infeasible(fog: Fog) -> InfeasiblePlanError:
+    """Return the error for a fog in which no group of devices holds the model."""
+    model = fog.model
+    kv = fog.context_tokens * sum(model.kv_bytes)
+    offered = sum(cost.memory_bytes for cost in fog.costs)
+    # Held by several devices, both ends need their own copy of a tied matrix.
+    weights = model.weight_bytes + (model.shared_bytes if len(fog.costs) > 1 else 0)
+    needed = weights + kv
+    demand = (
+        f"the model needs {format_bytes(needed)} ({format_bytes(weights)} of {model.weights} "
+        f"weights and {format_bytes(kv)} of KV cache for one request of "
+        f"{fog.workload.context_tokens} tokens), the fog offers {format_bytes(offered)} on "
+        f"{_count(len(fog.costs), 'device')}"
+    )
+    remedy = "add devices, let them offer more memory, or plan for a shorter context"
+    if offered < needed:
+        missing = needed - offered
+        return InfeasiblePlanError(
+            f"{demand}: {format_bytes(missing)} are missing; {remedy}", missing
+        )
+    smallest = smallest_stage_bytes(fog)
+    useless = [cost for cost in fog.costs if cost.memory_bytes < smallest]
+    if useless:
+        names = ", ".join(f"{c.id} ({format_bytes(c.memory_bytes)})" for c in useless)
+        usable = offered - sum(cost.memory_bytes for cost in useless)
+        missing = max(needed - usable, 0)
+        lack = f", without them {format_bytes(missing)} are missing" if missing else ""
+        return InfeasiblePlanError(
+            f"{demand}, but one layer with its KV cache needs {format_bytes(smallest)} and "
+            f"{names} cannot hold it{lack}; {remedy}",
+            missing,
+        )
+    ends = max(model.embedding_bytes, model.head_bytes) + smallest
+    return InfeasiblePlanError(
+        f"{demand}, but no split into whole layers fits: a layer with its KV cache needs "
+        f"{format_bytes(smallest)}, and with embedding or head up to {format_bytes(ends)}; {remedy}"
+    )
+
+
+def smallest_stage_bytes(fog: Fog) -> int:
+    """Return what the smallest stage without embedding and head needs."""
+    model = fog.model
+    pairs = zip(model.block_bytes, model.kv_bytes, strict=True)
+    return min(weights + fog.context_tokens * kv for weights, kv in pairs)
+
+
+def idle_reason(fog: Fog, device: int, solution: Solution) -> str:
+    """Return why a device is in no replica."""
+    cost = fog.costs[device]
+    smallest = smallest_stage_bytes(fog)
+    if cost.memory_bytes < smallest:
+        return (
+            f"it offers {format_bytes(cost.memory_bytes)}, and one layer with its KV cache for "
+            f"{fog.workload.context_tokens} tokens needs {format_bytes(smallest)}"
+        )
+    chosen = solution.score
+    with_it = solution.best_with.get(device)
+    if with_it is not None:
+        seconds = format_seconds(with_it.request_seconds)
+        if with_it.is_mixed > chosen.is_mixed:
+            return "with it no two complete replicas are possible, so prefill would stall decode"
+        if with_it.num_slow > chosen.num_slow:
+            return f"with it a stream falls under {fog.workload.min_tps:g} tokens per second"
+        if with_it.request_seconds > chosen.request_seconds * (1 + 1e-6):
+            return (
+                f"the best plan that uses it takes {seconds} per request, "
+                f"this one {format_seconds(chosen.request_seconds)}"
+            )
+        if with_it.latency_seconds > chosen.latency_seconds * (1 + 1e-6):
+            return (
+                f"with it the throughput is the same and a lone request takes "
+                f"{format_seconds(with_it.latency_seconds)} instead of "
+                f"{format_seconds(chosen.latency_seconds)}"
+            )
+        return "with it the plan is not faster"
+    if solution.best_with:
+        return "no replica that includes it holds the model in whole layers"
+    return "no better plan that uses it was found"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,199 @@
+"""What the planner plans with: frozen values in SI units. Nothing here does I/O.
+
+The planner's mathematics knows devices, a model, a workload and an objective by these
+values only; `planner.inputs` makes them from the messages on the bus.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from broker.control import LayerTimes, Link
+
+
+class InfeasiblePlanError(Exception):
+    """No plan exists. The message says what is missing, by how much, and the remedy.
+
+    Attributes:
+        missing_bytes: Memory that the fog lacks in total; 0 when the total would do and
+            only its distribution does not.
+    """
+
+    def __init__(self, message: str, missing_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.missing_bytes = missing_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSpec:
+    """A device as measured.
+
+    Attributes:
+        memory_bytes: Memory offered to weights and KV cache.
+        blocks: Kind of block to its measured times.
+        embedding: Times of the embedding look-up.
+        head: Times of final norm, head and sampling.
+        link: One-way latency and rate to the broker.
+        speed: Speed now relative to the measured times; 0.5 doubles every time.
+    """
+
+    id: str
+    memory_bytes: int
+    blocks: Mapping[str, LayerTimes]
+    embedding: LayerTimes
+    head: LayerTimes
+    link: Link
+    speed: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.memory_bytes < 0:
+            raise ValueError(f"device {self.id}: memory_bytes must not be negative")
+        if not (math.isfinite(self.speed) and self.speed > 0):
+            raise ValueError(f"device {self.id}: speed must be a number greater than 0")
+        if not self.blocks:
+            raise ValueError(f"device {self.id}: no block was measured")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A model in numbers.
+
+    Attributes:
+        block_kinds: [L], the profile entry that times each block.
+        block_bytes: [L], weights of each block.
+        kv_bytes: [L], KV cache of one position in each block.
+        embedding_bytes: Weights of the embedding, at the first stage.
+        head_bytes: Weights of final norm and head, at the last stage.
+        shared_bytes: What a stage with both ends holds only once (tied weights).
+        activation_bytes: One position's hidden states between two stages.
+        context_limit: Most positions that the model is made for.
+    """
+
+    name: str
+    revision: str
+    weights: str
+    kv_format: str
+    block_kinds: tuple[str, ...]
+    block_bytes: tuple[int, ...]
+    kv_bytes: tuple[int, ...]
+    embedding_bytes: int
+    head_bytes: int
+    activation_bytes: int
+    context_limit: int
+    shared_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        num_layers = len(self.block_kinds)
+        if not num_layers or {len(self.block_bytes), len(self.kv_bytes)} != {num_layers}:
+            raise ValueError(f"model {self.name}: kinds and bytes must name every block")
+        if min(*self.block_bytes, *self.kv_bytes, self.embedding_bytes, self.head_bytes) < 0:
+            raise ValueError(f"model {self.name}: bytes must not be negative")
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks of the model."""
+        return len(self.block_kinds)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights of the whole model on one device."""
+        ends = self.embedding_bytes + self.head_bytes - self.shared_bytes
+        return sum(self.block_bytes) + ends
+
+    def stage_bytes(self, start: int, end: int, kv_tokens: int = 0) -> int:
+        """Return weights, and KV of ``kv_tokens`` positions, of layers ``[start, end)``."""
+        total = sum(self.block_bytes[start:end]) + kv_tokens * sum(self.kv_bytes[start:end])
+        total += self.embedding_bytes if start == 0 else 0
+        total += self.head_bytes if end == self.num_layers else 0
+        if start == 0 and end == self.num_layers:
+            total -= self.shared_bytes
+        return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """The requests that are planned for.
+
+    Attributes:
+        prompt_tokens: Mean length of a prompt (N_P in the paper).
+        answer_tokens: Mean length of an answer (N_D in the paper).
+        context_tokens: Longest prompt plus answer that a request may have.
+        min_tps: Tokens per second that each request gets at least. The paper names 7 as
+            the speed of a reader and plans with 15.
+        chunk_tokens: Grid on which prompts are cut into chunks.
+    """
+
+    prompt_tokens: int = 128
+    answer_tokens: int = 128
+    context_tokens: int = 2048
+    min_tps: float = 7.0
+    chunk_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if min(self.prompt_tokens, self.answer_tokens, self.chunk_tokens) < 1:
+            raise ValueError("prompt, answer and chunk have at least one token")
+        if self.context_tokens < 2:
+            raise ValueError("the context has room for at least a prompt token and an answer token")
+        if not (math.isfinite(self.min_tps) and self.min_tps > 0):
+            raise ValueError("min_tps must be a number greater than 0")
+
+    def fitted_to(self, context_limit: int) -> Workload:
+        """Return the workload within a context: means are cut so that a request fits."""
+        context = min(self.context_tokens, context_limit)
+        answer = min(self.answer_tokens, max(context // 2, 1))
+        prompt = min(self.prompt_tokens, max(context - answer, 1))
+        return Workload(
+            prompt_tokens=prompt,
+            answer_tokens=answer,
+            context_tokens=context,
+            min_tps=self.min_tps,
+            chunk_tokens=self.chunk_tokens,
+        )
+
+
+class Roles(StrEnum):
+    """Which roles a plan may use."""
+
+    SEPARATE = "separate"
+    """`both` only where a single replica is possible. The default: a prompt's chunks then
+    never stand between two tokens of a running answer."""
+    AUTO = "auto"
+    """As separate, unless `both` replicas serve more than twice the requests."""
+    MIXED = "mixed"
+    """Whatever serves most requests; our addition to the paper, with `both` anywhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What makes one plan better than another, and how hard to look.
+
+    The base is the paper's: the slower phase, ``max(N_P/sum PS, N_D/sum DS)`` seconds per
+    request. Ties go to the lower latency of a lone request, then to fewer devices.
+
+    Attributes:
+        roles: Which roles may be used.
+        max_slots: Most requests that a replica decodes at once (16 in the paper).
+        population: Individuals of the genetic algorithm.
+        generations: Its generations.
+        elites: Best ever seen, crossed with the population of each generation.
+        exact_devices: Up to this many devices exact enumeration certifies or corrects the
+            genetic algorithm.
+    """
+
+    roles: Roles = Roles.SEPARATE
+    max_slots: int = 16
+    population: int = 32
+    generations: int = 24
+    elites: int = 4
+    exact_devices: int = 8
+
+    def __post_init__(self) -> None:
+        if self.max_slots < 1:
+            raise ValueError("max_slots must be at least 1")
+        if self.population < 4 or self.generations < 1 or not 0 < self.elites <= self.population:
+            raise ValueError(
+                "the genetic algorithm needs population >= 4, generations >= 1, elites"
+            )

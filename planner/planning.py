@@ -1,0 +1,189 @@
+"""From devices, model, workload and objective to a plan. Pure: equal arguments, equal plan.
+
+The genetic algorithm plans at every size; where exact enumeration is cheap it runs
+afterwards and certifies or corrects it. A plan says how good it is: certified optimal, or
+its gap to a bound that no plan exceeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from broker.control import Plan
+from planner.assembly import assemble, best_single
+from planner.bound import request_rate_bound
+from planner.explain import infeasible
+from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
+from planner.oracle import enumerate_groupings
+from planner.replicas import Fog, Options
+from planner.roles import WORST, Score, choose_roles, score
+from planner.search import Groupings, Solution
+
+# With `Roles.AUTO`, separate roles may cost this factor in throughput.
+_AUTO_FACTOR: Final = 2.0
+
+_Search = Callable[[Roles], tuple[Solution, str]]
+"""Which roles may be used to the best solution, and in words how good it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A plan, and what is compared when it competes with another."""
+
+    plan: Plan
+    score: Score
+
+
+def plan(
+    devices: Sequence[DeviceSpec],
+    model: ModelSpec,
+    workload: Workload,
+    objective: Objective | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Return the best plan found for these devices; version 0, state ``preparing``.
+
+    Raises:
+        InfeasiblePlanError: No group of devices holds the model; says what is missing.
+        ValueError: Two devices have one id.
+    """
+    return plan_outcome(devices, model, workload, objective, seed).plan
+
+
+def exact(
+    devices: Sequence[DeviceSpec],
+    model: ModelSpec,
+    workload: Workload,
+    objective: Objective | None = None,
+    seed: int = 0,
+) -> Plan:
+    """As `plan`, by enumeration alone, whatever the number of devices (and the time)."""
+    fog = Fog(devices, model, workload, objective or Objective())
+    return _planned(fog, lambda roles: _enumerated(fog, roles)).plan
+
+
+def bound(
+    devices: Sequence[DeviceSpec],
+    model: ModelSpec,
+    workload: Workload,
+    objective: Objective | None = None,
+    seed: int = 0,
+) -> float:
+    """Return requests per second that no plan of these devices exceeds."""
+    return request_rate_bound(Fog(devices, model, workload, objective or Objective()))
+
+
+def plan_outcome(
+    devices: Sequence[DeviceSpec],
+    model: ModelSpec,
+    workload: Workload,
+    objective: Objective | None = None,
+    seed: int = 0,
+    running: Plan | None = None,
+) -> Outcome:
+    """As `plan`, with its score; the search begins at the ``running`` plan."""
+    fog = Fog(devices, model, workload, objective or Objective())
+    start = [] if running is None else [_groups_of(fog, running)]
+    return _planned(fog, lambda roles: _searched(fog, roles, seed, start))
+
+
+def reassess(
+    running: Plan,
+    devices: Sequence[DeviceSpec],
+    model: ModelSpec,
+    workload: Workload,
+    objective: Objective | None = None,
+) -> Outcome | None:
+    """Return the running plan's stages with the predictions and roles of now.
+
+    Replicas that lost a device, or the memory for the model, are left out. Roles are chosen
+    anew, since that moves no weights. None when what is left cannot serve.
+    """
+    fog = Fog(devices, model, workload, objective or Objective())
+    index = {cost.id: device for device, cost in enumerate(fog.costs)}
+    options = []
+    for replica in running.replicas:
+        if any(stage.device not in index for stage in replica.stages):
+            continue
+        found = fog.performance(
+            [index[stage.device] for stage in replica.stages],
+            [len(stage.layers) for stage in replica.stages],
+        )
+        if replica.num_layers == model.num_layers and found.kv_tokens >= fog.context_tokens:
+            options.append(Options(found, found, found))
+
+    def choose(roles: Roles) -> tuple[Solution, str]:
+        return Solution(*choose_roles(options, fog.workload, roles)), running.optimality
+
+    return _planned(fog, choose) if options else None
+
+
+def _planned(fog: Fog, search: _Search) -> Outcome:
+    """Search as the objective says about roles, and never for less than the best device."""
+    roles = fog.objective.roles
+    wanted = Roles.SEPARATE if roles is Roles.AUTO else roles
+    solution, optimality = search(wanted)
+    if solution.score >= WORST:
+        raise infeasible(fog)
+    if wanted is Roles.SEPARATE:
+        factor = _AUTO_FACTOR if roles is Roles.AUTO else None
+        single = best_single(fog)
+        rival_seconds = solution.score.request_seconds
+        if single is not None:
+            alone = score([single], fog.workload, Roles.MIXED).request_seconds
+            if alone < rival_seconds * (1 - 1e-9):
+                # A fog that separates roles only to be slower than one of its devices would
+                # be a loss to everybody: then roles may be mixed.
+                factor = 1.0
+        if factor is not None:
+            mixed, mixed_optimality = search(Roles.MIXED)
+            if mixed.score.request_seconds * factor < rival_seconds * (1 - 1e-9):
+                solution, optimality = mixed, mixed_optimality
+    return Outcome(assemble(fog, solution, optimality), solution.score)
+
+
+def _searched(
+    fog: Fog, roles: Roles, seed: int, start: Sequence[Sequence[Sequence[int]]]
+) -> tuple[Solution, str]:
+    # DEAP is imported here, so that `import planner` costs nothing that a reader of plans
+    # does not need.
+    from planner.evolve import evolve
+
+    groupings = Groupings(fog, roles)
+    evolved = evolve(fog, roles, seed, groupings, start)
+    if fog.num_devices > fog.objective.exact_devices:
+        return evolved, _gap(fog, evolved)
+    certified = enumerate_groupings(fog, roles, groupings)
+    if certified.score < evolved.score:
+        text = (
+            "certified optimal: exact enumeration of "
+            f"{certified.num_compared} groupings improved on the genetic algorithm"
+        )
+    else:
+        text = f"certified optimal: the best of {certified.num_compared} groupings"
+    return certified, text
+
+
+def _enumerated(fog: Fog, roles: Roles) -> tuple[Solution, str]:
+    found = enumerate_groupings(fog, roles)
+    return found, f"certified optimal: the best of {found.num_compared} groupings"
+
+
+def _gap(fog: Fog, solution: Solution) -> str:
+    most = request_rate_bound(fog)
+    rate = 1 / solution.score.request_seconds
+    return (
+        f"genetic algorithm, {solution.num_compared} groupings: {rate:.3g} requests per second, "
+        f"at most {max(most / rate - 1, 0):.0%} below the bound of {most:.3g}"
+    )
+
+
+def _groups_of(fog: Fog, running: Plan) -> list[list[int]]:
+    index = {cost.id: device for device, cost in enumerate(fog.costs)}
+    groups = (
+        [index[stage.device] for stage in replica.stages if stage.device in index]
+        for replica in running.replicas
+    )
+    return [group for group in groups if group]

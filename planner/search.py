@@ -1,0 +1,53 @@
+"""What the genetic algorithm and the oracle search through: groupings of devices. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from planner.model import Roles
+from planner.replicas import Fog
+from planner.roles import WORST, Member, Score, choose_roles
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Replicas and how good they are.
+
+    Attributes:
+        members: The replicas; devices in none of them are idle.
+        num_compared: Groupings that were looked at to find this one.
+        best_with: Device index to the best score of any grouping that uses the device; only
+            from the oracle, and only for devices that some grouping can use.
+    """
+
+    score: Score
+    members: tuple[Member, ...]
+    num_compared: int = 1
+    best_with: dict[int, Score] = field(default_factory=dict)
+
+
+class Groupings:
+    """Scores of groupings for one fog and one rule about roles, each computed once."""
+
+    def __init__(self, fog: Fog, roles: Roles) -> None:
+        self.fog = fog
+        self.roles = roles
+        self._scores: dict[tuple[int, ...], Solution] = {}
+
+    def solution(self, groups: Iterable[int]) -> Solution:
+        """Return the best use of a grouping; groups that cannot hold the model are idle."""
+        usable = tuple(sorted(group for group in groups if self.fog.options(group) is not None))
+        found = self._scores.get(usable)
+        if found is None:
+            options = [option for g in usable if (option := self.fog.options(g)) is not None]
+            score, members = choose_roles(options, self.fog.workload, self.roles)
+            found = self._scores[usable] = Solution(score, members)
+        return found
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+
+NOTHING = Solution(WORST, (), 0)
+"""The solution of a fog in which no group holds the model."""
