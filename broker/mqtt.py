@@ -409,7 +409,9 @@ class MqttTransport:
     def _on_disconnect(
         self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any
     ) -> None:
-        self._lost_reason = self._lost_reason or str(reason)
+        # 0x80, "unspecified error", is paho's word for a closed socket.
+        if not self._lost_reason and reason.value != 0x80:
+            self._lost_reason = str(reason)
 
 
 def _ignore(_client: Any, _data: Any, _connection: Any) -> None:

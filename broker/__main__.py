@@ -1,0 +1,129 @@
+"""Run a broker, or write what Mosquitto needs to know the users of a fog.
+
+    python -m broker --state DIR --port 1883 [--bind ADDR] [--site local] [--node NAME ...]
+    python -m broker passwords --out DIR --node NAME ... --gateway NAME ... [--secrets DIR]
+
+The first form keeps users and passwords in DIR/credentials.json (mode 600), adds those that
+are named and missing, and runs Mosquitto, or amqtt in this process where there is none.
+The second form only writes DIR/mosquitto.passwords and DIR/mosquitto.acl, for a Mosquitto
+that somebody else runs, such as a container.
+
+In both forms a password may be given: in a file named after the user in the folder
+``--secrets`` (as Docker mounts secrets), else in the environment variable
+``E2LLM_PASSWORD_<USER>``, upper case, with ``_`` for every other character than letters and
+digits: E2LLM_PASSWORD_NODE_1 for node-1. What is not given is kept, or made at random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from broker.access import Credential
+from broker.credentials import given_passwords, load_or_create_credentials
+from broker.server import (
+    ACL_FILE,
+    PASSWORD_FILE,
+    find_mosquitto,
+    run_amqtt,
+    run_mosquitto,
+    write_access_files,
+    write_mosquitto_files,
+)
+from broker.topics import PLANNER_USER, check_level
+
+CREDENTIALS_FILE = "credentials.json"
+
+logger = logging.getLogger("broker")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says; return the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=os.environ.get("E2LLM_LOG", "").upper() or "INFO",
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        check_level(options.site)
+        if options.command == "passwords":
+            return _write_passwords(options)
+        return _run(options)
+    except (ValueError, OSError) as error:
+        print(f"python -m broker: {error}", file=sys.stderr)  # noqa: T201 - for a person
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.state is None or options.port is None:
+        raise ValueError("--state and --port are needed to run a broker; see --help")
+    credentials = _credentials(options, options.state)
+    binary = find_mosquitto() if options.prefer == "mosquitto" else None
+    if binary is None:
+        return run_amqtt(options.bind, options.port, credentials, options.site)
+    configuration = write_mosquitto_files(
+        options.state, options.port, credentials, options.site, options.bind
+    )
+    return run_mosquitto(binary, configuration, options.bind, options.port)
+
+
+def _write_passwords(options: argparse.Namespace) -> int:
+    credentials = _credentials(options, options.out)
+    write_access_files(options.out, credentials, options.site)
+    if options.owner is not None:
+        user, _, group = options.owner.partition(":")
+        for name in (PASSWORD_FILE, ACL_FILE):
+            os.chown(options.out / name, int(user), int(group or user))
+    logger.info("wrote passwords and rules of %d users to %s", len(credentials), options.out)
+    return 0
+
+
+def _credentials(options: argparse.Namespace, folder: Path) -> dict[str, Credential]:
+    users = [PLANNER_USER, *options.node, *options.gateway, *options.client]
+    return load_or_create_credentials(
+        folder / CREDENTIALS_FILE,
+        nodes=options.node,
+        gateways=options.gateway,
+        clients=options.client,
+        given=given_passwords(users, os.environ, options.secrets),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    users = argparse.ArgumentParser(add_help=False)
+    users.add_argument(
+        "--site", default=os.environ.get("E2LLM_SITE") or "local", help="first level of topics"
+    )
+    for kind in ("node", "gateway", "client"):
+        users.add_argument(
+            f"--{kind}", action="append", default=[], metavar="NAME", help=f"a {kind}; repeatable"
+        )
+    users.add_argument("--secrets", type=Path, metavar="DIR", help="files with passwords")
+
+    parser = argparse.ArgumentParser(
+        prog="python -m broker",
+        parents=[users],
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--state", type=Path, metavar="DIR", help="folder of its files")
+    parser.add_argument("--port", type=int, help="TCP port")
+    parser.add_argument("--bind", default="127.0.0.1", metavar="ADDR", help="address to listen on")
+    parser.add_argument("--prefer", choices=("mosquitto", "amqtt"), default="mosquitto")
+    commands = parser.add_subparsers(dest="command", metavar="")
+    passwords = commands.add_parser(
+        "passwords", parents=[users], help="write Mosquitto's password and ACL files"
+    )
+    passwords.add_argument("--out", type=Path, required=True, metavar="DIR")
+    passwords.add_argument(
+        "--owner", metavar="UID[:GID]", help="give the two files to the user Mosquitto runs as"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
