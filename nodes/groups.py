@@ -77,13 +77,22 @@ class Groups:
             grouping = best_grouping(self.replica.stages, self.num_rows)
             if len(self._in_flight) >= grouping.num_groups:
                 break
-            count = min(grouping.group_rows, len(self._waiting))
+            count = min(self._even_size(grouping.num_groups), len(self._waiting))
             rows = [self._waiting.popitem(last=False)[1] for _ in range(count)]
             group = Group(self._next_number, rows, {row.key: row for row in rows}, now, now)
             self._next_number += 1
             self._in_flight[group.number] = group
             launched.append(group)
         return launched
+
+    def _even_size(self, num_groups: int) -> int:
+        """Return the size of the next group, so that sizes differ by at most one row.
+
+        A row left over waits for a smaller group to come round, once.
+        """
+        smaller, num_larger = divmod(self.num_rows, num_groups)
+        larger_in_flight = sum(len(g.pending) > smaller for g in self._in_flight.values())
+        return max(smaller + int(larger_in_flight < num_larger), 1)
 
     def complete(self, number: int, results: list[StepResult], now: float) -> list[StepResult]:
         """Take in results of a group; return those that were awaited, each only once."""

@@ -1,0 +1,118 @@
+"""Grants: masters own slots and room, gateways only hold grants."""
+
+import pytest
+
+from broker.control import Role
+from broker.work import Granted, GrantState, RequestKey, Reserve, ReserveKind
+from nodes.outgoing import ToGateway
+from nodes.reservations import Reservations
+from tests.support.pipeline import make_replica
+
+
+def reservations(*, slots: int = 2, kv_tokens: int = 256) -> Reservations:
+    replica = make_replica((2, 5), ("a", "b"), Role.BOTH, slots=slots, kv_tokens=kv_tokens)
+    return Reservations(replica, grant_seconds=10.0, kv_credit_bytes=4096)
+
+
+def ask(
+    name: str,
+    kind: ReserveKind = ReserveKind.DECODE,
+    *,
+    known: int = 20,
+    maximum: int = 20,
+    gateway: str = "g",
+    queue_seconds: float = 60.0,
+) -> Reserve:
+    return Reserve(
+        request_id=name,
+        attempt=0,
+        gateway=gateway,
+        kind=kind,
+        known_tokens=known,
+        max_tokens=maximum,
+        queue_seconds=queue_seconds,
+    )
+
+
+def states(answers: list[ToGateway]) -> dict[str, GrantState]:
+    found = {}
+    for answer in answers:
+        assert isinstance(answer.header, Granted)
+        found[answer.header.request_id] = answer.header.state
+    return found
+
+
+def test_room_and_slot_are_granted_and_the_same_key_gets_the_same_answer() -> None:
+    held = reservations()
+    assert states(held.reserve(ask("a"), 0.0)) == {"a": GrantState.GRANTED}
+    assert states(held.reserve(ask("a"), 1.0)) == {"a": GrantState.GRANTED}
+    assert held.used_tokens == 32
+
+
+def test_beyond_the_slots_a_request_waits_and_is_granted_on_release() -> None:
+    held = reservations(slots=1)
+    held.reserve(ask("a"), 0.0)
+    assert states(held.reserve(ask("b"), 0.0)) == {"b": GrantState.QUEUED}
+    held.release(RequestKey("a", 0))
+    assert states(held.grant_waiting(1.0)) == {"b": GrantState.GRANTED}
+
+
+def test_prefill_and_decode_slots_are_counted_apart() -> None:
+    held = reservations(slots=1)
+    assert states(held.reserve(ask("a", ReserveKind.PREFILL), 0.0)) == {"a": GrantState.GRANTED}
+    assert states(held.reserve(ask("b", ReserveKind.DECODE), 0.0)) == {"b": GrantState.GRANTED}
+
+
+def test_a_request_that_never_fits_is_refused_with_the_numbers() -> None:
+    (answer,) = reservations(kv_tokens=64).reserve(ask("a", known=50, maximum=20), 0.0)
+    assert isinstance(answer.header, Granted)
+    assert answer.header.state is GrantState.REFUSED
+    assert "70" in answer.header.reason
+    assert "64" in answer.header.reason
+
+
+def test_a_grant_without_open_expires_and_one_with_open_does_not() -> None:
+    held = reservations(slots=1)
+    held.reserve(ask("a"), 0.0)
+    held.reserve(ask("b"), 0.0)
+    assert states(held.expire(10.0)) == {"b": GrantState.GRANTED}
+    assert held.open(RequestKey("b", 0))
+    assert not held.open(RequestKey("a", 0))
+    held.expire(1000.0)
+    assert RequestKey("b", 0) in held
+
+
+def test_a_queued_request_is_refused_when_its_time_is_over() -> None:
+    held = reservations(slots=1)
+    held.reserve(ask("a"), 0.0)
+    held.open(RequestKey("a", 0))
+    held.reserve(ask("b", queue_seconds=5.0), 0.0)
+    assert states(held.expire(5.0)) == {"b": GrantState.REFUSED}
+
+
+def test_growth_stops_at_the_limit_and_the_youngest_decode_is_named() -> None:
+    held = reservations(slots=4, kv_tokens=128)
+    held.reserve(ask("old", known=30), 0.0)
+    held.reserve(ask("young", known=30), 0.0)
+    assert held.grow(RequestKey("old", 0), 96)
+    assert not held.grow(RequestKey("old", 0), 97)
+    assert held.youngest() == RequestKey("young", 0)
+
+
+def test_head_room_is_kept_for_answers_that_grow() -> None:
+    held = reservations(slots=8, kv_tokens=128)
+    assert states(held.reserve(ask("a"), 0.0)) == {"a": GrantState.GRANTED}
+    assert states(held.reserve(ask("b"), 0.0)) == {"b": GrantState.GRANTED}
+    # 64 positions are held and 64 are spare for two growing answers.
+    assert states(held.reserve(ask("c"), 0.0)) == {"c": GrantState.QUEUED}
+
+
+@pytest.mark.parametrize("kind", list(ReserveKind))
+def test_all_that_a_gateway_holds_or_waits_for_is_named(kind: ReserveKind) -> None:
+    held = reservations(slots=1)
+    held.reserve(ask("a", kind, gateway="g1"), 0.0)
+    held.reserve(ask("b", kind, gateway="g1"), 0.0)
+    held.reserve(ask("c", kind, gateway="g2"), 0.0)
+    assert {key.request_id for key in held.keys_of("g1")} >= {"a", "b"}
+    assert held.gateway(RequestKey("a", 0)) == "g1"
+    assert held.gateway(RequestKey("nobody", 0)) is None
