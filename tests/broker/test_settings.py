@@ -1,0 +1,60 @@
+"""Settings: read once, and a mistake stops the process with its name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from broker.settings import SettingsError, read_settings
+
+
+@dataclass(frozen=True)
+class Example:
+    broker: str
+    id: str
+    threads: int = 1
+    slowdown: float = 1.0
+    quiet: bool = False
+    state: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.slowdown <= 0:
+            raise ValueError("slowdown must be greater than 0")
+
+
+BASE = {"E2LLM_BROKER": "mqtt://a:b@h:1", "E2LLM_NODE_ID": "pi"}
+
+
+def read(**extra: str) -> Example:
+    return read_settings(Example, "E2LLM_NODE_", {**BASE, **extra})
+
+
+def test_values_are_parsed_by_their_type() -> None:
+    settings = read(
+        E2LLM_NODE_THREADS="3", E2LLM_NODE_SLOWDOWN="2.5", E2LLM_NODE_QUIET="yes",
+        E2LLM_NODE_STATE="/tmp/x", E2LLM_GATEWAY_PORT="9",
+    )  # fmt: skip
+    assert settings == Example("mqtt://a:b@h:1", "pi", 3, 2.5, True, Path("/tmp/x"))
+
+
+def test_defaults_hold_and_an_empty_variable_counts_as_not_set() -> None:
+    assert read(E2LLM_NODE_THREADS="") == Example("mqtt://a:b@h:1", "pi")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("THREADS", "two"), ("SLOWDOWN", "fast"), ("QUIET", "maybe"), ("COLOUR", "green")],
+)
+def test_a_malformed_or_unknown_setting_is_named(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"E2LLM_NODE_{variable}"):
+        read(**{f"E2LLM_NODE_{variable}": value})
+
+
+def test_a_missing_setting_is_named() -> None:
+    with pytest.raises(SettingsError, match="E2LLM_NODE_ID is not set"):
+        read_settings(Example, "E2LLM_NODE_", {"E2LLM_BROKER": "mqtt://h"})
+
+
+def test_what_the_class_itself_refuses_is_a_settings_error() -> None:
+    with pytest.raises(SettingsError, match="slowdown must be greater than 0"):
+        read(E2LLM_NODE_SLOWDOWN="-1")
