@@ -23,6 +23,7 @@ from tests.support.stages import (
     continue_answer,
     cut_layers,
     decode,
+    fill_weights,
     generate,
     open_request,
     prefill,
@@ -32,11 +33,6 @@ from tests.support.ties import assert_same_tokens
 NUM_TOKENS: Final = 40
 # Shorter than a chunk, on the grid's edge, and over several chunks and sliding windows.
 PROMPT_LENGTHS: Final = (3, 32, 77)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @cache
@@ -59,12 +55,8 @@ class Family:
 
 def load_folder(folder: Path, weights: str = "float32") -> LayerWeights:
     manifest = manifest_of(folder)
-    loaded = LayerWeights(parse_config(manifest.config), TensorSource(manifest), weights)
-    for layer in range(loaded.config.num_layers):
-        loaded.add(layer)
-    loaded.add_embedding()
-    loaded.add_head()
-    return loaded
+    config = parse_config(manifest.config)
+    return fill_weights(LayerWeights(config, TensorSource(manifest), weights))
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +190,17 @@ def test_a_bfloat16_checkpoint_is_computed_in_float32(tmp_path: Path) -> None:
     reference = Oracle(folder).generate(prompt_of(77), NUM_TOKENS)
     tokens = generate(build_stages(load_folder(folder)), prompt_of(77), NUM_TOKENS)
     assert_same_tokens(tokens, reference.tokens, reference.gaps)
+
+
+def test_bfloat16_is_as_close_to_float32_as_that_of_transformers(tmp_path: Path) -> None:
+    folder, key, prompt = write_checkpoint(tmp_path, "qwen3"), RequestKey("r", 0), prompt_of(32)
+    exact = Oracle(folder).logits(prompt)
+    (stage,) = build_stages(load_folder(folder, "bfloat16"), kv_format="bfloat16")
+    stage.open(key, len(prompt))
+    ours = stage.logits(stage.prefill(key, stage.embed(prompt), 0))
+    theirs = Oracle(folder, torch.bfloat16).logits(prompt)
+    error, allowed = (ours - exact).square().mean(), (theirs - exact).square().mean()
+    assert 0 < error < 1.3 * allowed
 
 
 def test_layer_ranges_cover_what_the_cuts_leave() -> None:

@@ -19,12 +19,12 @@ class Reference:
 class Oracle:
     """A checkpoint loaded by transformers. Importing that takes seconds, so not at the top."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
     def generate(self, prompt_ids: Sequence[int], num_tokens: int) -> Reference:
         """Return exactly ``num_tokens`` greedy tokens: EOS does not end the answer."""
@@ -49,4 +49,4 @@ class Oracle:
         """Return float32 logits (n, vocab) of all positions of one pass."""
         with torch.inference_mode():
             logits: torch.Tensor = self._model(torch.tensor([list(token_ids)])).logits[0]
-        return logits
+        return logits.float()

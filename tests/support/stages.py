@@ -39,17 +39,21 @@ def cut_layers(num_layers: int, cuts: Sequence[int]) -> list[LayerRange]:
     return [LayerRange(start, end) for start, end in pairwise(edges)]
 
 
+def fill_weights(weights: LayerWeights) -> LayerWeights:
+    """Load everything that the model has, and return ``weights``."""
+    for layer in range(weights.config.num_layers):
+        weights.add(layer)
+    weights.add_embedding()
+    weights.add_head()
+    return weights
+
+
 def load_weights(
     config: Mapping[str, Any], seed: int = 0, weights: str = "float32"
 ) -> LayerWeights:
     """Return all weights of a random checkpoint, without writing it."""
-    parsed = parse_config(config)
-    loaded = LayerWeights(parsed, MemoryTensors(random_tensors(config, seed)), weights)
-    for layer in range(parsed.num_layers):
-        loaded.add(layer)
-    loaded.add_embedding()
-    loaded.add_head()
-    return loaded
+    source = MemoryTensors(random_tensors(config, seed))
+    return fill_weights(LayerWeights(parse_config(config), source, weights))
 
 
 def build_stages(
