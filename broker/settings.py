@@ -1,8 +1,9 @@
 """Settings of a process: one frozen dataclass, read once from the environment.
 
 Field ``chunk_tokens`` of a class read with prefix ``E2LLM_PLANNER_`` is the variable
-``E2LLM_PLANNER_CHUNK_TOKENS``. `COMMON` variables have no process in their name. An
-unknown or malformed variable is a `SettingsError` that names it.
+``E2LLM_PLANNER_CHUNK_TOKENS``. `COMMON` variables have no process in their name. Any variable
+may instead be given as ``<NAME>_FILE``, the path of a file with the value, which is how
+containers mount secrets. An unknown or malformed variable is a `SettingsError` that names it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 COMMON: dict[str, str] = {
@@ -39,11 +41,11 @@ def read_settings(cls: type[SettingsT], prefix: str, environ: Mapping[str, str])
     names = {name: COMMON.get(name, prefix + name.upper()) for name in fields}
     known = set(names.values())
     for variable in environ:
-        if variable.startswith(prefix) and variable not in known:
+        if variable.startswith(prefix) and variable.removesuffix("_FILE") not in known:
             raise SettingsError(f"unknown setting {variable}; known: {', '.join(sorted(known))}")
     values: dict[str, Any] = {}
     for name, field in fields.items():
-        text = environ.get(names[name], "")
+        text = environ.get(names[name], "") or _read_file(environ, names[name] + "_FILE")
         if text:
             values[name] = _parse(hints[name], text, names[name])
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
@@ -54,6 +56,17 @@ def read_settings(cls: type[SettingsT], prefix: str, environ: Mapping[str, str])
         raise
     except ValueError as error:
         raise SettingsError(f"{prefix}*: {error}") from error
+
+
+def _read_file(environ: Mapping[str, str], variable: str) -> str:
+    """Return the value in the file that ``variable`` names, or nothing if it is not set."""
+    path = environ.get(variable, "")
+    if not path:
+        return ""
+    try:
+        return Path(path).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{variable}={path!r} cannot be read: {error}") from error
 
 
 def _parse(hint: Any, text: str, variable: str) -> Any:

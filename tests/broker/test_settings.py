@@ -58,3 +58,16 @@ def test_a_missing_setting_is_named() -> None:
 def test_what_the_class_itself_refuses_is_a_settings_error() -> None:
     with pytest.raises(SettingsError, match="slowdown must be greater than 0"):
         read(E2LLM_NODE_SLOWDOWN="-1")
+
+
+def test_a_secret_may_stand_in_a_file(tmp_path: Path) -> None:
+    secret = tmp_path / "broker"
+    secret.write_text("mqtt://a:secret@h:1\n")
+    environ = {"E2LLM_BROKER_FILE": str(secret), "E2LLM_NODE_ID": "pi"}
+    assert read_settings(Example, "E2LLM_NODE_", environ).broker == "mqtt://a:secret@h:1"
+
+
+def test_a_secret_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    environ = {"E2LLM_BROKER_FILE": str(tmp_path / "none"), "E2LLM_NODE_ID": "pi"}
+    with pytest.raises(SettingsError, match="E2LLM_BROKER_FILE"):
+        read_settings(Example, "E2LLM_NODE_", environ)
