@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
 from amqtt.contexts import Action as AmqttAction
 from amqtt.errors import BrokerError
@@ -25,7 +26,12 @@ from broker.access import Action, Credential, is_allowed
 
 logger = logging.getLogger(__name__)
 
+_CONNECT_SECONDS: Final = 10.0
 _SHUTDOWN_SECONDS: Final = 3.0
+
+# MQTT 3.1.1, 3.1.2.2 and 3.2.2.3.
+_MQTT_3_1_1: Final = 4
+_UNACCEPTABLE_VERSION: Final = b"\x20\x02\x00\x01"
 
 
 class AccessPlugin(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # amqtt has no types
@@ -64,8 +70,26 @@ class AccessPlugin(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # am
         return is_allowed(user, known.kind, wanted, topic, self.config.site)
 
 
+class _FirstBytesAgain(StreamReaderAdapter):  # type: ignore[misc]  # amqtt has no types
+    """A connection's reader that returns some bytes that were read already, then the rest."""
+
+    def __init__(self, first: bytes, reader: asyncio.StreamReader) -> None:
+        super().__init__(reader)
+        self._first = first
+
+    async def read(self, n: int = -1) -> bytes:
+        """Return ``n`` bytes, or what there is if ``n`` is -1."""
+        if not self._first:
+            data: bytes = await super().read(n)
+            return data
+        if n == -1:
+            n = len(self._first)
+        taken, self._first = self._first[:n], self._first[n:]
+        return taken + (await super().read(n - len(taken)) if len(taken) < n else b"")
+
+
 class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
-    """amqtt with TCP_NODELAY, and with an end for connections that it cannot read."""
+    """amqtt with TCP_NODELAY, and with an answer for clients of MQTT 5."""
 
     async def stream_connected(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
@@ -75,11 +99,39 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
         connection: socket.socket = writer.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            await super().stream_connected(reader, writer, listener_name)
+            first, level = await asyncio.wait_for(_read_protocol_level(reader), _CONNECT_SECONDS)
+            if level == _MQTT_3_1_1:
+                await self.external_connected(
+                    _FirstBytesAgain(first, reader), StreamWriterAdapter(writer), listener_name
+                )
+            else:
+                # Said here, because amqtt 0.12 reads on in the CONNECT of MQTT 5 as if it
+                # were 3.1.1, and waits for bytes that never come.
+                writer.write(_UNACCEPTABLE_VERSION)
+                await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
+            logger.debug("a connection ended before it had begun: %r", error)
         finally:
-            # amqtt 0.12 leaves a connection open whose CONNECT it cannot parse, as MQTT 5
-            # with a will, and the client would wait for an answer.
             writer.close()
+
+
+async def _read_protocol_level(reader: asyncio.StreamReader) -> tuple[bytes, int]:
+    """Return the first bytes of a CONNECT up to the protocol level, and that level.
+
+    Raises:
+        ValueError: It is not a CONNECT.
+    """
+    first = await reader.readexactly(2)
+    if first[0] != 0x10:
+        raise ValueError("the first packet is not CONNECT")
+    # The remaining length: up to four bytes, all but the last with the highest bit set.
+    while first[-1] & 0x80 and len(first) < 5:
+        first += await reader.readexactly(1)
+    name_length = await reader.readexactly(2)
+    if name_length not in {b"\x00\x04", b"\x00\x06"}:
+        raise ValueError("the protocol is neither MQTT nor MQIsdp")
+    first += name_length + await reader.readexactly(int.from_bytes(name_length, "big") + 1)
+    return first, first[-1]
 
 
 def amqtt_configuration(
