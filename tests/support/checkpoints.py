@@ -236,7 +236,7 @@ def write_tokenizer(folder: Path) -> None:
     _write_json(folder / "tokenizer_config.json", settings)
 
 
-def manifest_of(folder: Path, name: str = "tiny", **changes: Any) -> ModelManifest:
+def manifest_of(folder: Path, /, name: str = "tiny", **changes: Any) -> ModelManifest:
     """Describe the checkpoint in ``folder`` as a gateway would."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
     tensors = {}
