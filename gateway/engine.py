@@ -1,0 +1,341 @@
+"""The bus side of the gateway: an asyncio shell around `gateway.dispatch.Dispatcher`.
+
+A thread takes messages from the transport and hands them to the event loop; everything else
+happens there. Decisions are the dispatcher's, knowledge of the fog is `FogView`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, Final
+
+from broker.codec import encode_control
+from broker.control import DeviceState, GatewayStatus, ModelManifest, Plan
+from broker.topics import (
+    DEVICE_LOADED,
+    DEVICE_PROFILE,
+    DEVICE_STATUS,
+    DEVICE_TELEMETRY,
+    GATEWAY_EVENTS,
+    GATEWAY_STATUS,
+    MODEL,
+    PLAN,
+    PLANNER_STATUS,
+)
+from broker.transport import (
+    Connected,
+    Disconnected,
+    Publication,
+    Received,
+    Refused,
+    Transport,
+    TransportClosedError,
+    TransportEvent,
+)
+from gateway import report
+from gateway.dispatch import Actions, Dispatcher, DispatchSettings, FailedOutcome
+from gateway.fogview import FogView
+from gateway.intake import Intake
+from gateway.journal import Journal, NoJournal
+from gateway.measures import Measures
+from gateway.requests import (
+    EngineError,
+    GeneratedToken,
+    Generation,
+    NotReadyError,
+    Readiness,
+)
+
+logger = logging.getLogger(__name__)
+
+TICK_SECONDS: Final = 0.05
+_RECEIVE_SECONDS: Final = 0.5
+
+Stream = asyncio.Queue[GeneratedToken | EngineError]
+
+
+def new_session() -> int:
+    """Return a session for a process that starts now: UTC milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def status_publication(site: str, gateway: str, status: GatewayStatus) -> Publication:
+    """Return the retained publication of a gateway's status; with ``lost``, its will."""
+    topic = GATEWAY_STATUS.path(site, gateway=gateway)
+    return Publication(topic, encode_control(status), GATEWAY_STATUS.qos, retained=True)
+
+
+class FogEngine:
+    """The fog as the HTTP side sees it (`gateway.requests.Engine`).
+
+    Args:
+        transport: Whoever made it connects it, after `start`. Its last will should be
+            ``status_publication(site, gateway_id, GatewayStatus(state=LOST, session=...))``.
+        settings: Of the dispatcher.
+        journal: Where requests are written down; by default nowhere.
+        addresses: Base URLs of this gateway, for its status.
+        session: The one in the last will; by default that of a start now.
+        on_refused: Called with the reason when the broker refuses the credentials; the
+            transport has given up then, so the process should end.
+        clock: Steady seconds.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        site: str,
+        gateway_id: str,
+        settings: DispatchSettings | None = None,
+        *,
+        journal: Journal | None = None,
+        addresses: Sequence[str] = (),
+        software: str = "",
+        session: int | None = None,
+        on_refused: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._transport = transport
+        self._site = site
+        self._gateway = gateway_id
+        self._journal: Journal = journal or NoJournal()
+        self._addresses = list(addresses)
+        self._software = software
+        self._session = session or new_session()
+        self._on_refused = on_refused
+        self._clock = clock
+        self._measures = Measures()
+        self._dispatcher = Dispatcher(site, gateway_id, settings, self._measures)
+        self._intake = Intake(gateway_id)
+        self._manifest: ModelManifest | None = None
+        self._bus_problem: str | None = "not connected to the MQTT broker yet"
+        self._streams: dict[str, Stream] = {}
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._thread: threading.Thread | None = None
+        self._is_stopping = threading.Event()
+
+    # --- life --------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Subscribe, begin to take in messages, and begin to write the journal."""
+        site, me = self._site, self._gateway
+        self._transport.subscribe(
+            [
+                (PLAN.path(site), PLAN.qos),
+                (PLANNER_STATUS.path(site), PLANNER_STATUS.qos),
+                (MODEL.filter(site), MODEL.qos),
+                (DEVICE_STATUS.filter(site), DEVICE_STATUS.qos),
+                (DEVICE_PROFILE.filter(site), DEVICE_PROFILE.qos),
+                (DEVICE_LOADED.filter(site), DEVICE_LOADED.qos),
+                (DEVICE_TELEMETRY.filter(site), DEVICE_TELEMETRY.qos),
+                (GATEWAY_STATUS.path(site, gateway=me), GATEWAY_STATUS.qos),
+                (GATEWAY_EVENTS.filter(site, gateway=me), GATEWAY_EVENTS.qos),
+            ]
+        )
+        await self._journal.start()
+        loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(
+            target=self._receive, args=(loop,), name="gateway-receive", daemon=True
+        )
+        self._thread.start()
+        self._tasks.append(asyncio.create_task(self._tick(), name="gateway-timers"))
+
+    async def stop(self) -> None:
+        """Cancel what runs, say `lost`, close the transport and the journal."""
+        for request_id in list(self._streams):
+            self._apply(self._dispatcher.cancel(request_id, self._clock()))
+            self._tell(request_id, NotReadyError("the gateway is stopping"))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._is_stopping.set()
+        farewell = self._status(DeviceState.LOST)
+        # May wait for the broker's acknowledgement.
+        await asyncio.to_thread(self._transport.close, farewell)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+        await self._journal.stop()
+
+    # --- the engine of the API ---------------------------------------------------------------
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[GeneratedToken, None]:
+        request_id = generation.request_id
+        actions = self._dispatcher.submit(generation, self._clock())
+        stream = self._streams[request_id] = Stream()
+        status = "cancelled"
+        try:
+            self._journal.begin(generation, self._manifest)
+            self._apply(actions)
+            self._wake.set()
+            while True:
+                item = await stream.get()
+                if isinstance(item, EngineError):
+                    status = "failed"
+                    raise item
+                self._journal.token(request_id, item.token_id)
+                if item.finish_reason is not None:
+                    status = "finished"
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            del self._streams[request_id]
+            self._journal.end(request_id, status)
+            self._apply(self._dispatcher.cancel(request_id, self._clock()))
+
+    def largest_request_tokens(self) -> int | None:
+        return self._dispatcher.largest_request_tokens()
+
+    def plan(self) -> Plan | None:
+        return self._view.preparing or self._view.active
+
+    def fog_plan(self) -> dict[str, Any]:
+        measured = self._measures.body(self._view.replicas, self._clock())
+        return report.plan_body(self._view, measured)
+
+    def devices(self) -> list[dict[str, Any]]:
+        return report.devices_body(self._view, self._clock())
+
+    def readiness(self) -> Readiness:
+        details = {
+            "journal": self._journal.is_available,
+            "waiting": self._dispatcher.num_waiting,
+            "running": self._dispatcher.num_running,
+            "dropped": self.dropped,
+        }
+        return report.readiness(self._view, self._bus_problem, details)
+
+    def publish_model(self, manifest: ModelManifest) -> None:
+        self._manifest = manifest
+        self._intake.serve(manifest)
+        self._fog_changed()
+        if self._transport.is_connected:
+            self._publish_manifest()
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many messages were ignored, by topic for those that could not be read."""
+        return dict(self._intake.dropped + self._dispatcher.dropped)
+
+    # --- the bus -----------------------------------------------------------------------------
+
+    @property
+    def _view(self) -> FogView:
+        return self._intake.view
+
+    def _receive(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand every event of the transport to the event loop; runs in its own thread."""
+        while not self._is_stopping.is_set():
+            event = self._transport.receive(_RECEIVE_SECONDS)
+            if event is not None:
+                # The loop is closed when the process ends without `stop`.
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self._on_event, event)
+
+    def _on_event(self, event: TransportEvent) -> None:
+        match event:
+            case Received():
+                self._on_message(event)
+            case Connected():
+                self._bus_problem = None
+                self._publish_status()
+                self._publish_manifest()
+            case Disconnected():
+                self._bus_problem = f"no connection to the MQTT broker: {event.reason}"
+                logger.warning("lost the broker: %s", event.reason)
+            case Refused():
+                self._bus_problem = f"the MQTT broker refused this gateway: {event.reason}"
+                logger.error("%s", self._bus_problem)
+                if self._on_refused is not None:
+                    self._on_refused(event.reason)
+
+    def _on_message(self, message: Received) -> None:
+        now = self._clock()
+        taken = self._intake.take(message, now)
+        if taken is None:
+            return
+        if isinstance(taken, GatewayStatus):
+            self._meet_own_status(taken)
+        elif isinstance(taken, FogView):
+            self._fog_changed()
+        else:
+            sender, event = taken
+            self._apply(self._dispatcher.handle(sender, event, now))
+
+    def _fog_changed(self) -> None:
+        self._apply(self._dispatcher.fog_changed(self._view, self._clock()))
+
+    def _meet_own_status(self, status: GatewayStatus) -> None:
+        """A status of ours from an earlier run, or its late will: overwrite it."""
+        is_ours = status.session == self._session and status.state is DeviceState.READY
+        if is_ours or self._is_stopping.is_set():
+            return
+        if status.session > self._session:
+            # The clock went back since the earlier run.
+            self._session = status.session + 1
+        self._publish_status()
+
+    def _status(self, state: DeviceState) -> Publication:
+        status = GatewayStatus(
+            state=state,
+            session=self._session,
+            addresses=self._addresses,
+            software=self._software,
+        )
+        return status_publication(self._site, self._gateway, status)
+
+    def _publish_status(self) -> None:
+        self._publish(self._status(DeviceState.READY))
+
+    def _publish_manifest(self) -> None:
+        if self._manifest is not None:
+            topic = MODEL.path(self._site, model=_slug(self._manifest.name))
+            payload = encode_control(self._manifest)
+            self._publish(Publication(topic, payload, MODEL.qos, retained=True))
+
+    def _publish(self, publication: Publication) -> None:
+        try:
+            self._transport.publish(publication)
+        except (ValueError, TransportClosedError) as error:
+            # Too large for the broker, or too late; repeats and timeouts end the request.
+            logger.error("could not publish: %s", error)
+
+    # --- actions and timers ------------------------------------------------------------------
+
+    def _apply(self, actions: Actions) -> None:
+        for publication in actions.publications:
+            self._publish(publication)
+        for outcome in actions.outcomes:
+            if isinstance(outcome, FailedOutcome):
+                logger.info("request %s failed: %s", outcome.request_id, outcome.error)
+                self._tell(outcome.request_id, outcome.error)
+            else:
+                self._tell(outcome.request_id, outcome.token)
+
+    def _tell(self, request_id: str, item: GeneratedToken | EngineError) -> None:
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            stream.put_nowait(item)
+
+    async def _tick(self) -> None:
+        while True:
+            if self._dispatcher.is_idle:
+                self._wake.clear()
+                await self._wake.wait()
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                self._apply(self._dispatcher.tick(self._clock()))
+            except Exception:
+                # A bug: without timers every request of this gateway would hang.
+                logger.exception("a timer failed")
+
+
+def _slug(name: str) -> str:
+    """Return a model's name as one topic level."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:100] or "model"

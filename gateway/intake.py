@@ -1,0 +1,131 @@
+"""Messages from the bus to knowledge and events; bad payloads end here.
+
+Whatever arrives is decoded by the topic's contract. What cannot be read is logged with its
+topic, counted by kind of topic, and dropped: one bad peer must not stop the gateway.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import Any
+
+from broker.codec import DecodeError, decode_control, decode_frame
+from broker.control import GatewayStatus, ModelManifest
+from broker.topics import (
+    DEVICE_LOADED,
+    DEVICE_PROFILE,
+    DEVICE_STATUS,
+    DEVICE_TELEMETRY,
+    GATEWAY_EVENTS,
+    GATEWAY_STATUS,
+    MODEL,
+    PLAN,
+    PLANNER_STATUS,
+    Topic,
+)
+from broker.transport import Received
+from broker.work import Event
+from gateway.fogview import FogView
+
+logger = logging.getLogger(__name__)
+
+_TOPICS: tuple[Topic[Any], ...] = (
+    GATEWAY_EVENTS,
+    DEVICE_TELEMETRY,
+    DEVICE_STATUS,
+    DEVICE_LOADED,
+    DEVICE_PROFILE,
+    PLAN,
+    PLANNER_STATUS,
+    MODEL,
+    GATEWAY_STATUS,
+)
+_MAX_LOGGED = 5
+"""Warnings per kind of topic; the count goes on. A flood must not fill the disk."""
+
+Taken = FogView | GatewayStatus | tuple[str, Event]
+
+
+class Intake:
+    """What has arrived so far.
+
+    Attributes:
+        view: The fog as far as it is known.
+        dropped: Messages that could not be read, by the topic's template.
+    """
+
+    def __init__(self, gateway: str) -> None:
+        self.view = FogView()
+        self.dropped: Counter[str] = Counter()
+        self._gateway = gateway
+        self._serves_own_model = False
+
+    def serve(self, manifest: ModelManifest) -> None:
+        """This gateway serves that model; what others publish does not count any more."""
+        self._serves_own_model = True
+        self.view = self.view.with_model(manifest)
+
+    def take(self, message: Received, now: float) -> Taken | None:
+        """Take one message in.
+
+        Returns:
+            The view if something about routing may have changed, this gateway's own status,
+            or an event and its sender; None if there is nothing to do.
+        """
+        for topic in _TOPICS:
+            names = topic.match(message.topic)
+            if names is not None:
+                break
+        else:
+            self._drop("other", message.topic, "no topic of the contract")
+            return None
+        try:
+            return self._take(topic, names, message.payload, now)
+        except DecodeError as error:
+            self._drop(topic.template, message.topic, str(error))
+            return None
+
+    def _take(
+        self, topic: Topic[Any], names: dict[str, str], payload: bytes, now: float
+    ) -> Taken | None:
+        if topic is GATEWAY_EVENTS:
+            event, _ = decode_frame(payload, topic.message)
+            return names["sender"], event
+        if not payload:
+            return self._clear(topic, names)
+        content = decode_control(payload, topic.message)
+        if topic is GATEWAY_STATUS:
+            return content if names["gateway"] == self._gateway else None  # type: ignore[no-any-return]
+        before = self.view
+        if topic is DEVICE_TELEMETRY:
+            # Frequent, and nothing is routed by it.
+            self.view = before.with_telemetry(names["device"], content, now)
+            return None
+        if topic is DEVICE_STATUS:
+            self.view = before.with_status(names["device"], content, now)
+        elif topic is DEVICE_LOADED:
+            self.view = before.with_loaded(names["device"], content, now)
+        elif topic is DEVICE_PROFILE:
+            self.view = before.with_profile(names["device"], content, now)
+        elif topic is PLAN:
+            self.view = before.with_plan(content)
+        elif topic is PLANNER_STATUS:
+            self.view = before.with_planner(content)
+        elif not self._serves_own_model:
+            self.view = before.with_model(content)
+        return self.view if self.view is not before else None
+
+    def _clear(self, topic: Topic[Any], names: dict[str, str]) -> Taken | None:
+        """An empty retained payload takes the knowledge back (MQTT 3.1.1, 3.3.1.3)."""
+        if topic is DEVICE_STATUS and names["device"] in self.view.devices:
+            self.view = self.view.without_device(names["device"])
+            return self.view
+        return None
+
+    def _drop(self, kind: str, topic: str, reason: str) -> None:
+        self.dropped[kind] += 1
+        if self.dropped[kind] <= _MAX_LOGGED:
+            last = "; more of these are only counted" * (self.dropped[kind] == _MAX_LOGGED)
+            # The reason names fields and types, never content.
+            logger.warning("dropped a message on %s: %s%s", topic, reason[:300], last)

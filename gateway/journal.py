@@ -1,0 +1,258 @@
+"""What was asked and answered, kept in Redis for an hour. The gateway's only use of Redis.
+
+Redis is memory, never authority: while it is down requests go on without a journal, and
+`Journal.is_available` says so. When it comes back, live requests are written again from
+their beginning. Nothing here blocks the event loop, and nothing is logged but ids.
+
+Keys, for other readers: ``e2llm:<site>:request:<id>`` is a hash (``body``, ``prompt_ids``,
+``seed``, ``parameters``, ``model``, ``revision``, ``weights``, ``status``, ``started_at``),
+``e2llm:<site>:request:<id>:tokens`` a list of token ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from broker.control import ModelManifest
+from gateway.requests import Generation
+
+logger = logging.getLogger(__name__)
+
+FLUSH_SECONDS: Final = 0.05
+RETRY_SECONDS: Final = 1.0
+TIMEOUT_SECONDS: Final = 2.0
+EXPIRE_SECONDS: Final = 3600
+MAX_ENDED: Final = 1000
+"""Ended requests that wait for Redis to come back; older ones go without a journal."""
+
+
+class Journal(Protocol):
+    """Where requests are written down. Every call returns at once."""
+
+    @property
+    def is_available(self) -> bool:
+        """Whether what is said now will be written."""
+
+    def begin(self, generation: Generation, model: ModelManifest | None) -> None:
+        """A request was accepted."""
+
+    def token(self, request_id: str, token_id: int) -> None:
+        """The next token of its answer was delivered."""
+
+    def end(self, request_id: str, status: str) -> None:
+        """It ended: ``finished``, ``cancelled`` or ``failed``."""
+
+    async def start(self) -> None:
+        """Begin to write."""
+
+    async def stop(self) -> None:
+        """Write what is left, if Redis answers, and close."""
+
+
+class NoJournal:
+    """The journal of a gateway without Redis."""
+
+    is_available = False
+
+    def begin(self, generation: Generation, model: ModelManifest | None) -> None:
+        pass
+
+    def token(self, request_id: str, token_id: int) -> None:
+        pass
+
+    def end(self, request_id: str, status: str) -> None:
+        pass
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A request that is live, or not wholly written yet.
+
+    Attributes:
+        num_written: Tokens in Redis; None: the entry must be written from its beginning.
+    """
+
+    fields: dict[str, str]
+    tokens: list[int] = field(default_factory=list)
+    num_written: int | None = None
+    is_changed: bool = True
+    is_ended: bool = False
+
+
+class RedisJournal:
+    """A journal in Redis; tokens are appended at most 50 ms late.
+
+    Args:
+        url: ``redis://:password@host:port/0``.
+        site: Part of every key.
+        expire_seconds: How long an entry stays after its last change.
+        sleep: Replaced by tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        site: str,
+        *,
+        expire_seconds: int = EXPIRE_SECONDS,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._redis: Redis = Redis.from_url(
+            url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
+        )
+        self._prefix = f"e2llm:{site}:request:"
+        self._expire_seconds = expire_seconds
+        self._sleep = sleep
+        self._entries: dict[str, _Entry] = {}
+        self._changed: dict[str, _Entry] = {}
+        self._wake = asyncio.Event()
+        self._is_available = False
+        self._is_reported = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_available(self) -> bool:
+        return self._is_available
+
+    def begin(self, generation: Generation, model: ModelManifest | None) -> None:
+        fields = {
+            "body": json.dumps(generation.body, default=str),
+            "prompt_ids": json.dumps(generation.prompt_ids),
+            "seed": str(generation.sampling.seed),
+            "parameters": json.dumps(
+                {
+                    "max_tokens": generation.max_tokens,
+                    "deadline_seconds": generation.deadline_seconds,
+                    # Built-in types with text keys, since a logit bias has integers.
+                    "sampling": msgspec.to_builtins(generation.sampling, str_keys=True),
+                }
+            ),
+            "model": model.name if model is not None else "",
+            "revision": model.revision if model is not None else "",
+            "weights": model.weights if model is not None else "",
+            "status": "running",
+            "started_at": f"{time.time():.3f}",
+        }
+        self._entries[generation.request_id] = _Entry(fields)
+        self._touch(generation.request_id)
+
+    def token(self, request_id: str, token_id: int) -> None:
+        entry = self._entries.get(request_id)
+        if entry is not None:
+            entry.tokens.append(token_id)
+            self._touch(request_id)
+
+    def end(self, request_id: str, status: str) -> None:
+        entry = self._entries.get(request_id)
+        if entry is not None and not entry.is_ended:
+            entry.fields["status"] = status
+            entry.is_ended = True
+            self._touch(request_id)
+
+    async def start(self) -> None:
+        await self._try_flush()
+        self._task = asyncio.create_task(self._run(), name="journal")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self._is_available:
+            await self._try_flush()
+        with contextlib.suppress(RedisError, OSError):
+            await self._redis.aclose()
+
+    # --- the background ----------------------------------------------------------------------
+
+    def _touch(self, request_id: str) -> None:
+        self._changed[request_id] = self._entries[request_id]
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            if self._is_available:
+                await self._wake.wait()
+            # Batches what comes in the meantime; without Redis, the time to the next try.
+            await self._sleep(FLUSH_SECONDS if self._is_available else RETRY_SECONDS)
+            await self._try_flush()
+
+    async def _try_flush(self) -> None:
+        """Write what has changed; when that fails, remember that it must be written again."""
+        self._wake.clear()
+        changed, self._changed = self._changed, {}
+        try:
+            await self._write(changed)
+        except (RedisError, OSError) as error:
+            if not self._is_reported:
+                logger.warning("journal: Redis does not answer (%s); going on without", error)
+            self._is_available, self._is_reported = False, True
+            self._write_all_again()
+            return
+        except asyncio.CancelledError:
+            self._write_all_again()
+            raise
+        if self._is_reported:
+            logger.info("journal: Redis answers again")
+        self._is_available, self._is_reported = True, False
+        for request_id, entry in changed.items():
+            if entry.is_ended and request_id not in self._changed:
+                self._entries.pop(request_id, None)
+
+    async def _write(self, changed: dict[str, _Entry]) -> None:
+        if not changed:
+            await self._redis.ping()
+            return
+        written: list[tuple[_Entry, int]] = []
+        # A transaction, so that an entry is never there without its expiry.
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            for request_id, entry in changed.items():
+                key = self._prefix + request_id
+                tokens = f"{key}:tokens"
+                if entry.num_written is None:
+                    pipeline.delete(tokens)
+                fresh = entry.tokens[entry.num_written or 0 :]
+                fields: dict[Any, Any] = dict(entry.fields)
+                if entry.num_written is not None:
+                    fields = {"status": entry.fields["status"]}
+                pipeline.hset(key, mapping=fields)
+                pipeline.expire(key, self._expire_seconds)
+                if fresh:
+                    pipeline.rpush(tokens, *fresh)
+                if entry.tokens:
+                    pipeline.expire(tokens, self._expire_seconds)
+                written.append((entry, len(entry.tokens)))
+            await pipeline.execute()
+        for entry, num_tokens in written:
+            entry.num_written = num_tokens
+
+    def _write_all_again(self) -> None:
+        """A write may have happened or not, or Redis come back empty: begin anew."""
+        ended = [key for key, entry in self._entries.items() if entry.is_ended]
+        for key in ended[: max(len(ended) - MAX_ENDED, 0)]:
+            del self._entries[key]
+        for entry in self._entries.values():
+            entry.num_written = None
+        self._changed = dict(self._entries)
+
+
+def open_journal(url: str | None, site: str) -> Journal:
+    """Return the journal at a Redis URL, or one that keeps nothing without a URL."""
+    return RedisJournal(url, site) if url is not None else NoJournal()

@@ -1,0 +1,127 @@
+"""Measured TTFT, TPOT and rates of this gateway's own requests. Pure: time is an argument."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from statistics import median
+from typing import Any, Final
+
+from broker.control import Replica
+from gateway.routing import predicted_prefill_rate, predicted_step_seconds
+
+SMOOTHING: Final = 0.3
+"""Weight of the newest sample in a replica's factor."""
+FACTOR_LIMITS: Final = (0.05, 20.0)
+"""One sample, say of a device that was asleep, must not rule a replica out for ever."""
+RECENT: Final = 256
+"""Requests, or tokens times 16, over which the fog's figures are taken."""
+DEFAULT_ANSWER_TOKENS: Final = 64.0
+
+
+class Measures:
+    """What requests experienced, per replica and in all.
+
+    Args:
+        window_seconds: Rates are taken over tokens and requests of this age.
+    """
+
+    def __init__(self, window_seconds: float = 60.0) -> None:
+        self._window_seconds = window_seconds
+        self._ttft: deque[float] = deque(maxlen=RECENT)
+        self._tpot: deque[float] = deque(maxlen=RECENT)
+        self._tokens: deque[float] = deque(maxlen=RECENT * 16)
+        self._finished: deque[float] = deque(maxlen=RECENT)
+        self._prefill_factor: dict[str, float] = {}
+        self._step_factor: dict[str, float] = {}
+        self._prefill_rate: dict[str, float] = {}
+        self._step_seconds: dict[str, float] = {}
+        self._answer_tokens = DEFAULT_ANSWER_TOKENS
+
+    # --- samples -----------------------------------------------------------------------------
+
+    def first_token(self, seconds: float) -> None:
+        """A request's first token came ``seconds`` after it was submitted (TTFT)."""
+        self._ttft.append(seconds)
+
+    def token(self, now: float) -> None:
+        """A token was delivered."""
+        self._tokens.append(now)
+
+    def prefilled(self, replica: Replica, num_tokens: int, seconds: float) -> None:
+        """A prompt that was alone in its replica took ``seconds`` from `Open` to a token."""
+        if seconds <= 0:
+            return
+        _smooth(self._prefill_rate, replica.id, num_tokens / seconds)
+        predicted = num_tokens / predicted_prefill_rate(replica)
+        _smooth(self._prefill_factor, replica.id, _limited(seconds / predicted))
+
+    def decoded(self, replica: Replica, num_steps: int, seconds: float, num_rows: int) -> None:
+        """A request took ``seconds`` for ``num_steps`` tokens, about ``num_rows`` at once."""
+        if seconds <= 0 or num_steps < 1:
+            return
+        step = seconds / num_steps
+        self._tpot.append(step)
+        _smooth(self._step_seconds, replica.id, step)
+        predicted = predicted_step_seconds(replica, num_rows)
+        _smooth(self._step_factor, replica.id, _limited(step / predicted))
+
+    def finished(self, num_tokens: int, now: float) -> None:
+        """An answer ended with ``num_tokens`` tokens."""
+        self._finished.append(now)
+        self._answer_tokens += 0.1 * (num_tokens - self._answer_tokens)
+
+    # --- what they say -----------------------------------------------------------------------
+
+    @property
+    def answer_tokens(self) -> float:
+        """Mean length of recent answers."""
+        return self._answer_tokens
+
+    def prefill_factor(self, replica_id: str) -> float:
+        """Return measured over predicted prefill seconds; 1 before any measurement."""
+        return self._prefill_factor.get(replica_id, 1.0)
+
+    def step_factor(self, replica_id: str) -> float:
+        """Return measured over predicted seconds per decode step; 1 before any."""
+        return self._step_factor.get(replica_id, 1.0)
+
+    def requests_per_second(self, now: float) -> float | None:
+        """Return how many answers end per second; None when fewer than two did recently."""
+        return _rate(self._finished, now, self._window_seconds)
+
+    def body(self, replicas: Sequence[Replica], now: float) -> dict[str, Any]:
+        """Return the ``measured`` part of ``GET /fog/plan``; None where nothing is known."""
+        return {
+            "ttft_seconds": median(self._ttft) if self._ttft else None,
+            "tpot_seconds": median(self._tpot) if self._tpot else None,
+            "prefill_tokens_per_second": sum(
+                self._prefill_rate.get(replica.id, 0.0) for replica in replicas
+            )
+            or None,
+            "decode_tokens_per_second": _rate(self._tokens, now, self._window_seconds),
+            "requests_per_second": self.requests_per_second(now),
+            "replicas": {
+                replica.id: {
+                    "prefill_tokens_per_second": self._prefill_rate.get(replica.id),
+                    "tpot_seconds": self._step_seconds.get(replica.id),
+                }
+                for replica in replicas
+            },
+        }
+
+
+def _smooth(values: dict[str, float], key: str, sample: float) -> None:
+    known = values.get(key, sample)
+    values[key] = known + SMOOTHING * (sample - known)
+
+
+def _limited(factor: float) -> float:
+    return min(max(factor, FACTOR_LIMITS[0]), FACTOR_LIMITS[1])
+
+
+def _rate(times: deque[float], now: float, window_seconds: float) -> float | None:
+    recent = [time for time in times if now - time <= window_seconds]
+    if len(recent) < 2 or recent[-1] <= recent[0]:
+        return None
+    return (len(recent) - 1) / (recent[-1] - recent[0])

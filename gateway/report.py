@@ -1,0 +1,226 @@
+"""What ``GET /fog/plan``, ``GET /fog/devices`` and ``GET /readyz`` say. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from broker.control import DeviceState, LoadState, Plan, Replica
+from gateway.fogview import DeviceView, FogView
+from gateway.requests import Readiness
+
+
+def plan_body(view: FogView, measured: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of ``GET /fog/plan``: the active plan, or the one in preparation.
+
+    Before any plan it has the same keys, with nothing in them and ``state`` ``"none"``.
+    """
+    plan = view.active or view.preparing
+    preparing = view.preparing
+    body: dict[str, Any] = {
+        "version": plan.version if plan is not None else None,
+        "state": plan.state.value if plan is not None else "none",
+        "model": plan.model if plan is not None else None,
+        "weights": plan.weights if plan is not None else None,
+        "replicas": [],
+        "idle": [],
+        "predicted": {},
+        "measured": measured,
+        "best_single_device": None,
+        "reasons": {},
+        "optimality": "",
+        "trigger": "",
+        "preparing": None,
+    }
+    if plan is not None:
+        single = plan.best_single_device
+        body |= {
+            "revision": plan.revision,
+            "kv_format": plan.kv_format,
+            "chunk_tokens": plan.chunk_tokens,
+            "context_tokens": plan.context_tokens,
+            "replicas": [_replica_body(view, replica) for replica in plan.replicas],
+            "idle": [{"device": idle.device, "reason": idle.reason} for idle in plan.idle],
+            "predicted": msgspec.to_builtins(plan.predicted),
+            "best_single_device": None
+            if single is None
+            else {"device": single.device, "predicted": msgspec.to_builtins(single.predicted)},
+            "reasons": plan.reasons,
+            "optimality": plan.optimality,
+            "trigger": plan.trigger,
+        }
+    if preparing is not None:
+        body["preparing"] = {
+            "version": preparing.version,
+            "trigger": preparing.trigger,
+            "progress": load_progress(view, preparing),
+        }
+    return body
+
+
+def devices_body(view: FogView, now: float) -> list[dict[str, Any]]:
+    """Return the body of ``GET /fog/devices``, in the order of names."""
+    return [_device_body(view.devices[name], now) for name in sorted(view.devices)]
+
+
+def load_progress(view: FogView, plan: Plan) -> float | None:
+    """Return the share of bytes in memory on the devices of ``plan``; None: none reported."""
+    names = {stage.device for replica in plan.replicas for stage in replica.stages}
+    reports = [
+        device.loaded
+        for name in names
+        if (device := view.devices.get(name)) is not None and device.loaded is not None
+    ]
+    total = sum(report.total_bytes for report in reports)
+    if not total:
+        return None
+    return min(sum(report.loaded_bytes for report in reports) / total, 1.0)
+
+
+def readiness(view: FogView, bus_problem: str | None, details: dict[str, Any]) -> Readiness:
+    """Say whether a request can be served now and, if not, the first thing in its way.
+
+    Args:
+        view: What is known of the fog.
+        bus_problem: Why there is no connection to the broker, or None.
+        details: Figures to which this adds those of the fog.
+    """
+    planner = view.planner
+    details = {
+        **details,
+        "plan_version": view.active.version if view.active is not None else None,
+        "planner": planner.state.value if planner is not None else "unknown",
+        "planner_problem": planner.problem if planner is not None else None,
+        "devices": {
+            state.value: sum(
+                device.status is not None and device.status.state is state
+                for device in view.devices.values()
+            )
+            for state in DeviceState
+        },
+        "load_errors": _load_errors(view),
+    }
+    if bus_problem is not None:
+        return Readiness(False, bus_problem, None, details)
+    if view.complete_replicas:
+        return Readiness(True, "ready", None, details)
+    reason, progress = _obstacle(view)
+    return Readiness(False, reason, progress, details)
+
+
+def _obstacle(view: FogView) -> tuple[str, float | None]:
+    """Return why no replica is complete, the most useful reason first, and the progress."""
+    if view.model is None:
+        return "no model is published yet", None
+    errors = _load_errors(view)
+    if errors:
+        device, error = next(iter(errors.items()))
+        return f"device {device} cannot load its layers: {error}", None
+    planner = view.planner
+    if planner is not None and planner.problem is not None:
+        return f"planner: {planner.problem}", None
+    if view.preparing is not None:
+        progress = load_progress(view, view.preparing)
+        return f"nodes load the layers of plan {view.preparing.version}", progress
+    ready = [device for device in view.devices.values() if device.is_ready]
+    if view.serving is not None:
+        return _incomplete(view), load_progress(view, view.serving)
+    if not ready:
+        return "no device is connected", None
+    measuring = [device for device in ready if _is_measuring(device, view)]
+    if measuring:
+        names = ", ".join(sorted(device.id for device in measuring))
+        return f"devices measure themselves: {names}", 1 - len(measuring) / len(ready)
+    if planner is None or planner.state is not DeviceState.READY:
+        return "no planner is connected", None
+    if view.active is not None:
+        return "the plan is for another model; waiting for a new one", None
+    return "the planner has not published a plan yet", None
+
+
+def _incomplete(view: FogView) -> str:
+    absent = view.absent_devices()
+    if absent:
+        return f"no replica is complete; devices that do not answer: {', '.join(absent)}"
+    loading = sorted(
+        {
+            stage.device
+            for replica in view.replicas
+            for index, stage in enumerate(replica.stages)
+            if not view.devices[stage.device].holds(f"{replica.id}/{index}")
+        }
+    )
+    if not loading:
+        return "the active plan has no replica"
+    return f"no replica is complete; devices that still load: {', '.join(loading)}"
+
+
+def _is_measuring(device: DeviceView, view: FogView) -> bool:
+    if device.loaded is not None and device.loaded.session == device.session:
+        return device.loaded.state is LoadState.MEASURING
+    revision = view.model.revision if view.model is not None else None
+    return device.profile is None or device.profile.model_revision != revision
+
+
+def _load_errors(view: FogView) -> dict[str, str]:
+    """Return device to error, for devices that are here and failed in this session."""
+    return {
+        name: device.loaded.error or "no reason given"
+        for name, device in sorted(view.devices.items())
+        if device.is_ready
+        and device.loaded is not None
+        and device.loaded.state is LoadState.FAILED
+        and device.loaded.session == device.session
+    }
+
+
+def _replica_body(view: FogView, replica: Replica) -> dict[str, Any]:
+    return {
+        "id": replica.id,
+        "role": replica.role.value,
+        "slots": replica.slots,
+        "prefill_slots": replica.prefill_slots,
+        "kv_tokens": replica.kv_tokens,
+        "complete": view.is_complete(replica),
+        "predicted": msgspec.to_builtins(replica.predicted),
+        "stages": [
+            {
+                "device": stage.device,
+                "layers": [stage.layers.start, stage.layers.end],
+                "embedding": stage.embedding,
+                "head": stage.head,
+                "predicted_seconds": stage.predicted_seconds,
+            }
+            for stage in replica.stages
+        ],
+    }
+
+
+def _device_body(device: DeviceView, now: float) -> dict[str, Any]:
+    status, loaded, profile = device.status, device.loaded, device.profile
+    progress = None
+    if loaded is not None and loaded.total_bytes:
+        progress = min(loaded.loaded_bytes / loaded.total_bytes, 1.0)
+    return {
+        "id": device.id,
+        "state": status.state.value if status is not None else "unknown",
+        "pid": status.pid if status is not None else None,
+        "session": device.session,
+        "software": status.software if status is not None else None,
+        "last_seen_seconds": round(max(now - device.seen_at, 0.0), 3),
+        "memory_bytes": profile.memory_bytes if profile is not None else None,
+        "threads": profile.threads if profile is not None else None,
+        "slowdown": profile.slowdown if profile is not None else None,
+        "hardware": profile.hardware if profile is not None else None,
+        "load_state": loaded.state.value if loaded is not None else None,
+        "stages": loaded.stages if loaded is not None else [],
+        "tensors": loaded.tensors if loaded is not None else [],
+        "loaded_bytes": loaded.loaded_bytes if loaded is not None else 0,
+        "total_bytes": loaded.total_bytes if loaded is not None else 0,
+        "progress": progress,
+        "error": loaded.error if loaded is not None else None,
+        "telemetry": msgspec.to_builtins(device.telemetry)
+        if device.telemetry is not None
+        else None,
+    }

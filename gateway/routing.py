@@ -1,0 +1,268 @@
+"""Which prefill and which decode replica a request is bound to. Pure functions.
+
+A replica's load is what this gateway knows: its own requests exactly, those of other
+gateways from the last answer of the master. The masters decide; a wrong belief here costs a
+round trip, never a promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from broker.control import Replica, Role
+from broker.grouping import best_grouping
+from broker.placement import KV_BLOCK_TOKENS, kv_reserved_tokens
+from broker.work import ReserveKind
+
+UNKNOWN_PREFILL_RATE: Final = 100.0
+"""Prompt tokens per second of a replica without any prediction or measurement."""
+UNKNOWN_STEP_SECONDS: Final = 0.1
+"""Seconds per decode step of a replica without any prediction or measurement."""
+
+
+class Policy(StrEnum):
+    """How a pair is chosen."""
+
+    LEAST_FINISH = "least-finish"
+    """Least expected finish among pairs that can grant now."""
+    JSQ = "jsq"
+    """The paper's: shortest estimated waiting time, whether or not there is room now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request needs.
+
+    Attributes:
+        known_tokens: Prompt plus tokens generated so far.
+        max_tokens: Tokens that may still come.
+        expected_tokens: Tokens that will probably still come.
+    """
+
+    known_tokens: int
+    max_tokens: int
+    expected_tokens: float
+
+    @property
+    def total_tokens(self) -> int:
+        """KV positions that the request may grow to."""
+        return self.known_tokens + self.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Room that requests hold in a replica.
+
+    Attributes:
+        prefills: Prompts in work or waiting for hand-over.
+        decodes: Requests that decode, or will.
+        tokens: Reserved KV positions.
+    """
+
+    prefills: int = 0
+    decodes: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prefills + other.prefills,
+            self.decodes + other.decodes,
+            self.tokens + other.tokens,
+        )
+
+
+NOTHING: Final = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One complete replica as the gateway sees it.
+
+    Attributes:
+        own: Held by this gateway's requests.
+        foreign: Held by others, by the master's last answer.
+        prefill_backlog_tokens: Prompt tokens of ours that are not through yet.
+        prefill_factor: Measured over predicted prefill seconds.
+        step_factor: Measured over predicted seconds per decode step.
+        is_suspect: Lost a request a moment ago; taken only when there is no other.
+    """
+
+    replica: Replica
+    own: Usage = NOTHING
+    foreign: Usage = NOTHING
+    prefill_backlog_tokens: float = 0.0
+    prefill_factor: float = 1.0
+    step_factor: float = 1.0
+    is_suspect: bool = False
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Measured rate of prompts."""
+        return predicted_prefill_rate(self.replica) / self.prefill_factor
+
+    def step_seconds(self, num_rows: int) -> float:
+        """Measured time from one token of a request to its next, with that many at once."""
+        return predicted_step_seconds(self.replica, num_rows) * self.step_factor
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Where a request goes; equal loads mean that one replica does both."""
+
+    prefill: Load
+    decode: Load
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one replica does both, so that no KV moves."""
+        return self.prefill.replica.id == self.decode.replica.id
+
+
+def predicted_prefill_rate(replica: Replica) -> float:
+    """Return prompt tokens per second as planned."""
+    return replica.predicted.prefill_tokens_per_second or UNKNOWN_PREFILL_RATE
+
+
+def predicted_step_seconds(replica: Replica, num_rows: int) -> float:
+    """Return seconds per decode step as planned, with ``num_rows`` requests at once."""
+    if any(stage.decode_seconds for stage in replica.stages):
+        return best_grouping(replica.stages, max(num_rows, 1)).step_seconds
+    return (
+        replica.predicted.tpot_seconds
+        or sum(stage.predicted_seconds + stage.hop_seconds for stage in replica.stages)
+        or UNKNOWN_STEP_SECONDS
+    )
+
+
+def room_tokens(kind: ReserveKind, known_tokens: int) -> int:
+    """Return the KV positions that a grant takes; decode writes at least one more."""
+    return kv_reserved_tokens(known_tokens + (kind is not ReserveKind.PREFILL))
+
+
+def has_room(load: Load, usage: Usage, kind: ReserveKind, known_tokens: int) -> bool:
+    """Whether a replica with ``usage`` can grant one more request of ``kind``.
+
+    The same count as the masters': whole blocks, and one block to grow for each answer.
+    """
+    replica = load.replica
+    if kind is ReserveKind.PREFILL:
+        if usage.prefills >= max(replica.prefill_slots, 1):
+            return False
+    elif usage.decodes >= max(replica.slots, 1):
+        return False
+    room = room_tokens(kind, known_tokens)
+    if usage == NOTHING:
+        return room <= replica.kv_tokens
+    return usage.tokens + room + KV_BLOCK_TOKENS * usage.decodes <= replica.kv_tokens
+
+
+def pairs(loads: Sequence[Load]) -> list[Pair]:
+    """Return every pair that roles allow, in plan order, single replicas first.
+
+    Without a replica for one of the roles, any replica does both at once: a role steers
+    routing, never ability.
+    """
+    prefills = [load for load in loads if load.replica.role is not Role.DECODE]
+    decodes = [load for load in loads if load.replica.role is not Role.PREFILL]
+    if not prefills or not decodes:
+        return [Pair(load, load) for load in loads]
+    found = [Pair(p, d) for p in prefills for d in decodes]
+    return sorted(found, key=lambda pair: not pair.is_single)
+
+
+def largest_request_tokens(replicas: Sequence[Replica], context_tokens: int) -> int:
+    """Return the most tokens, prompt plus answer, that some allowed pair can hold; 0: none."""
+    held = (
+        min(pair.prefill.replica.kv_tokens, pair.decode.replica.kv_tokens)
+        for pair in pairs([Load(replica) for replica in replicas])
+    )
+    return min(context_tokens, max(held, default=0))
+
+
+def can_grant(pair: Pair, demand: Demand, *, own_only: bool = False) -> bool:
+    """Whether both masters can probably grant now.
+
+    With ``own_only`` as if there were no other gateways, of which nothing is known for sure.
+    """
+
+    def fits(load: Load, kind: ReserveKind) -> bool:
+        usage = load.own if own_only else load.own + load.foreign
+        return has_room(load, usage, kind, demand.known_tokens)
+
+    if pair.is_single:
+        return fits(pair.decode, ReserveKind.BOTH)
+    return fits(pair.prefill, ReserveKind.PREFILL) and fits(pair.decode, ReserveKind.DECODE)
+
+
+def prefill_wait_seconds(load: Load) -> float:
+    """Return the time until a new prompt begins here, as far as our own prompts tell."""
+    return load.prefill_backlog_tokens / load.prefill_tokens_per_second
+
+
+def decode_wait_seconds(load: Load, demand: Demand) -> float:
+    """Return the time until a decode slot is free: one answer's time shared by all slots."""
+    slots = max(load.replica.slots, 1)
+    waiting = (load.own + load.foreign).decodes - slots + 1
+    if waiting <= 0:
+        return 0.0
+    return waiting * demand.expected_tokens * load.step_seconds(slots) / slots
+
+
+def finish_seconds(pair: Pair, demand: Demand) -> float:
+    """Return the expected seconds until the answer's last token.
+
+    Moving KV is left out: it overlaps prefill, layer by layer.
+    """
+    decode = pair.decode
+    rows = min((decode.own + decode.foreign).decodes + 1, max(decode.replica.slots, 1))
+    return (
+        prefill_wait_seconds(pair.prefill)
+        + demand.known_tokens / pair.prefill.prefill_tokens_per_second
+        + decode_wait_seconds(decode, demand)
+        + demand.expected_tokens * decode.step_seconds(rows)
+    )
+
+
+def choose_pair(
+    loads: Sequence[Load], demand: Demand, policy: Policy = Policy.LEAST_FINISH
+) -> Pair | None:
+    """Return the pair of complete replicas to bind a request to now; None: wait.
+
+    None means that no pair can ever hold it, or that our own requests fill every pair that
+    can. Ties go to the earlier pair of `pairs`, so equal knowledge gives equal choices.
+    """
+    fitting = [
+        pair
+        for pair in pairs(loads)
+        if demand.total_tokens <= min(pair.prefill.replica.kv_tokens, pair.decode.replica.kv_tokens)
+    ]
+    if policy is Policy.JSQ:
+        shortest = min(
+            fitting,
+            key=lambda pair: (
+                _suspects(pair),
+                prefill_wait_seconds(pair.prefill) + decode_wait_seconds(pair.decode, demand),
+                (pair.decode.own + pair.decode.foreign).decodes,
+            ),
+            default=None,
+        )
+        fitting = [shortest] if shortest is not None else []
+    # A pair that our own requests fill cannot grant before one of them ends, and then we
+    # know at once. A pair that others fill is asked: its master queues us fairly.
+    candidates = [pair for pair in fitting if can_grant(pair, demand, own_only=True)]
+    return min(
+        candidates,
+        key=lambda pair: (
+            _suspects(pair),
+            not can_grant(pair, demand),
+            finish_seconds(pair, demand),
+        ),
+        default=None,
+    )
+
+
+def _suspects(pair: Pair) -> int:
+    return pair.prefill.is_suspect + (pair.decode.is_suspect and not pair.is_single)
