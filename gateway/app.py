@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import ApiError, not_ready
+from gateway.errors import ApiError, internal_error, not_ready
 from gateway.inference import CHAT, COMPLETION, Inference, unknown_model
 from gateway.model import ModelSlot, ServedModel
 from gateway.requests import Engine
@@ -185,5 +185,4 @@ async def _answer_http_error(http: Request, error: Exception) -> Response:
 
 async def _answer_bug(http: Request, error: Exception) -> Response:
     """Answer an error of ours; the server logs its traceback."""
-    answer = ApiError(500, "internal error", kind="server_error", code="internal_error")
-    return JSONResponse(answer.body(), status_code=500)
+    return JSONResponse(internal_error().body(), status_code=500)

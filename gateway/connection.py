@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import ApiError
+from gateway.errors import ApiError, internal_error
 
 ResultT = TypeVar("ResultT")
 
@@ -112,10 +112,12 @@ class EventStream(Response):
             async for event in _with_pauses(self._events, self._keep_alive_seconds):
                 await self._send(send, b": keep-alive\n\n" if event is None else _data(event))
         except Exception as error:
-            answer = error if isinstance(error, ApiError) else self._describe_error(error)
-            if answer is None or not self._started:
+            answer = self._describe_error(error)
+            if not self._started:
+                raise answer or error from error
+            await self._send_error(send, answer or internal_error())
+            if answer is None:
                 raise
-            await self._send_error(send, answer)
         else:
             await self._send(send, _data("[DONE]"))
             await send({"type": "http.response.body", "body": b"", "more_body": False})

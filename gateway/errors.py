@@ -72,6 +72,11 @@ def not_ready(message: str, retry_after_seconds: int) -> ApiError:
     )
 
 
+def internal_error() -> ApiError:
+    """Return the answer to a bug of ours; it tells nothing of it."""
+    return ApiError(500, "internal error", code="internal_error", kind="server_error")
+
+
 def from_engine(error: EngineError, prompt_param: str) -> ApiError:
     """Return the answer to a client whose request the engine did not finish.
 

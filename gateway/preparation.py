@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from broker.control import ModelManifest
 from gateway.hub import HubUnreachableError, is_hub_id, model_folder
@@ -19,6 +23,8 @@ from gateway.text import TokenizerError
 from gateway.weights import UrlSigner, with_urls
 
 logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
 
 _FIRST_RETRY_SECONDS: Final = 5.0
 _LAST_RETRY_SECONDS: Final = 60.0
@@ -33,7 +39,7 @@ async def prepare_model(settings: Settings, slot: ModelSlot, software: str) -> S
     delay = _FIRST_RETRY_SECONDS
     while True:
         try:
-            model = await asyncio.to_thread(read_model, settings, slot, software)
+            model = await _in_daemon(lambda: read_model(settings, slot, software))
             break
         except HubUnreachableError as error:
             slot.report(f"waiting for the hub: {error}", None)
@@ -92,6 +98,33 @@ async def keep_published(
     while True:
         engine.publish_model(with_urls(manifest, signer, int(time.time()) + url_seconds))
         await asyncio.sleep(url_seconds / 2)
+
+
+async def _in_daemon(work: Callable[[], ResultT]) -> ResultT:
+    """Run ``work`` in a thread that the end of the process does not wait for.
+
+    Reading a large model takes minutes; nobody who stops a gateway should wait for that.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[ResultT] = loop.create_future()
+
+    def settle(set_outcome: Callable[[], None]) -> None:
+        if not future.done():  # not cancelled in the meantime
+            set_outcome()
+
+    def run() -> None:
+        try:
+            result = work()
+        except Exception as error:
+            outcome = partial(future.set_exception, error)
+        else:
+            outcome = partial(future.set_result, result)
+        # The loop is closed when the gateway stopped in the meantime.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, outcome)
+
+    threading.Thread(target=run, name="model", daemon=True).start()
+    return await future
 
 
 def _default_name(model: str, folder: Path) -> str:

@@ -13,6 +13,7 @@ from broker.address import BrokerAddress
 from broker.topics import check_level
 
 PREFIX: Final = "E2LLM_GATEWAY_"
+DEFAULT_ID: Final = "gateway-1"
 _FORMATS: Final = ("float32", "bfloat16")
 
 
@@ -21,13 +22,14 @@ class Settings:
     """What a gateway is told at its start.
 
     Attributes:
-        broker: ``mqtt://user:password@host:port`` of the MQTT broker; the user is the id.
+        broker: ``mqtt://user:password@host:port`` of the MQTT broker.
         model: A model folder, or a hub id such as ``owner/name``.
-        state: Folder for checksums, downloads and the key of the weights server.
+        state: Folder for checksums and the key of the weights server.
         site: First level of all topics.
         redis: URL of Redis for the journal; without it requests are not journalled.
         log: Level of logging.
-        id: Of this gateway, unique in the site.
+        id: Of this gateway, unique in the site; default the broker's user, which it must
+            equal, because the broker's ACL lets a gateway publish only under its own name.
         host: Address to listen on. There are no API keys yet, so only this machine may
             reach it, unless ``allow_open`` says that something else keeps strangers out.
         public_url: Under which nodes reach this gateway; follows from host and port.
@@ -48,7 +50,7 @@ class Settings:
     site: str = "local"
     redis: str | None = None
     log: str = "INFO"
-    id: str = "gateway-1"
+    id: str = ""
     host: str = "127.0.0.1"
     port: int = 8080
     allow_open: bool = False
@@ -64,9 +66,13 @@ class Settings:
     url_seconds: int = 3600
 
     def __post_init__(self) -> None:
-        BrokerAddress.parse(self.broker)
+        user = self.address.username
+        if self.id and user and self.id != user:
+            raise ValueError(
+                f"id is {self.id!r}, but the user in E2LLM_BROKER is {user!r}; they must be equal"
+            )
         check_level(self.site)
-        check_level(self.id)
+        check_level(self.gateway_id)
         if not 1 <= self.port <= 65535:
             raise ValueError(f"port {self.port} is not in 1..65535")
         if not self.allow_open and not is_loopback(self.host):
@@ -87,6 +93,16 @@ class Settings:
                 raise ValueError(f"{name} must be greater than 0")
         if self.log.upper() not in logging.getLevelNamesMapping():
             raise ValueError(f"log level {self.log!r} is unknown; use DEBUG, INFO or WARNING")
+
+    @property
+    def address(self) -> BrokerAddress:
+        """The broker and the credential for it."""
+        return BrokerAddress.parse(self.broker)
+
+    @property
+    def gateway_id(self) -> str:
+        """The name of this gateway on the bus."""
+        return self.id or self.address.username or DEFAULT_ID
 
     @property
     def base_url(self) -> str:

@@ -1,0 +1,167 @@
+"""Run a gateway: ``python -m gateway``. Settings: `gateway.settings`, from the environment.
+
+HTTP is served first, so that ``/readyz`` tells how far the rest is. The exit status is 2
+when settings, model or credentials are refused, so that a new start would not help.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from broker.control import DeviceState, GatewayStatus
+from broker.mqtt import MqttTransport
+from broker.settings import SettingsError, read_settings
+from gateway.app import create_app
+from gateway.engine import FogEngine, new_session, status_publication
+from gateway.journal import open_journal
+from gateway.ledger import DispatchSettings
+from gateway.model import ModelRefusedError, ModelSlot
+from gateway.preparation import keep_published, prepare_model
+from gateway.server import HttpServer, listen
+from gateway.settings import PREFIX, Settings
+from gateway.weights import UrlSigner, load_key
+
+logger = logging.getLogger("gateway")
+
+REFUSED: Final = 2
+
+
+class RefusedError(Exception):
+    """Port, state folder or credentials cannot be used; the message names the remedy."""
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT; return the exit status."""
+    try:
+        settings = read_settings(Settings, PREFIX, os.environ)
+    except SettingsError as error:
+        print(f"python -m gateway: {error}", file=sys.stderr)  # noqa: T201 - for a person
+        return REFUSED
+    logging.basicConfig(
+        level=settings.log.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        return asyncio.run(Gateway(settings).run())
+    except (ModelRefusedError, RefusedError) as error:
+        logger.error("%s", error)
+    return REFUSED
+
+
+class Gateway:
+    """The parts of a gateway process, wired."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._software = _software_version()
+        self._slot = ModelSlot()
+        try:
+            key = load_key(settings.state)
+        except OSError as error:
+            raise RefusedError(
+                f"the folder E2LLM_GATEWAY_STATE={settings.state} cannot be used: {error}"
+            ) from error
+        self._signer = UrlSigner(key, settings.base_url)
+
+    async def run(self) -> int:
+        """Serve until told to stop.
+
+        Raises:
+            ModelRefusedError, RefusedError: A new start would end the same way.
+        """
+        settings = self._settings
+        try:
+            listener = listen(settings.host, settings.port)
+        except OSError as error:
+            raise RefusedError(
+                f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; "
+                "set E2LLM_GATEWAY_PORT to a free port"
+            ) from error
+        stopping = asyncio.Event()
+        refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        transport, engine = self._connect_later(refused)
+        app = create_app(engine, self._slot, settings, self._signer, stopping)
+        server = HttpServer(app, debug=settings.log.upper() == "DEBUG")
+        serving = asyncio.create_task(server.serve([listener]))
+        logger.info("listening on %s", settings.base_url)
+        working = asyncio.create_task(self._work(transport, engine))
+        told = asyncio.create_task(_told_to_stop())
+        try:
+            done, _ = await asyncio.wait(
+                {serving, working, told, refused}, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            stopping.set()
+            server.should_exit = True
+            for task in (working, told):
+                task.cancel()
+            await asyncio.gather(working, told, return_exceptions=True)
+            await asyncio.gather(serving, engine.stop())
+        for future in done - {told, serving}:
+            future.result()
+        return 0
+
+    def _connect_later(self, refused: asyncio.Future[None]) -> tuple[MqttTransport, FogEngine]:
+        settings, session = self._settings, new_session()
+        lost = GatewayStatus(state=DeviceState.LOST, session=session, software=self._software)
+        transport = MqttTransport(
+            settings.address,
+            settings.gateway_id,
+            will=status_publication(settings.site, settings.gateway_id, lost),
+        )
+
+        def refuse(reason: str) -> None:
+            if not refused.done():
+                refused.set_exception(RefusedError(f"{settings.address}: {reason}"))
+
+        engine = FogEngine(
+            transport,
+            settings.site,
+            settings.gateway_id,
+            DispatchSettings(queue_limit=settings.queue_limit),
+            journal=open_journal(settings.redis, settings.site),
+            addresses=[settings.base_url],
+            software=self._software,
+            session=session,
+            on_refused=refuse,
+        )
+        return transport, engine
+
+    async def _work(self, transport: MqttTransport, engine: FogEngine) -> None:
+        await engine.start()
+        transport.connect()
+        model = await prepare_model(self._settings, self._slot, self._software)
+        await keep_published(engine, model.manifest, self._signer, self._settings.url_seconds)
+
+
+async def _told_to_stop() -> None:
+    """Return at the first SIGTERM or SIGINT; the second one ends the process at once."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, told.set)
+    try:
+        await told.wait()
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def _software_version() -> str:
+    with contextlib.suppress(PackageNotFoundError):
+        return f"e2llm {version('e2llm')}"
+    return "e2llm from source"
+
+
+if __name__ == "__main__":
+    status = main()
+    logging.shutdown()
+    # Threads of a download that was broken off would keep the process for minutes.
+    os._exit(status)

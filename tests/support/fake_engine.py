@@ -1,0 +1,81 @@
+"""An engine without a fog: it answers each request with a script of token ids."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from broker.control import ModelManifest, Plan
+from gateway.requests import GeneratedToken, Generation, Readiness
+
+Script = Callable[[Generation], Sequence[int]]
+
+
+class FakeEngine:
+    """Implements `gateway.requests.Engine`.
+
+    Attributes:
+        script: The ids of an answer; a shorter script than ``max_tokens`` ends with EOS.
+        submitted: What was asked for.
+        closed: Request ids whose iterator was closed or ran out.
+        completed: Request ids whose iterator gave its last token.
+        hold_after: Tokens after which an answer waits for `go_on`; None: never.
+        error: Raised instead of token ``error_at``.
+    """
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.submitted: list[Generation] = []
+        self.closed: list[str] = []
+        self.completed: list[str] = []
+        self.published: list[ModelManifest] = []
+        self.hold_after: int | None = None
+        self.holding = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.all_closed = asyncio.Event()
+        self.error: Exception | None = None
+        self.error_at = 0
+        self.largest_tokens: int | None = None
+        self.ready = Readiness(True, "a plan is active")
+
+    async def generate(self, generation: Generation) -> AsyncIterator[GeneratedToken]:
+        self.submitted.append(generation)
+        try:
+            ids = list(self.script(generation))[: generation.max_tokens]
+            for index, token_id in enumerate(ids):
+                if self.error is not None and index == self.error_at:
+                    raise self.error
+                if index == self.hold_after:
+                    self.holding.set()
+                    await self.go_on.wait()
+                await asyncio.sleep(0)
+                yield GeneratedToken(index, token_id, self._finish(generation, ids, index))
+            self.completed.append(generation.request_id)
+        finally:
+            self.closed.append(generation.request_id)
+            if len(self.closed) == len(self.submitted):
+                self.all_closed.set()
+
+    @staticmethod
+    def _finish(generation: Generation, ids: Sequence[int], index: int) -> str | None:
+        sampling = generation.sampling
+        if ids[index] in sampling.eos_token_ids and not sampling.ignore_eos:
+            return "stop"
+        return "length" if index + 1 == generation.max_tokens else None
+
+    def largest_request_tokens(self) -> int | None:
+        return self.largest_tokens
+
+    def plan(self) -> Plan | None:
+        return None
+
+    def fog_plan(self) -> dict[str, Any]:
+        return {"version": 3, "state": "active", "replicas": []}
+
+    def devices(self) -> list[dict[str, Any]]:
+        return [{"id": "pi", "state": "ready"}]
+
+    def readiness(self) -> Readiness:
+        return self.ready
+
+    def publish_model(self, manifest: ModelManifest) -> None:
+        self.published.append(manifest)

@@ -1,0 +1,73 @@
+"""The gateway's HTTP side for tests: in the process, or on a port, over a fake engine."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import uvicorn
+from fastapi import FastAPI
+
+from gateway.app import create_app
+from gateway.model import ModelSlot
+from gateway.preparation import read_model
+from gateway.settings import Settings
+from gateway.weights import UrlSigner
+from tests.support.fake_engine import FakeEngine
+
+BASE_URL = "http://gateway.test"
+MODEL = "tiny"
+
+
+def settings_for(folder: Path, state: Path, **changes: Any) -> Settings:
+    values = {"broker": "mqtt://gateway-1:secret@localhost", "model": str(folder), "state": state}
+    return Settings(**{**values, "model_name": MODEL, **changes})
+
+
+class Api:
+    """An app with all its parts at hand."""
+
+    def __init__(self, engine: FakeEngine, settings: Settings, *, prepared: bool = True) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.slot = ModelSlot()
+        if prepared:
+            self.slot.served = read_model(settings, self.slot, "test")
+        self.signer = UrlSigner(b"k" * 32, BASE_URL)
+        self.stopping = asyncio.Event()
+        self.app: FastAPI = create_app(engine, self.slot, settings, self.signer, self.stopping)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[httpx2.AsyncClient]:
+        transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)
+        async with httpx2.AsyncClient(transport=transport, base_url=BASE_URL) as client:
+            yield client
+
+    async def post(self, path: str, body: Mapping[str, Any] | bytes) -> httpx2.Response:
+        async with self.client() as client:
+            if isinstance(body, bytes):
+                return await client.post(path, content=body)
+            return await client.post(path, json=body)
+
+    async def get(self, path: str, **headers: str) -> httpx2.Response:
+        async with self.client() as client:
+            return await client.get(path, headers=headers)
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[str]:
+        """Serve on a free port; give the base URL."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            server = _Server(uvicorn.Config(self.app, log_config=None, lifespan="off"))
+            task = asyncio.create_task(server.serve([listener]))
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            server.should_exit = True
+            await task
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]  # signals are pytest's
+        yield
