@@ -121,14 +121,13 @@ def best_split(problem: SplitProblem, pace: Pace, limit: float = inf) -> Split |
         return None
     if has_equal_blocks(problem):
         return _best_of_equal_blocks(problem, pace, limit)
-    found = min(
-        (
-            Split(pace.seconds(end.slowest, end.total), end.total, end.slowest, *end[2:])
-            for end in pareto_splits(problem)
-        ),
-        default=None,
-    )
-    return found if found is not None and found.seconds <= limit * (1 + _EPSILON) else None
+    best: Split | None = None
+    for end in pareto_splits(problem):
+        seconds = pace.seconds(end.slowest, end.total)
+        split = Split(seconds, end.total, end.slowest, end.order, end.counts)
+        if seconds <= limit * (1 + _EPSILON) and split.is_better_than(best):
+            best = split
+    return best
 
 
 def has_equal_blocks(problem: SplitProblem) -> bool:

@@ -1,0 +1,59 @@
+"""``python -m planner``: the planner of one fog, configured by ``E2LLM_PLANNER_*``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+
+from broker.address import BrokerAddress
+from broker.mqtt import MqttTransport
+from broker.settings import SettingsError, read_settings
+from planner.service import PlannerService, RefusedError, farewell
+from planner.settings import PlannerSettings
+from planner.store import Store
+
+
+def main() -> int:
+    """Run until SIGINT or SIGTERM; 2 for a wrong setting, 1 for a refused credential."""
+    try:
+        settings = read_settings(PlannerSettings, "E2LLM_PLANNER_", os.environ)
+        address = BrokerAddress.parse(settings.broker)
+        level = logging.getLevelNamesMapping()[settings.log.upper()]
+    except (SettingsError, ValueError) as error:
+        print(f"planner: {error}", file=sys.stderr)  # noqa: T201  # before logging is set up
+        return 2
+    except KeyError:
+        print(f"planner: E2LLM_LOG={settings.log!r} is no log level", file=sys.stderr)  # noqa: T201
+        return 2
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    # Each start has a later session, and an id of its own: with one id for all, a second
+    # planner and the first would take each other's connection for ever.
+    session = time.time_ns() // 1_000_000
+    transport = MqttTransport(address, f"planner-{session}", will=farewell(settings, session))
+    store = Store.from_url(
+        settings.redis,
+        settings.site,
+        session,
+        telemetry_seconds=settings.telemetry_seconds,
+        lease_seconds=settings.lease_seconds,
+    )
+    service = PlannerService(transport, store, settings, session)
+    transport.connect()
+    try:
+        service.run(stop)
+    except RefusedError as error:
+        logging.getLogger("planner").error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

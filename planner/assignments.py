@@ -1,0 +1,127 @@
+"""What each device must hold now and prepare for the coming plan. Pure.
+
+Make before break: while the coming plan is prepared, a device keeps the stages of the
+running one beside the new ones, weights that both need being held once. Where its memory is
+too small for both, it gives up its old stages first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from broker.control import Plan, Replica, StageAssignment
+from broker.placement import kv_reserved_tokens
+from planner.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Stages of one device.
+
+    Attributes:
+        hold: Stages that serve now, or will without a change.
+        prepare: Stages of the coming plan that the device does not hold yet.
+        is_shrunk: Whether old stages were given up because both do not fit.
+    """
+
+    hold: tuple[StageAssignment, ...] = ()
+    prepare: tuple[StageAssignment, ...] = ()
+    is_shrunk: bool = False
+
+
+def stage_key(replica: str, stage: int) -> str:
+    """Return the name of a stage as `broker.control.Loaded` lists it."""
+    return f"{replica}/{stage}"
+
+
+def loads(
+    active: Plan | None,
+    coming: Plan | None,
+    memory_bytes: Mapping[str, int],
+    model: ModelSpec,
+    ready: Collection[str],
+) -> dict[str, Load]:
+    """Return what each device of either plan is to hold and to prepare.
+
+    Args:
+        active: The plan that serves, if any.
+        coming: The plan to prepare, if any; with one, old replicas that lost a device are
+            given up, since nobody can use what is left of them.
+        memory_bytes: Memory that each device offers.
+        model: The model that is assigned; plans of another revision count as none, because
+            a device holds weights of one revision at a time.
+        ready: Devices that are there.
+    """
+    old = _stages(active, model.revision, ready if coming is not None else None)
+    new = _stages(coming, model.revision, None)
+    found: dict[str, Load] = {}
+    for device in sorted({*old, *new}):
+        hold, wanted = old.get(device, []), new.get(device, [])
+        if coming is None or not wanted:
+            found[device] = Load(hold=tuple(hold))
+            continue
+        held = {(stage.replica, stage.stage) for stage in wanted}
+        replaced = [stage for stage in hold if (stage.replica, stage.stage) not in held]
+        known = {(stage.replica, stage.stage) for stage in hold}
+        kept = [stage for stage in wanted if (stage.replica, stage.stage) in known]
+        fresh = [stage for stage in wanted if (stage.replica, stage.stage) not in known]
+        if not hold:
+            # Nothing serves here yet, so what is loaded may stay as it is when the plan
+            # becomes active.
+            found[device] = Load(hold=tuple(fresh))
+        elif replaced and not _fits(
+            [*replaced, *wanted], memory_bytes.get(device, 0), model, coming.context_tokens
+        ):
+            found[device] = Load(hold=tuple(kept), prepare=tuple(fresh), is_shrunk=True)
+        else:
+            found[device] = Load(hold=(*replaced, *kept), prepare=tuple(fresh))
+    return found
+
+
+def _stages(
+    plan: Plan | None, revision: str, ready: Collection[str] | None
+) -> dict[str, list[StageAssignment]]:
+    found: dict[str, list[StageAssignment]] = {}
+    if plan is None or plan.revision != revision:
+        return found
+    for replica in plan.replicas:
+        if ready is not None and any(stage.device not in ready for stage in replica.stages):
+            continue
+        for index, stage in enumerate(replica.stages):
+            found.setdefault(stage.device, []).append(_stage(replica, index))
+    return found
+
+
+def _stage(replica: Replica, index: int) -> StageAssignment:
+    stage = replica.stages[index]
+    return StageAssignment(
+        replica=replica.id,
+        stage=index,
+        layers=stage.layers,
+        embedding=stage.embedding,
+        head=stage.head,
+        kv_tokens=replica.kv_tokens,
+    )
+
+
+def _fits(
+    stages: list[StageAssignment], memory_bytes: int, model: ModelSpec, context_tokens: int
+) -> bool:
+    """Whether weights, held once, and KV of one request for each stage fit.
+
+    KV lies in slabs that are taken and given back as requests come and go, so both plans
+    share the room; each needs enough for the longest request.
+    """
+    layers = {layer for stage in stages for layer in range(stage.layers.start, stage.layers.end)}
+    total = sum(model.block_bytes[layer] for layer in layers)
+    embedding = any(stage.embedding for stage in stages)
+    head = any(stage.head for stage in stages)
+    total += model.embedding_bytes if embedding else 0
+    total += model.head_bytes if head else 0
+    total -= model.shared_bytes if embedding and head else 0
+    tokens = kv_reserved_tokens(context_tokens)
+    total += sum(
+        tokens * sum(model.kv_bytes[stage.layers.start : stage.layers.end]) for stage in stages
+    )
+    return total <= memory_bytes

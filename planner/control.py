@@ -1,0 +1,408 @@
+"""The planner's decisions as a state machine: events in, publications out. No I/O, no clock.
+
+There is at most one active plan, which serves, and one coming plan, which devices load
+beside it. A coming plan becomes active when every one of its devices has its stages in
+memory; some time later devices give up the stages of the plan before. Only the planner with
+the lease publishes; another one listens and knows everything when it takes over.
+"""
+
+from __future__ import annotations
+
+import msgspec.structs
+
+from broker.architecture import UnsupportedModelError
+from broker.codec import encode_control
+from broker.control import (
+    DeviceState,
+    IdleDevice,
+    LoadState,
+    Plan,
+    PlannerStatus,
+)
+from broker.placement import kv_reserved_tokens
+from broker.topics import PLANNER_STATUS
+from broker.transport import Publication
+from planner.events import BusDown, BusUp, Event, LoadedSeen, PlannerSeen, PlanSeen, StoreSeen
+from planner.inputs import model_spec
+from planner.knowledge import Failure, Knowledge
+from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec, Workload
+from planner.planning import plan_outcome, reassess
+from planner.rollout import Rollout
+from planner.settings import PlannerSettings
+from planner.triggers import count_looks, decide, relative_speeds, speed_text
+
+# Hidden states of a chunk are one message; half of the usual payload limit leaves room.
+_CHUNK_BYTES = 1 << 19
+
+
+class Control:
+    """One planner.
+
+    Args:
+        settings: What a person set.
+        session: Grows with every start of a planner.
+
+    Attributes:
+        decisions: Plans started and problems met, oldest first, for log and history; the
+            shell takes them out.
+    """
+
+    def __init__(self, settings: PlannerSettings, session: int) -> None:
+        self.settings = settings
+        self.session = session
+        self.knowledge = Knowledge()
+        self.rollout = Rollout(settings.site, settings.drain_seconds)
+        self.decisions: list[str] = []
+        self._up_seconds: float | None = None
+        self._heard_store = False
+        self._lease: bool | None = None
+        self._other: PlannerStatus | None = None
+        self._other_until_seconds = 0.0
+        self._announced_seconds = 0.0
+        self._must_republish = False
+        self._status: PlannerStatus | None = None
+        self._counts: dict[str, int] = {}
+        self._ratios: dict[str, float] = {}
+        self._idle_speeds: dict[str, float] = {}
+        self._blocked: tuple[object, ...] | None = None
+        self._infeasible: str | None = None
+        self._problem_told: str | None = None
+
+    # --- events ---------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Publication]:
+        """Take in one event; what follows from it is published by the next `tick`."""
+        if isinstance(event, LoadedSeen) and self._is_repeated(event):
+            return []
+        self.knowledge.hear(event, now)
+        match event:
+            case BusUp():
+                if self._up_seconds is None:
+                    self._up_seconds = now
+                self._must_republish = True
+            case BusDown():
+                self._must_republish = True
+            case PlanSeen(plan) if plan is not None:
+                if self.rollout.hear(plan):
+                    self._counts, self._idle_speeds = {}, {}
+            case PlannerSeen(status):
+                self._hear_planner(status, now)
+            case StoreSeen():
+                self._heard_store = True
+                self._lease = event.lease
+                self.rollout.version = max(self.rollout.version, event.last_version)
+                self._look(now)
+            case LoadedSeen(device, loaded) if loaded is not None:
+                if loaded.state is LoadState.FAILED:
+                    self._note_failure(device, loaded.error or "it gives no reason", now)
+                elif loaded.state is LoadState.LOADED and loaded.stages:
+                    self.knowledge.view(device).failure = None
+            case _:
+                pass
+        return []
+
+    def _is_repeated(self, event: LoadedSeen) -> bool:
+        view = self.knowledge.devices.get(event.device)
+        return view is not None and view.loaded is not None and view.loaded == event.loaded
+
+    def _hear_planner(self, status: PlannerStatus | None, now: float) -> None:
+        if status is not None and status == self._status:
+            return
+        # Another one's word, or will, lies over ours: say it again.
+        self._status = None
+        if status is None or status.session == self.session:
+            return
+        self._other = status if status.state is DeviceState.READY else None
+        self._other_until_seconds = now + self.settings.lease_seconds
+
+    def _note_failure(self, device: str, error: str, now: float) -> None:
+        view = self.knowledge.view(device)
+        loaded, status, assigned = view.loaded, view.status, view.assigned
+        stale = (
+            loaded is None
+            or loaded.state is not LoadState.FAILED
+            or (status is not None and loaded.session < status.session)
+            or (assigned is not None and loaded.version < assigned.version)
+        )
+        if stale:
+            return
+        times = view.failure.times + 1 if view.failure is not None else 1
+        wait = self.settings.retry_seconds * 2 ** min(times - 1, 6)
+        view.failure = Failure(error, times, now + wait)
+        self.decisions.append(f"{device} failed to load: {error}; left out for {wait:g} s")
+
+    def _look(self, now: float) -> None:
+        """Compare speeds with those that the active plan was made with."""
+        active, model = self.rollout.active, self._model()
+        if (
+            active is None
+            or self.rollout.coming is not None
+            or not isinstance(model, ModelSpec)
+            or active.revision != model.revision
+        ):
+            self._counts = {}
+            return
+        usable, _ = self.knowledge.usable(model, now)
+        ratios = relative_speeds(active, usable, model, self._workload(model), self._idle_speeds)
+        for device, spec in usable.items():
+            self._idle_speeds.setdefault(device, spec.speed)
+        self._counts = count_looks(self._counts, ratios, self.settings.speed_threshold)
+        self._ratios = ratios
+
+    # --- time -----------------------------------------------------------------------------
+
+    def leads(self, now: float) -> bool:
+        """Return whether this planner may publish.
+
+        With a store the lease decides. Without one the word on the bus is the lease: a
+        planner yields to one that has the store, else to the older one, for as long as
+        that one repeats its status.
+        """
+        if self._lease is not None:
+            return self._lease
+        other = self._other
+        if other is None or now >= self._other_until_seconds:
+            return True
+        return not other.redis and self.session < other.session
+
+    def tick(self, now: float, utc_seconds: float = 0.0) -> list[Publication]:
+        """Decide what is due; nothing before all retained state had time to arrive."""
+        if self._up_seconds is None or not self._heard_store:
+            return []
+        if now - self._up_seconds < self.settings.settle_seconds:
+            return []
+        if not self.leads(now):
+            self._status = None
+            return []
+        publications: list[Publication] = []
+        if self._must_republish:
+            self._must_republish = False
+            self._status = None
+            publications += self.rollout.republished(self.knowledge)
+        model = self._model()
+        if isinstance(model, ModelSpec):
+            publications += self._advance(model, now, utc_seconds)
+            problem = self._problem(model, now)
+        else:
+            problem = model
+        return [*publications, *self._announce(problem, now)]
+
+    def _model(self) -> ModelSpec | str:
+        """Return the model to plan for, or what is wrong with it."""
+        models = self.knowledge.models
+        wanted = self.settings.model
+        manifests = [m for m in models.values() if wanted is None or m.name == wanted]
+        if not manifests:
+            name = "" if wanted is None else f" {wanted}"
+            return f"waiting for the model{name}: no gateway has published it"
+        if len(manifests) > 1:
+            names = ", ".join(sorted(manifest.name for manifest in manifests))
+            return f"several models are published ({names}); set E2LLM_PLANNER_MODEL to one"
+        try:
+            return model_spec(manifests[0])
+        except UnsupportedModelError as error:
+            return f"the model {manifests[0].name} cannot be planned: {error}"
+
+    def _workload(self, model: ModelSpec) -> Workload:
+        chunk = self.settings.chunk_tokens
+        largest = max(_CHUNK_BYTES // max(model.activation_bytes, 1), 1)
+        while chunk > largest and chunk > 1:
+            chunk //= 2
+        return Workload(
+            prompt_tokens=self.settings.prompt_tokens,
+            answer_tokens=self.settings.answer_tokens,
+            context_tokens=self.settings.context_tokens,
+            min_tps=self.settings.min_tps,
+            chunk_tokens=chunk,
+        )
+
+    # --- planning -------------------------------------------------------------------------
+
+    def _advance(self, model: ModelSpec, now: float, utc_seconds: float) -> list[Publication]:
+        usable, left_out = self.knowledge.usable(model, now)
+        publications = self._give_up(model, usable, now)
+        publications += self.rollout.step(self.knowledge, model, now)
+        trigger = self._trigger(model, usable, left_out, now)
+        if trigger is None:
+            self._blocked = self._infeasible = None
+            return publications
+        signature = (
+            model.revision,
+            *((d.id, d.memory_bytes, round(d.speed, 2)) for d in usable.values()),
+        )
+        if signature == self._blocked:
+            return publications
+        try:
+            plan = self._next_plan(model, list(usable.values()), left_out, trigger)
+        except InfeasiblePlanError as error:
+            self._blocked, self._infeasible = signature, f"no plan: {error}"
+            self.decisions.append(f"{trigger}: {self._infeasible}")
+            return publications
+        self._blocked = self._infeasible = None
+        self._counts = {}
+        self._idle_speeds = {name: spec.speed for name, spec in usable.items()}
+        plan = msgspec.structs.replace(plan, created_at=utc_seconds)
+        publications += self.rollout.start(plan, self.knowledge, model, now)
+        return publications
+
+    def _give_up(
+        self, model: ModelSpec, usable: dict[str, DeviceSpec], now: float
+    ) -> list[Publication]:
+        """Drop the coming plan when one of its devices is lost, failed or hangs."""
+        coming = self.rollout.coming
+        if coming is None:
+            return []
+        for device in self.rollout.waiting_for(self.knowledge):
+            view = self.knowledge.devices.get(device)
+            silent = now - view.heard_seconds if view is not None else 0.0
+            if view is not None and view.is_ready and silent > self.settings.load_seconds:
+                wait = self.settings.retry_seconds
+                error = f"it said nothing for {silent:.0f} s while loading"
+                view.failure = Failure(error, 1, now + wait)
+                usable.pop(device, None)
+        stale = (coming.revision, coming.weights) != (model.revision, model.weights)
+        if not stale and all(s.device in usable for r in coming.replicas for s in r.stages):
+            return []
+        self.decisions.append(f"plan {coming.version} is given up before it was active")
+        return self.rollout.drop_coming(self.knowledge, model, now)
+
+    def _trigger(
+        self, model: ModelSpec, usable: dict[str, DeviceSpec], left_out: dict[str, str], now: float
+    ) -> str | None:
+        """Return what calls for a plan now, in words."""
+        current = self.rollout.current
+        quiet = now - self.knowledge.changed_seconds >= self.settings.settle_seconds
+        if current is None or (current.revision, current.weights) != (
+            model.revision,
+            model.weights,
+        ):
+            if not usable or not quiet or self._waits_for_devices(usable, now):
+                return None
+            return f"{len(usable)} devices for {model.name}"
+        devices = {stage.device for replica in current.replicas for stage in replica.stages}
+        gone = sorted(devices - set(usable))
+        if gone:
+            return "; ".join(f"{d} left: {left_out.get(d, 'it is gone')}" for d in gone)
+        if self.rollout.coming is not None:
+            return None
+        small = self._too_small(current, model, usable)
+        if small:
+            return f"{', '.join(small)} cannot hold its stage any more"
+        joined = sorted(set(usable) - set(current.reasons))
+        if joined and quiet:
+            return f"{', '.join(joined)} joined"
+        changed = sorted(d for d, n in self._counts.items() if n >= self.settings.looks)
+        if changed:
+            return "; ".join(speed_text(device, self._ratios[device]) for device in changed)
+        return None
+
+    def _too_small(self, plan: Plan, model: ModelSpec, usable: dict[str, DeviceSpec]) -> list[str]:
+        tokens = kv_reserved_tokens(plan.context_tokens)
+        return sorted(
+            stage.device
+            for replica in plan.replicas
+            for stage in replica.stages
+            if usable[stage.device].memory_bytes
+            < model.stage_bytes(stage.layers.start, stage.layers.end, tokens)
+        )
+
+    def _waits_for_devices(self, usable: dict[str, DeviceSpec], now: float) -> bool:
+        if now - self.knowledge.changed_seconds >= self.settings.wait_seconds:
+            return False
+        return len(usable) < self.settings.expect_devices or bool(self._measuring(usable))
+
+    def _measuring(self, usable: dict[str, DeviceSpec]) -> list[str]:
+        return sorted(
+            device
+            for device, view in self.knowledge.devices.items()
+            if view.is_ready and device not in usable and view.failure is None
+        )
+
+    def _next_plan(
+        self,
+        model: ModelSpec,
+        devices: list[DeviceSpec],
+        left_out: dict[str, str],
+        trigger: str,
+    ) -> Plan:
+        settings = self.settings
+        workload, objective = self._workload(model), settings.objective
+        running = self.rollout.active
+        if running is not None and (running.revision, running.weights) != (
+            model.revision,
+            model.weights,
+        ):
+            running = None
+        best = plan_outcome(devices, model, workload, objective, settings.seed, running)
+        kept = None
+        if running is not None:
+            kept = reassess(running, devices, model, workload, objective)
+        decision = decide(running, kept, best, settings.min_gain)
+        plan = decision.outcome.plan
+        out = [
+            IdleDevice(device=device, reason=reason)
+            for device, reason in left_out.items()
+            if self.knowledge.devices[device].is_ready
+        ]
+        version = self.rollout.version + 1
+        what = "keeps the replicas" if decision.is_kept else "plans"
+        rate = plan.predicted.requests_per_second or 0.0
+        self.decisions.append(
+            f"plan {version}: {trigger}; {what}: {decision.reason}; {len(plan.replicas)} replicas "
+            f"on {len(plan.reasons) - len(plan.idle)} devices, {rate:.3g} requests per second; "
+            f"{plan.optimality}"
+        )
+        return msgspec.structs.replace(
+            plan, trigger=f"{trigger}; {decision.reason}", idle=[*plan.idle, *out]
+        )
+
+    # --- status ---------------------------------------------------------------------------
+
+    def _problem(self, model: ModelSpec, now: float) -> str | None:
+        """Return what keeps a plan from being made or becoming active."""
+        failures = "; ".join(
+            f"{device} failed to load: {view.failure.error}"
+            for device, view in sorted(self.knowledge.devices.items())
+            if view.failure is not None
+        )
+        if self._infeasible is not None:
+            return f"{failures}; {self._infeasible}" if failures else self._infeasible
+        if self.rollout.active is not None and self.rollout.active.revision == model.revision:
+            return None
+        progress = self.rollout.progress(self.knowledge)
+        if progress is None:
+            usable, _ = self.knowledge.usable(model, now)
+            measuring = self._measuring(usable)
+            expected = max(self.settings.expect_devices, len(usable) + len(measuring))
+            progress = f"waiting for devices: {len(usable)} of {expected} profiles"
+            if not expected:
+                progress = "waiting for devices: none is on the bus"
+            elif measuring:
+                progress += f"; measuring: {', '.join(measuring)}"
+        return f"{failures}; {progress}" if failures else progress
+
+    def _announce(self, problem: str | None, now: float) -> list[Publication]:
+        status = PlannerStatus(
+            state=DeviceState.READY,
+            session=self.session,
+            problem=problem,
+            redis=self._lease is not None,
+        )
+        # Without a store the repeated status is what keeps another planner quiet.
+        repeat = self._lease is None and (
+            now - self._announced_seconds >= self.settings.lease_seconds / 3
+        )
+        if status == self._status and not repeat:
+            return []
+        if problem is not None and problem != self._problem_told:
+            self.decisions.append(problem)
+        self._problem_told = problem
+        self._status = status
+        self._announced_seconds = now
+        return [status_publication(self.settings.site, status)]
+
+
+def status_publication(site: str, status: PlannerStatus) -> Publication:
+    """Return the publication of a planner's status; also used for its last will."""
+    topic = PLANNER_STATUS
+    return Publication(topic.path(site), encode_control(status), topic.qos, topic.retained)

@@ -1,0 +1,101 @@
+"""Settings of the planner, read once from the environment by `planner.__main__`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.model import Objective, Roles, Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerSettings:
+    """All that a person may set; variables are ``E2LLM_PLANNER_<FIELD>`` and the common ones.
+
+    Attributes:
+        broker: ``mqtt://user:password@host:port``.
+        redis: ``redis://:password@host:port/0``; without it telemetry and the last version
+            live in memory only, and a second planner is kept quiet by the bus alone.
+        model: Name of the model to plan for, when gateways publish several.
+        expect_devices: The first plan waits for so many devices, within ``wait_seconds``.
+        wait_seconds: Longest wait for one more device or profile before the first plan.
+        settle_seconds: Quiet time after a device joined, so that several join together.
+        look_seconds: Time between two looks at telemetry.
+        speed_threshold: A device whose speed is off by more than this share of what was
+            planned ...
+        looks: ... at so many looks in a row starts planning.
+        min_gain: Predicted gain in requests per second that repays a move of weights.
+        prompt_tokens: Mean prompt that is planned for.
+        answer_tokens: Mean answer that is planned for.
+        context_tokens: Longest prompt plus answer; the model's own limit when that is less.
+        min_tps: Tokens per second that every stream gets at least.
+        chunk_tokens: Prefill chunk grid; less when a chunk would be too large a message.
+        max_slots: Most requests that a replica decodes at once.
+        roles: ``separate``, ``auto`` or ``mixed``.
+        exact_devices: Up to so many devices plans are certified by enumeration.
+        seed: Of the genetic algorithm.
+        telemetry_seconds: Telemetry older than this is silence.
+        lease_seconds: A planner that is silent for so long loses its lease.
+        drain_seconds: Old replicas are kept so long after a new plan is active.
+        load_seconds: A device that says nothing for so long while loading has failed.
+        retry_seconds: A device that failed is left out for so long, then twice that ...
+    """
+
+    broker: str
+    redis: str | None = None
+    site: str = "local"
+    log: str = "INFO"
+    model: str | None = None
+    expect_devices: int = 0
+    wait_seconds: float = 60.0
+    settle_seconds: float = 1.0
+    look_seconds: float = 2.0
+    speed_threshold: float = 0.25
+    looks: int = 2
+    min_gain: float = 0.10
+    prompt_tokens: int = 128
+    answer_tokens: int = 128
+    context_tokens: int = 2048
+    min_tps: float = 7.0
+    chunk_tokens: int = 128
+    max_slots: int = 16
+    roles: Roles = Roles.SEPARATE
+    exact_devices: int = 8
+    seed: int = 0
+    telemetry_seconds: float = 30.0
+    lease_seconds: float = 10.0
+    drain_seconds: float = 10.0
+    load_seconds: float = 300.0
+    retry_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        positive = ("look_seconds", "telemetry_seconds", "lease_seconds", "load_seconds")
+        for name in (*positive, "retry_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be greater than 0")
+        for name in ("wait_seconds", "settle_seconds", "drain_seconds", "min_gain"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative")
+        if not 0 < self.speed_threshold < 1:
+            raise ValueError("speed_threshold must be between 0 and 1, as 0.25")
+        if self.looks < 1 or self.expect_devices < 0:
+            raise ValueError("looks must be at least 1 and expect_devices at least 0")
+        # Both check their own values.
+        _ = self.workload, self.objective
+
+    @property
+    def workload(self) -> Workload:
+        """The workload that is planned for."""
+        return Workload(
+            prompt_tokens=self.prompt_tokens,
+            answer_tokens=self.answer_tokens,
+            context_tokens=self.context_tokens,
+            min_tps=self.min_tps,
+            chunk_tokens=self.chunk_tokens,
+        )
+
+    @property
+    def objective(self) -> Objective:
+        """What makes a plan good."""
+        return Objective(
+            roles=self.roles, max_slots=self.max_slots, exact_devices=self.exact_devices
+        )
