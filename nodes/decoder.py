@@ -102,7 +102,6 @@ class Block:
 
     def __init__(self, config: ModelConfig, weights: BlockWeights) -> None:
         self._config, self._weights = config, weights
-        self._splits = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
 
     def project(
         self, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
@@ -111,11 +110,14 @@ class Block:
         config, weights = self._config, self._weights
         x = F.rms_norm(hidden, (config.hidden_size,), weights.input_norm, config.rms_norm_eps)
         qkv = F.linear(x, weights.qkv, weights.qkv_bias).view(len(x), -1, config.head_dim)
-        q, k, v = torch.split(qkv, self._splits, dim=1)
+        qk, v = torch.split(qkv, [config.num_heads + config.num_kv_heads, config.num_kv_heads], 1)
         if weights.q_norm is not None and weights.k_norm is not None:
+            q, k = qk[:, : config.num_heads], qk[:, config.num_heads :]
             q = F.rms_norm(q, (config.head_dim,), weights.q_norm, config.rms_norm_eps)
             k = F.rms_norm(k, (config.head_dim,), weights.k_norm, config.rms_norm_eps)
-        return _rotate(q, rotary), _rotate(k, rotary), v
+            qk = torch.cat((q, k), 1)
+        rotated = _rotate(qk, rotary)
+        return rotated[:, : config.num_heads], rotated[:, config.num_heads :], v
 
     def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Return the block's output from its input and the attention's (n, heads * head_dim)."""
@@ -152,9 +154,8 @@ def attend_chunk(
     """
     n, heads, head_dim = query.shape
     kv_heads = keys.shape[1]
-    rows = (
-        query.view(n, kv_heads, -1, head_dim).permute(1, 2, 0, 3).reshape(1, kv_heads, -1, head_dim)
-    )
+    grouped = query.view(n, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
+    rows = grouped.reshape(1, kv_heads, -1, head_dim)
     out = F.scaled_dot_product_attention(
         rows, keys.transpose(0, 1)[None], values.transpose(0, 1)[None], attn_mask=mask
     )
@@ -177,26 +178,14 @@ def chunk_mask(
     return mask.masked_fill_(hidden, -math.inf).repeat(config.num_heads // config.num_kv_heads, 1)
 
 
-def attend_position(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sliding_window: int | None
-) -> torch.Tensor:
-    """Attention of one position over everything up to it.
+def attend_position(query: torch.Tensor, keys_values: torch.Tensor) -> torch.Tensor:
+    """Attention of one position over all that it sees.
 
     Args:
-        query: (heads, head_dim).
-        keys: (length, kv_heads, head_dim), the position included.
-        values: Like ``keys``.
-        sliding_window: Positions that it sees, itself included; None: all.
+        query: (1, kv_heads, heads per key head, head_dim).
+        keys_values: (2, kv_heads, length, head_dim), the position included.
 
     Returns:
-        (heads * head_dim,).
+        Like ``query``.
     """
-    kv_heads, head_dim = keys.shape[1:]
-    if sliding_window is not None:
-        keys, values = keys[-sliding_window:], values[-sliding_window:]
-    out = F.scaled_dot_product_attention(
-        query.view(1, kv_heads, -1, head_dim),
-        keys.transpose(0, 1)[None],
-        values.transpose(0, 1)[None],
-    )
-    return out.view(-1)
+    return F.scaled_dot_product_attention(query, keys_values[:1], keys_values[1:])

@@ -160,12 +160,13 @@ class StageExecutor:
         """
         slab, end = self._append_to(key, hidden, start_position)
 
+        sights = [self._sight(slab, position) for position in range(start_position, end)]
+
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            slab.data[layer, 0, start_position:end] = k
-            slab.data[layer, 1, start_position:end] = v
-            return self._attend_rows(
-                layer, q, [(slab, position) for position in range(start_position, end)]
-            )
+            keys, values = slab.data[layer]
+            keys[start_position:end] = k
+            values[start_position:end] = v
+            return self._attend_rows(q, [sight[layer] for sight in sights])
 
         positions = torch.arange(start_position, end, device=self._device)
         hidden = self._run(hidden, positions, end, attend)
@@ -188,11 +189,13 @@ class StageExecutor:
             self.kv.reserve(key, self.kv[key].length + 1)
         rows = [(self.kv[key], self.kv[key].length) for key in keys]
 
+        sights = [self._sight(slab, position) for slab, position in rows]
+        targets = [slab.data[:, :, position].unbind() for slab, position in rows]
+
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            for row, (slab, position) in enumerate(rows):
-                slab.data[layer, 0, position] = k[row]
-                slab.data[layer, 1, position] = v[row]
-            return self._attend_rows(layer, q, rows)
+            for target, kv in zip(targets, torch.stack((k, v), 1), strict=True):
+                target[layer].copy_(kv)
+            return self._attend_rows(q, [sight[layer] for sight in sights])
 
         lengths = [position for _, position in rows]
         positions = torch.tensor(lengths, device=self._device)
@@ -285,14 +288,17 @@ class StageExecutor:
             hidden = block.finish(hidden, attended.to(self._dtype))
         return hidden
 
-    def _attend_rows(
-        self, layer: int, q: torch.Tensor, rows: Sequence[tuple[Slab, int]]
-    ) -> torch.Tensor:
-        attended = torch.empty((len(rows), q.shape[1] * q.shape[2]), dtype=q.dtype, device=q.device)
-        for row, (slab, position) in enumerate(rows):
-            keys, values = slab.data[layer, :, : position + 1]
-            attended[row] = attend_position(q[row], keys, values, self.config.sliding_window)
-        return attended
+    def _sight(self, slab: Slab, position: int) -> Sequence[torch.Tensor]:
+        """Return what ``position`` sees, per layer: (2, kv_heads, length, head_dim)."""
+        end = position + 1
+        start = max(0, end - (self.config.sliding_window or end))
+        return slab.data[:, :, start:end].transpose(2, 3).unbind()
+
+    def _attend_rows(self, q: torch.Tensor, sights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Attend row by row, so that no row's result depends on another."""
+        queries = q.reshape(len(q), 1, self.config.num_kv_heads, -1, self.config.head_dim)
+        attended = [attend_position(*row) for row in zip(queries, sights, strict=True)]
+        return torch.cat(attended).view(len(q), -1)
 
     def _part(self, slab: Slab, layers: LayerRange, start: int, end: int) -> torch.Tensor:
         if not self.layers.start <= layers.start < layers.end <= self.layers.end:

@@ -184,12 +184,14 @@ class LayerWeights:
         return sum(unique.values())
 
     def _load(self, spec: TensorSpec) -> torch.Tensor:
-        tensor = self._source.load_tensor(spec.name)
-        _check_shape(spec, tensor)
-        return tensor.to(self.device, self.dtype)
+        return self._load_rows([spec])
 
     def _load_rows(self, specs: list[TensorSpec]) -> torch.Tensor:
-        """Load tensors below each other into one, with one of them in memory twice at a time."""
+        """Load tensors below each other into one, with one of them in memory twice at a time.
+
+        Always into memory of torch: bytes from a file may lie at any address, and kernels may
+        add in another order at another alignment.
+        """
         rows = sum(spec.shape[0] for spec in specs)
         merged = torch.empty((rows, *specs[0].shape[1:]), dtype=self.dtype, device=self.device)
         start = 0
