@@ -21,6 +21,7 @@ from fog.quantities import (
     parse_seconds,
     suggest,
 )
+from fog.settable import Settable
 from fog.tomllines import KeyPath, LineIndex, index_lines
 
 DEFAULT_FOG: Final = Path(__file__).parent / "fog.toml"
@@ -66,7 +67,7 @@ class FogConfig:
     """A whole fog.
 
     Attributes:
-        planner: Settings of the planner by name, as text; checked by the planner's own class.
+        planner: Settings of the planner by name, as text; as environment variables have it.
         gateway: The same for the gateway.
     """
 
@@ -85,15 +86,15 @@ class FogConfig:
 def load_config(
     path: Path,
     *,
-    planner_keys: frozenset[str] | None = None,
-    gateway_keys: frozenset[str] | None = None,
+    planner: Settable | None = None,
+    gateway: Settable | None = None,
 ) -> FogConfig:
     """Read and check a fog file.
 
     Args:
         path: The file.
-        planner_keys: Names that the table ``[planner]`` may use; None: any.
-        gateway_keys: Names that the table ``[gateway]`` may use; None: any.
+        planner: Checks the table ``[planner]``; None: any scalar goes.
+        gateway: Checks the table ``[gateway]``; None: any scalar goes.
 
     Raises:
         ConfigError: The file cannot be read, is not TOML, or says something impossible.
@@ -104,15 +105,15 @@ def load_config(
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text: {error.reason}") from error
-    return parse_config(text, path, planner_keys=planner_keys, gateway_keys=gateway_keys)
+    return parse_config(text, path, planner=planner, gateway=gateway)
 
 
 def parse_config(
     text: str,
     path: Path,
     *,
-    planner_keys: frozenset[str] | None = None,
-    gateway_keys: frozenset[str] | None = None,
+    planner: Settable | None = None,
+    gateway: Settable | None = None,
 ) -> FogConfig:
     """Parse the text of a fog file; see `load_config`."""
     try:
@@ -143,8 +144,8 @@ def parse_config(
         path=path,
         site=site,
         devices=devices,
-        planner=_settings(reader, values, "planner", planner_keys),
-        gateway=_settings(reader, values, "gateway", gateway_keys),
+        planner=_settings(reader, values, "planner", planner),
+        gateway=_settings(reader, values, "gateway", gateway),
     )
 
 
@@ -175,16 +176,23 @@ def _device(reader: _Reader, number: int, raw: dict[str, Any]) -> DeviceConfig:
 
 
 def _settings(
-    reader: _Reader, values: dict[str, Any], name: str, known: frozenset[str] | None
+    reader: _Reader, values: dict[str, Any], name: str, settable: Settable | None
 ) -> dict[str, str]:
     raw = values.get(name, {})
     if not isinstance(raw, dict):
         reader.fail((name,), f"write the settings of the {name} as a table [{name}]")
-    if known is not None:
-        reader.check_keys((name,), raw, tuple(known))
-    return {
-        key: reader.read((name,), raw, key, _parse_scalar) for key in raw if raw[key] is not None
-    }
+    if settable is not None:
+        reader.check_keys((name,), raw, tuple(settable.names))
+    settings = {key: reader.read((name,), raw, key, _parse_scalar) for key in raw}
+    if settable is not None and (problem := settable.problem(settings)):
+        # The process names the variable, or the field; either leads to the line.
+        named = [
+            key
+            for key in settings
+            if re.search(rf"\b({key}|{settable.prefix}{key.upper()})\b", problem)
+        ]
+        reader.fail((name, *named[:1]), problem)
+    return settings
 
 
 class _Missing:

@@ -19,6 +19,7 @@ from fog.quantities import (
     parse_memory,
     parse_seconds,
 )
+from fog.settable import gateway_settable, planner_settable
 
 FILE = Path("my-fog.toml")
 DEVICE = '[[device]]\nid = "pi"\nslowdown = 2\nmodel_memory = "60 %"\n'
@@ -26,7 +27,7 @@ DEVICE = '[[device]]\nid = "pi"\nslowdown = 2\nmodel_memory = "60 %"\n'
 
 def error_of(text: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        parse_config(text, FILE, planner_keys=frozenset({"min_tps", "context_tokens"}))
+        parse_config(text, FILE, planner=planner_settable(), gateway=gateway_settable())
     return str(caught.value)
 
 
@@ -95,6 +96,10 @@ def test_every_value_is_read_in_its_unit() -> None:
         (DEVICE + 'link_rate = "5 ms"\n', "device[0].link_rate: unknown unit 'ms'"),
         ('site = "a/b"\n' + DEVICE, "my-fog.toml:1: site: 'a/b' cannot be used in an MQTT topic"),
         ("site = 'a'\nplanner = 3\n" + DEVICE, "my-fog.toml:2: planner: write the settings"),
+        (DEVICE + "[planner]\nmin_tps = 'x'\n", "my-fog.toml:6: planner.min_tps: E2LLM_PLANNER"),
+        (DEVICE + "[planner]\nlook_seconds = 0\n", "my-fog.toml:6: planner.look_seconds: E2LLM"),
+        (DEVICE + "[planner]\nredis = 'x'\n", "my-fog.toml:6: planner.redis: unknown key"),
+        (DEVICE + "[gateway]\nqueue_limit = 0\n", "my-fog.toml:6: gateway.queue_limit: E2LLM_"),
         (DEVICE + "[planner]\nmin_tps = [1]\n", "my-fog.toml:6: planner.min_tps: must be a number"),
         ("site = 'a'\nsite = 'b'\n", "my-fog.toml:2: not valid TOML: Cannot overwrite a value"),
     ],

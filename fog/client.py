@@ -1,0 +1,303 @@
+"""A small HTTP client of a running fog: plan, devices, readiness, streamed answers.
+
+Standard library only, so that `e2llm plan` and `e2llm chat` start at once and run where
+nothing but the command line is installed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+URL_VARIABLE: Final = "E2LLM_URL"
+DEFAULT_URL: Final = "http://127.0.0.1:8080"
+
+Message = Mapping[str, str]
+"""``{"role": ..., "content": ...}``"""
+
+
+class FogUnreachableError(Exception):
+    """Nothing answers at the address."""
+
+    def __init__(self, url: str, reason: object) -> None:
+        super().__init__(
+            f"no fog answers at {url} ({reason}). Start one with `e2llm up`, or name the right "
+            f"address with --url or {URL_VARIABLE}"
+        )
+
+
+class FogRequestError(Exception):
+    """The fog answered with an error.
+
+    Attributes:
+        status: HTTP status; 200 for an error in the middle of a stream.
+        param: The field at fault, if one is.
+    """
+
+    def __init__(self, status: int, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """The answer to ``GET /readyz``."""
+
+    ready: bool
+    reason: str
+    progress: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked.
+
+    Attributes:
+        messages: The conversation, the question last.
+        max_tokens: Tokens the answer may have; None: the fog's default.
+    """
+
+    messages: Sequence[Message]
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came back.
+
+    Attributes:
+        ttft_seconds: From sending the question to the first token, seen by this client.
+        tpot_seconds: Mean time per token after the first; None for fewer than two tokens.
+    """
+
+    text: str
+    token_ids: list[int]
+    ttft_seconds: float
+    tpot_seconds: float | None
+    finish_reason: str | None = None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Rate after the first token."""
+        return 1 / self.tpot_seconds if self.tpot_seconds else None
+
+
+@dataclass(slots=True)
+class _Progress:
+    """An answer that is still being received."""
+
+    sent_at: float
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    first_at: float | None = None
+    last_at: float = 0.0
+    tokens_at_first: int = 0
+    finish_reason: str | None = None
+
+    def take(self, chunk: Mapping[str, Any], now: float) -> str:
+        """Add one stream chunk and return its text."""
+        text = ""
+        for choice in chunk.get("choices") or ():
+            piece = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
+            new_ids = choice.get("token_ids") or ()
+            self.token_ids.extend(new_ids)
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            text += piece
+            # The first chunk of a chat only names the role. A token may have no text yet.
+            if piece or new_ids:
+                self.last_at = now
+                if self.first_at is None:
+                    self.first_at, self.tokens_at_first = now, len(self.token_ids)
+        self.texts.append(text)
+        return text
+
+    def answer(self, now: float) -> Answer:
+        """Return the whole answer."""
+        first_at = now if self.first_at is None else self.first_at
+        later_tokens = len(self.token_ids) - self.tokens_at_first
+        return Answer(
+            text="".join(self.texts),
+            token_ids=self.token_ids,
+            ttft_seconds=first_at - self.sent_at,
+            tpot_seconds=(self.last_at - first_at) / later_tokens if later_tokens > 0 else None,
+            finish_reason=self.finish_reason,
+        )
+
+
+class FogClient:
+    """Talks to one gateway.
+
+    Args:
+        url: ``http://host:port`` or https.
+        timeout_seconds: For each wait on the network.
+
+    Raises (all methods):
+        FogUnreachableError: Nothing answers, or it stopped in the middle.
+        FogRequestError: The gateway refused; the message is the gateway's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_seconds: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise FogUnreachableError(url, "not an address like http://127.0.0.1:8080")
+        self.url = url.rstrip("/")
+        self._https = parts.scheme == "https"
+        self._host, self._port = parts.hostname, parts.port
+        self._path = parts.path.rstrip("/")
+        self._timeout = timeout_seconds
+        self._clock = clock
+
+    def readiness(self) -> Readiness:
+        """Return whether requests can be served now, and why not."""
+        try:
+            body = self._get("/readyz")
+        except _NotReadyError as error:
+            return error.readiness
+        except FogRequestError as error:
+            return Readiness(ready=False, reason=str(error))
+        return _readiness(body, ready=True)
+
+    def plan(self) -> dict[str, Any]:
+        """Return the body of ``GET /fog/plan``."""
+        plan: dict[str, Any] = self._get("/fog/plan")
+        return plan
+
+    def devices(self) -> list[dict[str, Any]]:
+        """Return the body of ``GET /fog/devices``."""
+        devices: list[dict[str, Any]] = self._get("/fog/devices")
+        return devices
+
+    def model(self) -> str:
+        """Return the name of the model that the fog serves."""
+        models = self._get("/v1/models").get("data") or []
+        if not models:
+            raise FogRequestError(200, "the fog serves no model yet")
+        return str(models[0]["id"])
+
+    def ask(
+        self, question: Question, model: str, on_text: Callable[[str], None] = lambda text: None
+    ) -> Answer:
+        """Stream an answer; ``on_text`` gets each piece of text as it arrives.
+
+        Asks as a chat; a model without a chat template is given the last message as a
+        prompt to complete.
+        """
+        common: dict[str, Any] = {
+            "model": model,
+            "stream": True,
+            "temperature": question.temperature,
+            "return_token_ids": True,
+        }
+        if question.max_tokens is not None:
+            common["max_tokens"] = question.max_tokens
+        if question.seed is not None:
+            common["seed"] = question.seed
+        try:
+            chat = {**common, "messages": list(question.messages)}
+            return self._stream("/v1/chat/completions", chat, on_text)
+        except FogRequestError as error:
+            if error.status != 400 or "template" not in str(error).lower():
+                raise
+        prompt = {**common, "prompt": question.messages[-1]["content"]}
+        return self._stream("/v1/completions", prompt, on_text)
+
+    def _stream(self, path: str, body: dict[str, Any], on_text: Callable[[str], None]) -> Answer:
+        progress = _Progress(self._clock())
+        with self._request("POST", path, body) as response:
+            for data in server_sent_data(response):
+                if data == "[DONE]":
+                    break
+                chunk = _json(data)
+                if error := chunk.get("error"):
+                    raise FogRequestError(200, str(error.get("message", error)), error.get("param"))
+                if text := progress.take(chunk, self._clock()):
+                    on_text(text)
+        return progress.answer(self._clock())
+
+    def _get(self, path: str) -> Any:
+        with self._request("GET", path) as response:
+            return _json(response.read())
+
+    @contextmanager
+    def _request(
+        self, method: str, path: str, body: dict[str, Any] | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        connect = http.client.HTTPSConnection if self._https else http.client.HTTPConnection
+        connection = connect(self._host, self._port, timeout=self._timeout)
+        try:
+            payload = None if body is None else json.dumps(body).encode()
+            headers = {"Content-Type": "application/json"} if body is not None else {}
+            connection.request(method, self._path + path, payload, headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise _refusal(response.status, response.read())
+            yield response
+        except (OSError, http.client.HTTPException) as error:
+            raise FogUnreachableError(self.url, error or type(error).__name__) from error
+        finally:
+            connection.close()
+
+
+def server_sent_data(lines: Iterator[bytes] | http.client.HTTPResponse) -> Iterator[str]:
+    """Yield the data of each server-sent event; comments and other fields are skipped."""
+    data: list[str] = []
+    for raw in lines:
+        line = raw.decode().rstrip("\r\n")
+        if line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif not line and data:
+            yield "\n".join(data)
+            data = []
+
+
+def _refusal(status: int, payload: bytes) -> FogRequestError:
+    try:
+        body = json.loads(payload)
+    except ValueError:
+        return FogRequestError(status, f"HTTP {status}")
+    if not isinstance(body, dict):
+        return FogRequestError(status, f"HTTP {status}: {body}")
+    error = body.get("error")
+    if isinstance(error, dict):
+        return FogRequestError(status, str(error.get("message", status)), error.get("param"))
+    return _NotReadyError(status, _readiness(body, ready=False))
+
+
+class _NotReadyError(FogRequestError):
+    def __init__(self, status: int, readiness: Readiness) -> None:
+        super().__init__(status, readiness.reason)
+        self.readiness = readiness
+
+
+def _readiness(body: Any, *, ready: bool) -> Readiness:
+    body = body if isinstance(body, dict) else {}
+    progress = body.get("progress")
+    return Readiness(
+        ready=ready,
+        reason=str(body.get("reason") or ""),
+        progress=float(progress) if isinstance(progress, int | float) else None,
+    )
+
+
+def _json(data: str | bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise FogRequestError(
+            200, f"the fog answered with something that is not JSON: {error}"
+        ) from error

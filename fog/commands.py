@@ -1,0 +1,206 @@
+"""The subcommands of `e2llm`: options in, one function of another module each."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Final, NoReturn
+
+import typer
+
+from fog.cli import missing_module_text
+from fog.client import DEFAULT_URL, URL_VARIABLE, FogClient, FogRequestError, FogUnreachableError
+from fog.output import make_console, write_json
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_UNREACHABLE: Final = 3
+
+app = typer.Typer(
+    name="e2llm",
+    help="LLM serving over a fog of unequal devices, on MQTT.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+UrlOption = Annotated[
+    str,
+    typer.Option("--url", envvar=URL_VARIABLE, help="Address of the fog's gateway."),
+]
+JsonOption = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON; '-' is stdout."),
+]
+
+
+def run() -> None:
+    """Run the command line and exit; what a person can mend gets one line."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        _give_up(missing_module_text(error), EXIT_FAILED)
+    except FogUnreachableError as error:
+        _give_up(f"e2llm: {error}", EXIT_UNREACHABLE)
+    except FogRequestError as error:
+        _give_up(f"e2llm: the fog refused: {error}", EXIT_FAILED)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    """LLM serving over a fog of unequal devices, on MQTT."""
+    if show_version:
+        try:
+            print(f"e2llm {version('e2llm')}")
+        except PackageNotFoundError:
+            print("e2llm (not installed)")
+        raise typer.Exit
+
+
+@app.command()
+def up(
+    fog: Annotated[
+        Path | None, typer.Option("--fog", metavar="FILE", help="Devices; default: six of them.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="FOLDER_OR_HUB_ID",
+            help="Model to serve; default: the small one in the package.",
+        ),
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option("--model-name", help="Name that requests use for the model.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", help="HTTP port on 127.0.0.1.")] = 8080,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", metavar="DIR", help="State and logs; default: one per port."),
+    ] = None,
+    once: Annotated[
+        str | None,
+        typer.Option("--once", metavar="PROMPT", help="Answer this, then stop everything."),
+    ] = None,
+    json_target: JsonOption = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Longest answer to the first question.")
+    ] = 64,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", min=1, help="Seconds without progress before giving up."),
+    ] = 180.0,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the logs of all processes.")
+    ] = False,
+) -> None:
+    """Start a whole fog on this machine: broker, Redis, planner, gateway and devices."""
+    from fog.config import DEFAULT_FOG, ConfigError
+    from fog.model_choice import ModelChoiceError
+    from fog.ports import PortBusyError
+    from fog.processes import ProcessFailedError
+    from fog.redis_server import RedisMissingError
+    from fog.state import StateError
+    from fog.up import FogNotReadyError, UpOptions, run_up
+
+    options = UpOptions(
+        fog=fog or DEFAULT_FOG,
+        state=state,
+        port=port,
+        model=model,
+        model_name=model_name,
+        once=once,
+        json_target=json_target,
+        max_tokens=max_tokens,
+        timeout_seconds=timeout,
+        verbose=verbose,
+    )
+    try:
+        exit_code = run_up(options, make_console(json_target))
+    except (ConfigError, ModelChoiceError) as error:
+        _give_up(f"e2llm: {error}", EXIT_USAGE)
+    except (
+        PortBusyError,
+        StateError,
+        RedisMissingError,
+        ProcessFailedError,
+        FogNotReadyError,
+    ) as error:
+        _give_up(f"e2llm: {error}", EXIT_FAILED)
+    raise typer.Exit(exit_code)
+
+
+@app.command()
+def chat(
+    url: UrlOption = DEFAULT_URL,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, max=2, help="0 is greedy.")
+    ] = 0.0,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")
+    ] = None,
+) -> None:
+    """Talk to a running fog."""
+    from fog.chat import run_chat
+
+    run_chat(FogClient(url), make_console(), temperature=temperature, max_tokens=max_tokens)
+
+
+@app.command()
+def plan(url: UrlOption = DEFAULT_URL, json_target: JsonOption = None) -> None:
+    """Show which device holds which layers, and what that predicts and measures."""
+    from fog.tables import plan_view
+
+    client = FogClient(url)
+    current = client.plan()
+    write_json(json_target, current)
+    if json_target is None:
+        console = make_console()
+        if not current.get("replicas"):
+            console.print(f"No plan yet: {client.readiness().reason}", highlight=False)
+            raise typer.Exit(EXIT_FAILED)
+        console.print(plan_view(current))
+
+
+@app.command()
+def devices(url: UrlOption = DEFAULT_URL, json_target: JsonOption = None) -> None:
+    """Show the devices of a running fog."""
+    from fog.tables import devices_table
+
+    current = FogClient(url).devices()
+    write_json(json_target, current)
+    if json_target is None:
+        make_console().print(devices_table(current))
+
+
+@app.command()
+def doctor(
+    fog: Annotated[Path | None, typer.Option("--fog", metavar="FILE")] = None,
+    port: Annotated[int, typer.Option("--port", help="HTTP port that `up` would use.")] = 8080,
+    state: Annotated[Path | None, typer.Option("--state", metavar="DIR")] = None,
+    json_target: JsonOption = None,
+) -> None:
+    """Say what this machine lacks for a local fog, and how to get it."""
+    from fog.config import DEFAULT_FOG
+    from fog.doctor import Level, examine, findings_table
+    from fog.state import StateFolder, default_state
+
+    folder = StateFolder(state) if state is not None else default_state(port, os.environ)
+    findings = examine(fog or DEFAULT_FOG, port, folder)
+    write_json(json_target, [finding.as_json() for finding in findings])
+    if json_target is None:
+        make_console().print(findings_table(findings))
+    if any(finding.level is Level.FAIL for finding in findings):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _give_up(message: str, exit_code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(exit_code)

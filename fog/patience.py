@@ -1,0 +1,23 @@
+"""How long a wait may take: not a fixed time, but a time without any progress. Pure."""
+
+from __future__ import annotations
+
+
+class Patience:
+    """Runs out when nothing has advanced for ``timeout_seconds``.
+
+    A large model from the hub may take an hour and is fine while bytes arrive; a fog that
+    waits for a device that never comes is given up after the timeout.
+    """
+
+    def __init__(self, timeout_seconds: float, now: float) -> None:
+        self._timeout = timeout_seconds
+        self._best = float("-inf")
+        self._advanced_at = now
+
+    def is_out(self, advance: float, now: float) -> bool:
+        """Take in how far things are, a number that grows, and return whether to give up."""
+        # Only beyond the best: a child that crashes and comes back is no progress.
+        if advance > self._best:
+            self._best, self._advanced_at = advance, now
+        return now - self._advanced_at > self._timeout

@@ -1,0 +1,139 @@
+"""Plan and devices as tables for a terminal. From the gateway's JSON to rich; no I/O.
+
+Lenient about fields: a table may also be drawn from the answer of a newer or older fog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fog.quantities import format_bytes, format_seconds
+
+Json = Mapping[str, Any]
+
+_ROLE_STYLES: Final = {"prefill": "cyan", "decode": "green", "both": "magenta"}
+
+
+def plan_view(plan: Json) -> RenderableType:
+    """Return the plan as a table, with what it predicts and measures below it."""
+    lines = [
+        *_idle_lines(plan.get("idle") or ()),
+        *_rate_lines(plan),
+    ]
+    return Group(_plan_table(plan), *lines)
+
+
+def devices_table(devices: Sequence[Json]) -> Table:
+    """Return one row per device of the fog."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("device", "state", "stages"):
+        table.add_column(column)
+    for column in ("in memory", "tensors", "last seen", "pid"):
+        table.add_column(column, justify="right")
+    for device in devices:
+        seen = device.get("last_seen_seconds")
+        table.add_row(
+            Text(str(device.get("id", "?"))),
+            Text(str(device.get("state", "?")), style=_state_style(device)),
+            ", ".join(device.get("stages") or ()) or "-",
+            format_bytes(device.get("loaded_bytes") or 0),
+            str(_count(device.get("tensors"))),
+            "-" if seen is None else f"{seen:.1f} s ago",
+            str(device.get("pid") or "-"),
+        )
+    return table
+
+
+def layers_text(stage: Json) -> str:
+    """Return a stage's layers, first and last, with embedding and head where it has them."""
+    start, end = stage["layers"]
+    parts = [f"{start}-{end - 1}" if end - start > 1 else f"{start}"]
+    if stage.get("embedding"):
+        parts.insert(0, "embedding")
+    if stage.get("head"):
+        parts.append("head")
+    return " + ".join(parts)
+
+
+def _plan_table(plan: Json) -> Table:
+    title = f"Plan {plan.get('version', '?')} ({plan.get('state', '?')}): {plan.get('model', '')}"
+    if weights := plan.get("weights"):
+        title += f", {weights}"
+    if optimality := plan.get("optimality"):
+        title += f", {optimality}"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title), title_justify="left")
+    measured: Json = (plan.get("measured") or {}).get("replicas") or {}
+    rates = {replica_id: rates_text(rates) for replica_id, rates in measured.items()}
+    has_measured = any(rates.values())
+    for column in ("replica", "role", "device", "layers"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("predicted", justify="right")
+    if has_measured:
+        table.add_column("measured")
+    for replica in plan.get("replicas") or ():
+        role = str(replica.get("role", "?"))
+        for index, stage in enumerate(replica["stages"]):
+            first = index == 0
+            cells: list[RenderableType] = [
+                str(replica["id"]) if first else "",
+                Text(role if first else "", style=_ROLE_STYLES.get(role, "")),
+                str(stage["device"]),
+                layers_text(stage),
+                _seconds(stage.get("predicted_seconds")),
+            ]
+            if has_measured:
+                cells.append(rates.get(replica["id"], "") if first else "")
+            table.add_row(*cells, end_section=index == len(replica["stages"]) - 1)
+    return table
+
+
+def _idle_lines(idle: Sequence[Json]) -> list[Text]:
+    return [
+        Text(f"not used: {entry['device']} ({entry.get('reason') or 'no reason given'})", "dim")
+        for entry in idle
+    ]
+
+
+def _rate_lines(plan: Json) -> list[Text]:
+    lines = []
+    for label in ("predicted", "measured"):
+        if text := rates_text(plan.get(label) or {}):
+            lines.append(Text(f"{label + ':':<11}{text}"))
+    if best := plan.get("best_single_device"):
+        text = rates_text(best.get("predicted") or {})
+        lines.append(Text(f"best single device: {best.get('device')}, {text}", "dim"))
+    return lines
+
+
+def rates_text(rates: Json) -> str:
+    """Return the rates that are known, in words."""
+    parts = []
+    if rate := rates.get("decode_tokens_per_second"):
+        parts.append(f"{rate:.1f} tokens/s decoded")
+    if rate := rates.get("prefill_tokens_per_second"):
+        parts.append(f"{rate:.0f} tokens/s prefilled")
+    if rate := rates.get("requests_per_second"):
+        parts.append(f"{rate:.2f} requests/s")
+    if seconds := rates.get("ttft_seconds"):
+        parts.append(f"TTFT {format_seconds(seconds)}")
+    if seconds := rates.get("tpot_seconds"):
+        parts.append(f"{format_seconds(seconds)} per token")
+    return ", ".join(parts)
+
+
+def _seconds(value: object) -> str:
+    return format_seconds(float(value)) if isinstance(value, int | float) else "-"
+
+
+def _count(value: object) -> int:
+    return len(value) if isinstance(value, list | tuple) else int(str(value or 0))
+
+
+def _state_style(device: Json) -> str:
+    return {"ready": "green", "lost": "red"}.get(str(device.get("state")), "yellow")

@@ -1,0 +1,319 @@
+"""`e2llm up`: a whole fog on this machine, from the first process to the last.
+
+Prepares state, ports and credentials, lets the supervisor keep the processes running,
+waits until the gateway says that it is ready, asks a question, and stops everything when
+it is told to. What the processes are is in `fog.services`, how they are kept in
+`fog.processes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from broker.credentials import load_or_create_credentials
+from fog.client import (
+    Answer,
+    FogClient,
+    FogRequestError,
+    FogUnreachableError,
+    Question,
+    Readiness,
+)
+from fog.config import DEFAULT_FOG, GATEWAY_ID, FogConfig, demand_warning, load_config
+from fog.doctor import num_usable_cores
+from fog.model_choice import ModelChoice, choose_model
+from fog.output import write_json
+from fog.patience import Patience
+from fog.ports import LOOPBACK, check_port, free_port
+from fog.processes import ProcessEvent, ProcessSpec, ProcessState, Supervisor
+from fog.progress import Snapshot, make_display
+from fog.redis_server import find_redis_server, write_redis_config
+from fog.services import ServicePlan, build_specs
+from fog.settable import gateway_settable, planner_settable
+from fog.state import StateFolder, default_state
+from fog.welcome import answer_figures, print_next_steps, print_welcome
+
+POLL_SECONDS: Final = 0.2
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_INTERRUPTED: Final = 130
+
+
+class FogNotReadyError(Exception):
+    """The fog did not become ready in time. The message says what it waited for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpOptions:
+    """What the command line of `e2llm up` says.
+
+    Attributes:
+        state: State folder; None: the default of the port.
+        once: Ask this, print the answer and stop.
+        json_target: Where the answer goes as JSON: a file, or ``-`` for standard output.
+        timeout_seconds: Time without progress after which the start is given up.
+        verbose: Show the children's logs, each line with the name of its process.
+    """
+
+    fog: Path = DEFAULT_FOG
+    state: Path | None = None
+    port: int = 8080
+    model: str | None = None
+    model_name: str | None = None
+    once: str | None = None
+    json_target: str | None = None
+    max_tokens: int = 64
+    timeout_seconds: float = 180.0
+    verbose: bool = False
+
+
+def run_up(options: UpOptions, console: Console) -> int:
+    """Run a fog until it is stopped, or until ``--once`` has its answer; the exit code.
+
+    Raises:
+        ConfigError, ModelChoiceError: Something is written wrongly.
+        PortBusyError, StateError, RedisMissingError: Something is in the way.
+        ProcessFailedError, FogNotReadyError, FogRequestError: The fog did not come up.
+    """
+    config = load_config(options.fog, planner=planner_settable(), gateway=gateway_settable())
+    model = choose_model(options.model)
+    check_port(options.port)
+    folder = (
+        StateFolder(options.state) if options.state else default_state(options.port, os.environ)
+    )
+    with folder.locked():
+        plan = prepare(config, model, options, folder)
+        if warning := demand_warning(config, num_usable_cores()):
+            console.print(f"Warning: {warning}", style="yellow", markup=False, highlight=False)
+        console.print(
+            f"Starting {len(config.devices)} devices from {config.path.name}; "
+            f"logs in {folder.logs}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        run = FogRun(options, build_specs(plan), folder.logs, model.question, console)
+        return asyncio.run(run.run())
+
+
+def prepare(
+    config: FogConfig, model: ModelChoice, options: UpOptions, folder: StateFolder
+) -> ServicePlan:
+    """Make folders, ports, credentials and Redis's configuration."""
+    folder.forget_last_run()
+    for path in (folder.cache, folder.gateway, folder.broker):
+        path.mkdir(parents=True, exist_ok=True)
+    rng = random.SystemRandom()
+    broker_port = free_port(rng, frozenset({options.port}))
+    redis_port = free_port(rng, frozenset({options.port, broker_port}))
+    redis_password = secrets.token_urlsafe(24)
+    credentials = load_or_create_credentials(
+        folder.broker / "credentials.json",
+        nodes=[device.id for device in config.devices],
+        gateways=[GATEWAY_ID],
+        clients=[],
+    )
+    redis_config = write_redis_config(folder.redis, redis_port, redis_password)
+    return ServicePlan(
+        config=config,
+        state=folder,
+        model=model.source,
+        model_name=options.model_name or model.name,
+        gateway_port=options.port,
+        broker_port=broker_port,
+        redis_port=redis_port,
+        redis_password=redis_password,
+        redis_argv=(str(find_redis_server()), str(redis_config)),
+        passwords={user: credential.password for user, credential in credentials.items()},
+        base_environ=os.environ,
+    )
+
+
+class FogRun:
+    """One run of a fog on one event loop.
+
+    Args:
+        specs: The processes; one is named ``gateway`` and listens on the port in ``options``.
+        question: Asked when the fog is ready, unless ``options`` has another one.
+    """
+
+    def __init__(
+        self,
+        options: UpOptions,
+        specs: Sequence[ProcessSpec],
+        log_folder: Path,
+        question: str,
+        console: Console,
+    ) -> None:
+        self._options = options
+        self._log_folder = log_folder
+        self._question = options.once if options.once is not None else question
+        self._console = console
+        self._client = FogClient(f"http://{LOOPBACK}:{options.port}")
+        self._started_at = time.monotonic()
+        self._states = {spec.name: ProcessState.WAITING for spec in specs}
+        self._details: dict[str, str] = {}
+        self._was_ready = False
+        self._supervisor = Supervisor(
+            specs,
+            log_folder,
+            observe=self._observe,
+            sink=self._print_log_line if options.verbose else None,
+        )
+
+    async def run(self) -> int:
+        """Start, serve, stop; return the exit code. No child is left, however this ends.
+
+        Raises:
+            ProcessFailedError: A child ended again and again.
+            FogNotReadyError: Nothing advanced for too long.
+        """
+        with _stop_signals(self._supervisor) as stop:
+            self._supervisor.start()
+            serving = asyncio.create_task(self._serve())
+            stopping = asyncio.create_task(stop.wait())
+            failing = asyncio.create_task(self._supervisor.failure())
+            try:
+                await asyncio.wait(
+                    {serving, stopping, failing}, return_when=asyncio.FIRST_COMPLETED
+                )
+                if serving.done():
+                    return serving.result()
+                if failing.done():
+                    raise failing.result()
+                self._console.print("\nStopping ...", highlight=False)
+                return EXIT_OK if self._was_ready else EXIT_INTERRUPTED
+            finally:
+                for task in (serving, stopping, failing):
+                    task.cancel()
+                await asyncio.gather(serving, stopping, failing, return_exceptions=True)
+                await self._supervisor.stop()
+
+    async def _serve(self) -> int:
+        await self._wait_until_ready()
+        self._was_ready = True
+        self._supervisor.tolerate_crashes()
+        fog_plan = await asyncio.to_thread(self._client.plan)
+        model = await asyncio.to_thread(self._client.model)
+        ready_seconds = time.monotonic() - self._started_at
+        if self._options.once is None:
+            print_welcome(self._console, fog_plan, ready_seconds, self._question)
+        elif self._options.json_target is None:
+            self._console.print(f"Ready after {ready_seconds:.1f} s.", highlight=False)
+        answer = await asyncio.to_thread(self._ask, model)
+        self._console.print(f"\n[dim]{answer_figures(answer)}[/dim]", highlight=False)
+        write_json(self._options.json_target, answer_object(answer, fog_plan))
+        if self._options.once is not None:
+            return EXIT_OK
+        print_next_steps(self._console, self._client.url, model, self._question)
+        await asyncio.Event().wait()
+        return EXIT_OK
+
+    def _ask(self, model: str) -> Answer:
+        question = Question(
+            messages=[{"role": "user", "content": self._question}],
+            max_tokens=self._options.max_tokens,
+        )
+        return self._client.ask(question, model, self._print_answer_text)
+
+    async def _wait_until_ready(self) -> None:
+        """Show progress until ``/readyz`` says 200.
+
+        Raises:
+            FogNotReadyError: Nothing has advanced for too long.
+        """
+        patience = Patience(self._options.timeout_seconds, time.monotonic())
+        display = make_display(self._console, live=not self._options.verbose)
+        with contextlib.closing(display):
+            while True:
+                snapshot = await self._snapshot()
+                display.update(snapshot)
+                if snapshot.readiness is not None and snapshot.readiness.ready:
+                    return
+                if patience.is_out(snapshot.advance, time.monotonic()):
+                    raise FogNotReadyError(
+                        f"the fog was not ready, and nothing advanced for "
+                        f"{self._options.timeout_seconds:g} s: {snapshot.headline}\n"
+                        f"  Logs: {self._log_folder}; more time: --timeout SECONDS"
+                    )
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def _snapshot(self) -> Snapshot:
+        readiness: Readiness | None = None
+        devices: list[dict[str, Any]] = []
+        if self._states.get("gateway") is ProcessState.READY:
+            with contextlib.suppress(FogUnreachableError, FogRequestError):
+                readiness = await asyncio.to_thread(self._client.readiness)
+                devices = await asyncio.to_thread(self._client.devices)
+        return Snapshot(
+            elapsed_seconds=time.monotonic() - self._started_at,
+            processes=dict(self._states),
+            details=dict(self._details),
+            readiness=readiness,
+            devices=devices,
+        )
+
+    def _observe(self, event: ProcessEvent) -> None:
+        before = self._states.get(event.name)
+        self._states[event.name] = event.state
+        self._details[event.name] = event.detail
+        if not self._was_ready:
+            return
+        if event.state is ProcessState.RESTARTING:
+            self._console.print(f"[yellow]{event.name}[/yellow] {event.detail}", highlight=False)
+        elif event.state is ProcessState.READY and before is ProcessState.STARTING:
+            self._console.print(f"[green]{event.name}[/green] runs again", highlight=False)
+
+    def _print_log_line(self, name: str, line: str) -> None:
+        self._console.print(
+            f"{name:>14} | {line}", markup=False, highlight=False, soft_wrap=True, emoji=False
+        )
+
+    def _print_answer_text(self, text: str) -> None:
+        self._console.print(
+            text, end="", markup=False, highlight=False, soft_wrap=True, emoji=False
+        )
+
+
+def answer_object(answer: Answer, fog_plan: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``--json`` writes."""
+    return {
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "ttft_seconds": answer.ttft_seconds,
+        "tpot_seconds": answer.tpot_seconds,
+        "plan": fog_plan,
+    }
+
+
+@contextlib.contextmanager
+def _stop_signals(supervisor: Supervisor) -> Iterator[asyncio.Event]:
+    """Set the event on Ctrl-C, SIGTERM or a closed terminal; kill on the second one."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def request_stop() -> None:
+        if stop.is_set():
+            supervisor.kill()
+        stop.set()
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in numbers:
+        loop.add_signal_handler(number, request_stop)
+    try:
+        yield stop
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,54 @@
+"""What `e2llm up` says when the fog is ready: the plan, an answer, and how to go on."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from fog.client import Answer
+from fog.quantities import format_seconds
+from fog.tables import plan_view
+
+
+def print_welcome(
+    console: Console, plan: Mapping[str, Any], ready_seconds: float, question: str
+) -> None:
+    """Print the plan and the question that is about to be asked."""
+    console.print(f"[green]Ready[/green] after {ready_seconds:.1f} s.\n", highlight=False)
+    console.print(plan_view(plan))
+    console.print("\n[bold]Question[/bold]  ", end="", highlight=False)
+    console.print(question, markup=False, highlight=False, soft_wrap=True)
+    console.print("[bold]Answer[/bold]    ", end="", highlight=False)
+
+
+def print_next_steps(console: Console, url: str, model: str, question: str) -> None:
+    """Print where the fog listens and what to try."""
+    console.print(
+        f"\nThe fog listens on [bold]{url}[/bold] (OpenAI-compatible). Try:\n", highlight=False
+    )
+    console.print(curl_line(url, model, question), markup=False, highlight=False, soft_wrap=True)
+    flag = "" if url.endswith(":8080") else f" --url {url}"
+    console.print(f"\nor, in another terminal: e2llm chat{flag}, e2llm plan{flag}, ", end="")
+    console.print(f"e2llm devices{flag}. Ctrl-C stops everything.", highlight=False)
+
+
+def answer_figures(answer: Answer) -> str:
+    """Return TTFT, rate and length of an answer in one line."""
+    parts = [f"TTFT {format_seconds(answer.ttft_seconds)}"]
+    if answer.tokens_per_second is not None:
+        parts.append(f"{answer.tokens_per_second:.1f} tokens/s")
+    parts.append(f"{len(answer.token_ids)} tokens")
+    return ", ".join(parts)
+
+
+def curl_line(url: str, model: str, question: str) -> str:
+    """Return a command that asks the same question, ready to paste into a shell."""
+    body = {"model": model, "messages": [{"role": "user", "content": question}]}
+    return (
+        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"  -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
+    )

@@ -1,0 +1,150 @@
+"""A gateway that needs no fog: the routes that the command line uses, canned answers.
+
+Run as a script: ``python fake_gateway.py PORT [refusals]`` refuses readiness that often.
+Started in a thread by `serve`, it also records the bodies that it was asked.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+PLAN: dict[str, Any] = {
+    "version": 3,
+    "state": "active",
+    "model": "tiny",
+    "weights": "float32",
+    "replicas": [
+        {
+            "id": "r-1",
+            "role": "prefill",
+            "slots": 2,
+            "stages": [
+                {
+                    "device": "laptop",
+                    "layers": [0, 5],
+                    "embedding": True,
+                    "head": False,
+                    "predicted_seconds": 0.004,
+                },
+                {
+                    "device": "pi",
+                    "layers": [5, 6],
+                    "embedding": False,
+                    "head": True,
+                    "predicted_seconds": 0.012,
+                },
+            ],
+        }
+    ],
+    "idle": [{"device": "toaster", "reason": "too slow [by far]"}],
+    "predicted": {"decode_tokens_per_second": 25.0, "ttft_seconds": 0.25},
+    "measured": {"replicas": {"r-1": {"tpot_seconds": 0.04}}},
+    "best_single_device": None,
+}
+DEVICES: list[dict[str, Any]] = [
+    {
+        "id": "laptop",
+        "state": "ready",
+        "pid": 12,
+        "loaded_bytes": 2048,
+        "tensors": ["a", "b"],
+        "last_seen_seconds": 0.4,
+    }
+]
+PIECES = (("Twelve", [7]), ("", [8]), (".", [9]))
+
+
+@dataclass
+class Behaviour:
+    """What the gateway does; tests change it."""
+
+    refusals: int = 0
+    chat_template: bool = True
+    fail_in_stream: bool = False
+    asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+
+def make_server(port: int, behaviour: Behaviour) -> ThreadingHTTPServer:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+        def _send(self, status: int, body: object) -> None:
+            payload = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(payload)))
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def do_GET(self) -> None:
+            if self.path == "/readyz" and behaviour.refusals > 0:
+                behaviour.refusals -= 1
+                self._send(503, {"reason": "2 of 6 devices have measured", "progress": 0.3})
+                return
+            bodies: dict[str, Any] = {
+                "/healthz": {},
+                "/readyz": {"reason": ""},
+                "/fog/plan": PLAN,
+                "/fog/devices": DEVICES,
+                "/v1/models": {"data": [{"id": "tiny"}]},
+            }
+            if self.path in bodies:
+                self._send(200, bodies[self.path])
+            else:
+                self._send(404, {"error": {"message": "no such route", "param": None}})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            behaviour.asked.append((self.path, body))
+            chat = self.path == "/v1/chat/completions"
+            if chat and not behaviour.chat_template:
+                message = "the model has no chat template"
+                self._send(400, {"error": {"message": message, "param": "messages"}})
+                return
+            if body.get("max_tokens") == 9999:
+                message = "max_tokens must be at most 512"
+                self._send(400, {"error": {"message": message, "param": "max_tokens"}})
+                return
+            self.send_response(200)
+            self.end_headers()
+            if chat:
+                self._event({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
+            for text, token_ids in PIECES:
+                piece = {"delta": {"content": text}} if chat else {"text": text}
+                self._event({"choices": [{**piece, "token_ids": token_ids}]})
+                if behaviour.fail_in_stream:
+                    self._event({"error": {"message": "the request failed on every replica"}})
+                    return
+            self._event({"choices": [{"delta": {}, "text": "", "finish_reason": "stop"}]})
+            self.wfile.write(b": keep-alive\n\ndata: [DONE]\n\n")
+
+        def _event(self, body: object) -> None:
+            self.wfile.write(b"data: " + json.dumps(body).encode() + b"\n\n")
+            self.wfile.flush()
+
+    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+
+
+@contextmanager
+def serve(behaviour: Behaviour | None = None) -> Iterator[str]:
+    """Serve on a free port and give the URL."""
+    server = make_server(0, behaviour or Behaviour())
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+if __name__ == "__main__":
+    make_server(int(sys.argv[1]), Behaviour(refusals=int(sys.argv[2]))).serve_forever()

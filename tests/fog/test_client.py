@@ -1,0 +1,105 @@
+"""The client of a running fog, against a gateway with canned answers."""
+
+import itertools
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from fog.client import FogClient, FogRequestError, FogUnreachableError, Question, server_sent_data
+from fog.ports import free_port
+from tests.fog.fake_gateway import PLAN, Behaviour, serve
+
+ASKED = Question(messages=[{"role": "user", "content": "5 + 7 ="}], max_tokens=8)
+
+
+@pytest.fixture
+def behaviour() -> Behaviour:
+    return Behaviour()
+
+
+@pytest.fixture
+def client(behaviour: Behaviour) -> Iterator[FogClient]:
+    # A clock that advances by a second whenever it is read makes times exact.
+    with serve(behaviour) as url:
+        yield FogClient(url, clock=itertools.count().__next__)
+
+
+def test_an_answer_is_streamed_with_its_token_ids_and_times(
+    client: FogClient, behaviour: Behaviour
+) -> None:
+    pieces: list[str] = []
+    answer = client.ask(ASKED, "tiny", pieces.append)
+
+    assert pieces == ["Twelve", "."]
+    assert answer.text == "Twelve."
+    assert answer.token_ids == [7, 8, 9]
+    assert answer.finish_reason == "stop"
+    # Sent at 0; the role at 1 is not a token; tokens at 2, 3 and 4.
+    assert answer.ttft_seconds == 2
+    assert answer.tpot_seconds == 1
+    assert answer.tokens_per_second == 1
+    ((path, body),) = behaviour.asked
+    assert path == "/v1/chat/completions"
+    assert body["max_tokens"] == 8
+    assert body["return_token_ids"] is True
+
+
+def test_a_model_without_a_chat_template_gets_the_question_as_a_prompt(
+    client: FogClient, behaviour: Behaviour
+) -> None:
+    behaviour.chat_template = False
+    answer = client.ask(ASKED, "tiny")
+    assert answer.text == "Twelve."
+    path, body = behaviour.asked[-1]
+    assert path == "/v1/completions"
+    assert body["prompt"] == "5 + 7 ="
+
+
+def test_a_refused_request_names_message_and_field(client: FogClient) -> None:
+    with pytest.raises(FogRequestError, match="at most 512") as caught:
+        client.ask(Question(messages=ASKED.messages, max_tokens=9999), "tiny")
+    assert caught.value.status == 400
+    assert caught.value.param == "max_tokens"
+
+
+def test_a_failure_in_the_middle_of_an_answer_is_an_error(
+    client: FogClient, behaviour: Behaviour
+) -> None:
+    behaviour.fail_in_stream = True
+    with pytest.raises(FogRequestError, match="failed on every replica"):
+        client.ask(ASKED, "tiny")
+
+
+def test_readiness_says_why_not_and_how_far(client: FogClient, behaviour: Behaviour) -> None:
+    behaviour.refusals = 1
+    first, second = client.readiness(), client.readiness()
+    assert (first.ready, first.reason, first.progress) == (
+        False,
+        "2 of 6 devices have measured",
+        0.3,
+    )
+    assert second.ready
+
+
+def test_plan_devices_and_model_are_what_the_gateway_says(client: FogClient) -> None:
+    assert client.plan() == PLAN
+    assert client.devices()[0]["id"] == "laptop"
+    assert client.model() == "tiny"
+
+
+def test_where_nothing_answers_the_address_and_the_remedy_are_named() -> None:
+    url = f"http://127.0.0.1:{free_port(random.Random(1))}"
+    with pytest.raises(FogUnreachableError, match="e2llm up") as caught:
+        FogClient(url).plan()
+    assert url in str(caught.value)
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(FogUnreachableError, match="not an address"):
+        FogClient("localhost:8080")
+
+
+def test_events_may_span_lines_and_comments_are_skipped() -> None:
+    lines = [b": ping\n", b"\n", b"data: a\n", b"data:b\r\n", b"\r\n", b"id: 3\n", b"data: torn\n"]
+    assert list(server_sent_data(iter(lines))) == ["a\nb"]

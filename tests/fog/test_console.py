@@ -1,0 +1,186 @@
+"""What a person sees: tables, progress, the welcome, and how long a wait is patient."""
+
+import io
+import json
+import shlex
+
+import pytest
+from rich.console import Console
+
+from fog.client import Answer, Readiness
+from fog.patience import Patience
+from fog.processes import ProcessState
+from fog.progress import LiveDisplay, PlainDisplay, Snapshot, device_text, make_display
+from fog.tables import devices_table, layers_text, plan_view
+from fog.welcome import answer_figures, curl_line, print_next_steps, print_welcome
+from tests.fog.fake_gateway import DEVICES, PLAN
+
+READY, STARTING = ProcessState.READY, ProcessState.STARTING
+
+
+def console(*, terminal: bool = False) -> tuple[Console, io.StringIO]:
+    output = io.StringIO()
+    return Console(file=output, width=110, force_terminal=terminal, color_system=None), output
+
+
+def rendered(thing: object) -> str:
+    shown, output = console()
+    shown.print(thing)
+    return output.getvalue()
+
+
+def test_the_plan_shows_who_holds_what_and_who_is_left_out() -> None:
+    text = rendered(plan_view(PLAN))
+    lines = text.splitlines()
+    (first,) = [line for line in lines if "laptop" in line]
+    (second,) = [line for line in lines if " pi " in line]
+    assert "r-1" in first
+    assert "prefill" in first
+    assert "embedding + 0-4" in first
+    assert "4 ms" in first
+    assert "40 ms per token" in first
+    assert "5 + head" in second
+    assert "12 ms" in second
+    assert "not used: toaster (too slow [by far])" in text
+    assert "25.0 tokens/s decoded, TTFT 250 ms" in text
+
+
+def test_a_plan_of_another_version_with_fewer_fields_is_still_shown() -> None:
+    stage = {"device": "pi", "layers": [0, 2]}
+    text = rendered(plan_view({"replicas": [{"id": "r", "stages": [stage]}]}))
+    assert "0-1" in text
+
+
+@pytest.mark.parametrize(
+    ("stage", "text"),
+    [
+        ({"layers": [0, 1]}, "0"),
+        ({"layers": [2, 5]}, "2-4"),
+        ({"layers": [0, 5], "embedding": True, "head": True}, "embedding + 0-4 + head"),
+    ],
+)
+def test_layers_are_named_by_the_first_and_the_last(stage: dict[str, object], text: str) -> None:
+    assert layers_text(stage) == text
+
+
+def test_devices_are_listed_with_what_they_hold() -> None:
+    text = rendered(devices_table([*DEVICES, {"id": "[pi]", "state": "lost"}]))
+    assert "2.0 KiB" in text
+    assert "0.4 s ago" in text
+    assert "[pi]" in text
+
+
+def test_the_headline_names_what_the_fog_waits_for() -> None:
+    starting = Snapshot(elapsed_seconds=1, processes={"broker": READY, "gateway": STARTING})
+    assert starting.headline == "starting gateway"
+
+    waiting = Snapshot(
+        elapsed_seconds=2,
+        processes={"gateway": READY},
+        readiness=Readiness(ready=False, reason="2 of 6 devices have measured"),
+    )
+    assert waiting.headline == "2 of 6 devices have measured"
+
+    crashed = Snapshot(
+        elapsed_seconds=3,
+        processes={"gateway": READY, "pi": ProcessState.RESTARTING},
+        details={"pi": "ended with exit code 3; starts again in 1 s"},
+        readiness=waiting.readiness,
+    )
+    assert crashed.headline == "pi ended with exit code 3; starts again in 1 s"
+
+
+def test_every_step_forward_counts_as_an_advance() -> None:
+    snapshots = [
+        Snapshot(elapsed_seconds=0, processes={"a": STARTING}),
+        Snapshot(elapsed_seconds=0, processes={"a": READY}),
+        Snapshot(elapsed_seconds=0, processes={"a": READY}, devices=[{"state": "ready"}]),
+        Snapshot(
+            elapsed_seconds=0,
+            processes={"a": READY},
+            devices=[{"state": "ready", "loaded_bytes": 1}],
+        ),
+        Snapshot(
+            elapsed_seconds=0,
+            processes={"a": READY},
+            devices=[{"state": "ready", "loaded_bytes": 5_000_000_000}],
+        ),
+    ]
+    advances = [snapshot.advance for snapshot in snapshots]
+    assert advances == sorted(set(advances))
+
+
+def test_patience_ends_after_a_time_without_progress_not_after_a_time() -> None:
+    patience = Patience(10, now=0)
+    assert not patience.is_out(0.1, now=9)
+    assert not patience.is_out(0.2, now=18)
+    # Falling back and catching up again, as a child that crashes does, is no progress.
+    assert not patience.is_out(0.1, now=20)
+    assert not patience.is_out(0.2, now=25)
+    assert patience.is_out(0.2, now=29)
+
+
+def test_without_a_terminal_each_change_is_one_line() -> None:
+    shown, output = console()
+    display = make_display(shown, live=True)
+    assert isinstance(display, PlainDisplay)
+    for reason in ("measuring", "measuring", "loading [x]"):
+        display.update(
+            Snapshot(elapsed_seconds=1.5, readiness=Readiness(ready=False, reason=reason))
+        )
+    assert output.getvalue().splitlines() == ["   1.5 s  measuring", "   1.5 s  loading [x]"]
+
+
+def test_on_a_terminal_every_process_has_a_row_that_disappears_in_the_end() -> None:
+    shown, output = console(terminal=True)
+    display = make_display(shown, live=True)
+    assert isinstance(display, LiveDisplay)
+    display.update(
+        Snapshot(
+            elapsed_seconds=3,
+            processes={"broker": READY, "pi": READY},
+            readiness=Readiness(ready=False, reason="loading", progress=0.5),
+            devices=[{"id": "pi", "load_state": "loading", "loaded_bytes": 1, "total_bytes": 4}],
+        )
+    )
+    display.close()
+    text = output.getvalue()
+    assert "loads 1 B of 4 B" in text
+    assert "3 s  loading (50%)" in text
+
+
+@pytest.mark.parametrize(
+    ("device", "text"),
+    [
+        (None, ""),
+        ({"state": "ready"}, "ready"),
+        ({"state": "ready", "load_state": "measuring"}, "measuring"),
+        ({"load_state": "loaded", "loaded_bytes": 2048}, "holds 2.0 KiB"),
+        ({"load_state": "failed", "error": "tensor x is damaged"}, "tensor x is damaged"),
+    ],
+)
+def test_a_device_says_in_a_few_words_how_far_it_is(
+    device: dict[str, object] | None, text: str
+) -> None:
+    assert device_text(device) == text
+
+
+def test_the_welcome_shows_plan_question_and_a_curl_line_that_a_shell_can_read() -> None:
+    shown, output = console()
+    print_welcome(shown, PLAN, 12.34, "What's [bold]?")
+    print_next_steps(shown, "http://127.0.0.1:8081", "tiny", "What's [bold]?")
+    text = output.getvalue()
+    assert "Ready after 12.3 s." in text
+    assert "What's [bold]?" in text
+    assert "e2llm chat --url http://127.0.0.1:8081" in text
+
+    words = shlex.split(curl_line("http://127.0.0.1:8081", "tiny", "What's [bold]?"))
+    assert words[:2] == ["curl", "http://127.0.0.1:8081/v1/chat/completions"]
+    assert json.loads(words[-1])["messages"][0]["content"] == "What's [bold]?"
+
+
+def test_figures_leave_out_a_rate_that_one_token_cannot_have() -> None:
+    one = Answer(text="a", token_ids=[1], ttft_seconds=0.2, tpot_seconds=None)
+    many = Answer(text="abc", token_ids=[1, 2, 3], ttft_seconds=0.2, tpot_seconds=0.05)
+    assert answer_figures(one) == "TTFT 200 ms, 1 tokens"
+    assert answer_figures(many) == "TTFT 200 ms, 20.0 tokens/s, 3 tokens"
