@@ -125,7 +125,9 @@ async def _read_protocol_level(reader: asyncio.StreamReader) -> tuple[bytes, int
     if first[0] != 0x10:
         raise ValueError("the first packet is not CONNECT")
     # The remaining length: up to four bytes, all but the last with the highest bit set.
-    while first[-1] & 0x80 and len(first) < 5:
+    while first[-1] & 0x80:
+        if len(first) == 5:
+            raise ValueError("the packet's length has more than four bytes")
         first += await reader.readexactly(1)
     name_length = await reader.readexactly(2)
     if name_length not in {b"\x00\x04", b"\x00\x06"}:
