@@ -549,6 +549,19 @@ def test_a_request_too_large_for_what_is_complete_now_does_not_hold_up_smaller_o
     assert list(run.finished) == ["little", "big"]
 
 
+def test_a_request_that_waits_for_room_is_not_overtaken_by_smaller_ones() -> None:
+    run = Run(ScriptedFog(replica("b", ["b0"], kv_tokens=256)))
+    run.submit(generation("first", prompt=150, tokens=20))
+    run.settle()
+
+    run.submit(generation("large", prompt=150, tokens=20))
+    run.submit(generation("small", prompt=3, tokens=2))
+    run.advance_until(lambda: len(run.finished) == 3)
+
+    opened = [m.request_id for _, m in messages(run, Open)]
+    assert opened == ["first", "large", "small"]
+
+
 def test_while_no_replica_is_complete_requests_wait_and_then_fail_by_name_of_the_device() -> None:
     fog = ScriptedFog(replica("b", ["b0", "b1"]))
     run = Run(fog, settings=DispatchSettings(queue_seconds=10))

@@ -1,0 +1,68 @@
+import pytest
+
+from gateway.measures import FACTOR_LIMITS, Measures
+from tests.gateway.scripted_fog import replica
+
+R = replica("r", ["a"], tpot_seconds=0.1, prefill_rate=100.0)
+
+
+def test_without_samples_predictions_hold_and_nothing_is_claimed() -> None:
+    measures = Measures()
+
+    body = measures.body([R], now=0.0)
+
+    assert measures.prefill_factor("r") == measures.step_factor("r") == 1.0
+    assert body["ttft_seconds"] is None
+    assert body["decode_tokens_per_second"] is None
+    assert body["replicas"] == {"r": {"prefill_tokens_per_second": None, "tpot_seconds": None}}
+
+
+def test_factors_are_measured_over_predicted() -> None:
+    measures = Measures()
+
+    measures.prefilled(R, num_tokens=100, seconds=2.0)
+    measures.decoded(R, num_steps=10, seconds=3.0, num_rows=1)
+
+    assert measures.prefill_factor("r") == pytest.approx(2.0)
+    assert measures.step_factor("r") == pytest.approx(3.0)
+    assert measures.body([R], 0.0)["replicas"]["r"] == {
+        "prefill_tokens_per_second": pytest.approx(50.0),
+        "tpot_seconds": pytest.approx(0.3),
+    }
+
+
+def test_one_odd_sample_does_not_rule_a_replica_out() -> None:
+    measures = Measures()
+
+    measures.decoded(R, num_steps=1, seconds=3600.0, num_rows=1)
+    assert measures.step_factor("r") == FACTOR_LIMITS[1]
+    for _ in range(20):
+        measures.decoded(R, num_steps=10, seconds=1.0, num_rows=1)
+
+    assert measures.step_factor("r") == pytest.approx(1.0, abs=0.1)
+
+
+def test_rates_are_of_the_last_minute() -> None:
+    measures = Measures(window_seconds=60)
+    for token in range(200):
+        measures.token(float(token))
+    for second in (190.0, 194.0, 198.0):
+        measures.finished(20, second)
+
+    body = measures.body([R], now=199.0)
+    late = measures.body([R], now=1000.0)
+
+    assert body["decode_tokens_per_second"] == pytest.approx(1.0)
+    assert body["requests_per_second"] == pytest.approx(0.25)
+    assert late["decode_tokens_per_second"] is None
+
+
+def test_ttft_is_the_median_and_answers_have_a_mean_length() -> None:
+    measures = Measures()
+    for seconds in (0.1, 0.2, 9.0):
+        measures.first_token(seconds)
+    for _ in range(100):
+        measures.finished(10, 0.0)
+
+    assert measures.body([], 0.0)["ttft_seconds"] == 0.2
+    assert measures.answer_tokens == pytest.approx(10, abs=0.1)

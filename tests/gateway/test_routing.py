@@ -1,0 +1,180 @@
+from dataclasses import replace
+
+import pytest
+from msgspec import structs
+
+from broker.control import BatchSeconds, Role
+from broker.work import ReserveKind
+from gateway.routing import (
+    UNKNOWN_STEP_SECONDS,
+    Demand,
+    Load,
+    Policy,
+    Usage,
+    can_grant,
+    choose_pair,
+    finish_seconds,
+    has_room,
+    largest_request_tokens,
+    pairs,
+    predicted_step_seconds,
+)
+from tests.gateway.scripted_fog import replica
+
+DEMAND = Demand(known_tokens=100, max_tokens=50, expected_tokens=50.0)
+
+
+def names(loads: list[Load]) -> list[str]:
+    return [f"{p.prefill.replica.id}{p.decode.replica.id}" for p in pairs(loads)]
+
+
+def chosen(loads: list[Load], demand: Demand = DEMAND, policy: Policy = Policy.LEAST_FINISH) -> str:
+    pair = choose_pair(loads, demand, policy)
+    return "" if pair is None else f"{pair.prefill.replica.id}{pair.decode.replica.id}"
+
+
+def load(name: str, role: Role = Role.BOTH, **more: float) -> Load:
+    return Load(replica(name, [f"{name}0", f"{name}1"], role, **more))  # type: ignore[arg-type]
+
+
+def test_pairs_follow_the_roles_and_a_single_replica_comes_first() -> None:
+    loads = [load("p", Role.PREFILL), load("d", Role.DECODE), load("b")]
+
+    assert names(loads) == ["bb", "pd", "pb", "bd"]
+
+
+@pytest.mark.parametrize("role", [Role.PREFILL, Role.DECODE])
+def test_replicas_of_one_role_alone_serve_both(role: Role) -> None:
+    assert names([load("x", role), load("y", role)]) == ["xx", "yy"]
+
+
+def test_the_faster_pair_is_chosen() -> None:
+    slow, fast = load("s", tpot_seconds=0.2), load("f", tpot_seconds=0.1)
+
+    assert chosen([slow, fast]) == "ff"
+
+
+def test_measurements_overrule_predictions() -> None:
+    slow, fast = load("s", tpot_seconds=0.2), load("f", tpot_seconds=0.1)
+
+    assert chosen([slow, replace(fast, step_factor=5.0)]) == "ss"
+
+
+def test_prompts_in_work_make_a_replica_slower() -> None:
+    busy, idle = load("b", prefill_rate=1000.0), load("i", prefill_rate=900.0)
+
+    assert chosen([busy, idle]) == "bb"
+    assert chosen([replace(busy, prefill_backlog_tokens=500), idle]) == "ii"
+
+
+def test_a_long_prompt_goes_where_prefill_is_fast_and_a_long_answer_where_decode_is() -> None:
+    prefills = load("p", prefill_rate=2000.0, tpot_seconds=0.2)
+    decodes = load("d", prefill_rate=100.0, tpot_seconds=0.1)
+
+    assert chosen([prefills, decodes], Demand(1000, 10, 10.0)) == "pd"
+    assert chosen([decodes], Demand(10, 1000, 1000.0)) == "dd"
+
+
+def test_room_that_others_hold_makes_a_pair_second_choice() -> None:
+    full = replace(load("f", tpot_seconds=0.1), foreign=Usage(0, 4, 512))
+    free = load("s", tpot_seconds=0.2)
+
+    assert chosen([full, free]) == "ss"
+    # Its master queues us fairly, and nobody else would tell us when there is room.
+    assert chosen([full]) == "ff"
+
+
+def test_pairs_that_our_own_requests_fill_are_waited_for() -> None:
+    full = replace(load("f"), own=Usage(0, 4, 512))
+
+    assert chosen([full]) == ""
+
+
+def test_a_suspect_is_chosen_only_when_there_is_no_other() -> None:
+    fast = replace(load("f", tpot_seconds=0.1), is_suspect=True)
+    slow = load("s", tpot_seconds=0.2)
+
+    assert chosen([fast, slow]) == "ss"
+    assert chosen([fast]) == "ff"
+
+
+def test_a_pair_that_is_too_small_is_never_chosen() -> None:
+    small = load("s", tpot_seconds=0.01, kv_tokens=128)
+
+    assert chosen([small, load("l")]) == "ll"
+    assert chosen([small]) == ""
+
+
+def test_jsq_joins_the_shortest_queue_whatever_the_speed() -> None:
+    fast = replace(load("f", tpot_seconds=0.01), prefill_backlog_tokens=300.0)
+    slow = load("s", tpot_seconds=1.0)
+
+    assert chosen([fast, slow], policy=Policy.LEAST_FINISH) == "sf"
+    assert chosen([fast, slow], policy=Policy.JSQ) == "ss"
+
+
+def test_jsq_waits_for_the_shortest_queue_even_when_another_replica_is_free() -> None:
+    prefill = load("p", Role.PREFILL)
+    ours = replace(load("o", Role.DECODE), own=Usage(0, 4, 512))
+    foreign = replace(load("f", Role.DECODE), foreign=Usage(0, 9, 512))
+
+    assert chosen([prefill, ours, foreign], policy=Policy.JSQ) == ""
+    assert chosen([prefill, ours, foreign], policy=Policy.LEAST_FINISH) == "pf"
+
+
+@pytest.mark.parametrize(
+    ("kind", "usage", "known", "expected"),
+    [
+        (ReserveKind.PREFILL, Usage(0, 4, 96), 32, True),
+        (ReserveKind.PREFILL, Usage(2, 0, 64), 32, False),
+        (ReserveKind.DECODE, Usage(2, 3, 128), 31, True),
+        (ReserveKind.BOTH, Usage(2, 4, 192), 31, False),
+        # 256 positions, 96 held: 32 more and a block to grow for each of three answers fit.
+        (ReserveKind.DECODE, Usage(0, 3, 96), 31, True),
+        (ReserveKind.DECODE, Usage(0, 3, 128), 32, False),
+        # Nothing else is held: the whole replica is there for it.
+        (ReserveKind.BOTH, Usage(), 255, True),
+        (ReserveKind.BOTH, Usage(), 256, False),
+    ],
+)
+def test_room_is_counted_as_masters_count_it(
+    kind: ReserveKind, usage: Usage, known: int, expected: bool
+) -> None:
+    assert has_room(load("r", kv_tokens=256), usage, kind, known) is expected
+
+
+def test_own_and_foreign_use_add_up() -> None:
+    half = replace(load("h"), own=Usage(0, 2, 64), foreign=Usage(0, 2, 64))
+    (pair,) = pairs([half])
+
+    assert can_grant(pair, DEMAND, own_only=True)
+    assert not can_grant(pair, DEMAND)
+
+
+def test_the_largest_request_is_bounded_by_context_and_the_smaller_side_of_the_best_pair() -> None:
+    prefill = replica("p", ["a"], Role.PREFILL, kv_tokens=300)
+    decode = replica("d", ["b"], Role.DECODE, kv_tokens=500)
+
+    assert largest_request_tokens([prefill, decode], 1000) == 300
+    assert largest_request_tokens([decode], 1000) == 500
+    assert largest_request_tokens([prefill, decode], 200) == 200
+    assert largest_request_tokens([], 200) == 0
+
+
+def test_a_step_is_predicted_from_stage_times_at_that_batch() -> None:
+    one = replica("r", ["a", "b"])
+    points = [BatchSeconds(1, 0.1), BatchSeconds(4, 0.4)]
+    stages = [structs.replace(stage, decode_seconds=points) for stage in one.stages]
+    timed = structs.replace(one, stages=stages)
+
+    assert predicted_step_seconds(timed, 1) == pytest.approx(0.2)
+    assert predicted_step_seconds(timed, 8) > predicted_step_seconds(timed, 1)
+    assert predicted_step_seconds(one, 8) == one.predicted.tpot_seconds
+
+
+def test_a_replica_without_any_prediction_still_has_a_time() -> None:
+    unknown = replica("u", ["a"], tpot_seconds=0.0, prefill_rate=0.0)
+    (pair,) = pairs([Load(unknown)])
+
+    assert predicted_step_seconds(unknown, 1) == UNKNOWN_STEP_SECONDS
+    assert finish_seconds(pair, DEMAND) == pytest.approx(1.0 + 50 * UNKNOWN_STEP_SECONDS)
