@@ -24,7 +24,11 @@ StageKey = tuple[str, int]
 
 
 class DeviceCore:
-    """The stages that a device holds, of the running and of a coming plan."""
+    """The stages that a device holds, of the running and of a coming plan.
+
+    Attributes:
+        running: The stage whose job runs, or ran last; what ``pace`` is called for.
+    """
 
     def __init__(
         self, device: str, settings: StageSettings, pace: Pace = lambda cost: None
@@ -33,6 +37,7 @@ class DeviceCore:
         self.settings = settings
         self.stages: dict[StageKey, StageCore] = {}
         self.dropped: Counter[str] = Counter()
+        self.running: StageKey | None = None
         self._pace = pace
         self._replicas: OrderedDict[str, Replica] = OrderedDict()
         self._turns: list[StageKey] = []
@@ -86,6 +91,7 @@ class DeviceCore:
             if self.stages[key].has_work():
                 self._turns.remove(key)
                 self._turns.append(key)
+                self.running = key
                 self.stages[key].run_next(now)
                 return True
         return False

@@ -1,0 +1,129 @@
+"""``python -m nodes``: one device, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from broker.mqtt import MqttTransport
+from broker.settings import SettingsError, read_settings
+from broker.transport import Inbox, Publication, Transport
+from nodes.connections import Connections, Filters
+from nodes.emulation import EmulatedLink
+from nodes.hardware import software_version
+from nodes.presence import Presence
+from nodes.settings import PREFIX, NodeSettings
+
+_GOODBYE_SECONDS: Final = 0.5
+"""A computation may take longer than a stopping node has; then goodbye is said beside it."""
+
+
+def main() -> int:
+    """Run the node; return the exit status."""
+    try:
+        settings = read_settings(NodeSettings, PREFIX, os.environ)
+        _configure_log(settings.log)
+    except SettingsError as error:
+        print(f"nodes: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    presence = Presence(int(time.time() * 1000))
+    connections = _connections(settings)
+    stop = threading.Event()
+    _stop_on_signals(stop, connections)
+    # Importing torch takes seconds on a small device; the broker answers meanwhile.
+    connections.open(presence.session)
+    from nodes.service import RefusedError
+
+    try:
+        _run(settings, connections, presence, stop)
+    except RefusedError as error:
+        logging.getLogger("nodes").error("%s; give the device its own credential", error)
+        return 1
+    finally:
+        connections.close()
+    return 0
+
+
+def _run(
+    settings: NodeSettings, connections: Connections, presence: Presence, stop: threading.Event
+) -> None:
+    import torch
+
+    from nodes.calibrator import Calibrator
+    from nodes.loader import Loader
+    from nodes.profiler import Profiler
+    from nodes.service import NodeService
+
+    torch.set_num_threads(settings.threads)
+    torch.set_grad_enabled(False)
+    cache = settings.cache_folder(_user_cache())
+    loader = Loader(cache, settings.threads)
+    loader.start()
+    profiler = Profiler(
+        Calibrator(cache, settings.threads),
+        settings.offer,
+        slowdown=settings.slowdown,
+        threads=settings.threads,
+    )
+    service = NodeService(
+        connections,
+        presence,
+        profiler,
+        loader,
+        slowdown=settings.slowdown,
+        telemetry_seconds=settings.telemetry_seconds,
+        stop=stop,
+    )
+    try:
+        service.run()
+    finally:
+        loader.stop()
+
+
+def _connections(settings: NodeSettings) -> Connections:
+    address = settings.address
+
+    def dial(client: str, filters: Filters, will: Publication | None, inbox: Inbox) -> Transport:
+        transport = MqttTransport(address, client, will=will, inbox=inbox)
+        transport.subscribe(filters)
+        transport.connect()
+        return transport
+
+    link = None
+    if settings.link_delay_seconds or settings.link_bytes_per_second is not None:
+        link = EmulatedLink(settings.link_delay_seconds, settings.link_bytes_per_second)
+    return Connections(settings.id, settings.site, dial, software=software_version(), link=link)
+
+
+def _stop_on_signals(stop: threading.Event, connections: Connections) -> None:
+    def handle(signum: int, frame: object) -> None:
+        if stop.is_set():
+            return
+        stop.set()
+        goodbye = threading.Timer(_GOODBYE_SECONDS, connections.close)
+        goodbye.daemon = True
+        goodbye.start()
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+
+
+def _configure_log(level: str) -> None:
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise SettingsError(f"E2LLM_LOG={level!r} is not debug, info, warning or error")
+    logging.basicConfig(level=number, format="%(levelname)s %(name)s: %(message)s")
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

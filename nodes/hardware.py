@@ -1,0 +1,126 @@
+"""What this device is and how it is doing: processor, memory, telemetry. No torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from broker.architecture import (
+    ModelConfig,
+    context_limit,
+    kv_bytes_per_token,
+    stage_bytes,
+)
+from broker.control import Telemetry
+from nodes.settings import MemoryOffer
+
+DEFAULT_SHARE_OF_FREE: Final = 0.7
+
+PLANNED_CONTEXT: Final = 2048
+"""KV positions that a share of a model counts, or the model's context if that is less.
+
+The planner's default for the longest request: a replica must be able to hold one, so a share
+below 100 % can never hold a model alone."""
+
+_NO_LIMIT: Final = 1 << 60
+_CGROUP: Final = Path("/sys/fs/cgroup")
+
+
+def software_version() -> str:
+    """Return the version of E2LLM, or ``unknown`` outside an installation."""
+    try:
+        return version("e2llm")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def describe_hardware(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return processor and number of cores, the same after every start."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in cpuinfo.read_text("utf-8", "replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model") and value.strip():
+                name = value.strip()
+                break
+    except OSError:
+        pass  # Not Linux: the platform's own word must do.
+    return f"{name}, {platform.machine()}, {os.cpu_count() or 1} cores"
+
+
+def free_memory_bytes(cgroup: Path = _CGROUP) -> int:
+    """Return the memory that this process can still get, a container's limit included."""
+    free = int(psutil.virtual_memory().available)
+    # Version 2 of control groups, then version 1.
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        most, now = _read_number(cgroup / limit), _read_number(cgroup / used)
+        if most is not None and now is not None and most < _NO_LIMIT:
+            return max(min(free, most - now), 0)
+    return free
+
+
+def _read_number(path: Path) -> int | None:
+    try:
+        return int(path.read_text("ascii"))
+    except (OSError, ValueError):
+        return None  # Absent, or "max": no limit.
+
+
+def offered_bytes(
+    offer: MemoryOffer | None, config: ModelConfig, weights: str, kv_format: str, free_bytes: int
+) -> int:
+    """Return the memory offered to a model, in bytes.
+
+    A share counts the weights, embedding and head included, and the KV of one request of
+    the planned context in all layers.
+    """
+    if offer is None:
+        return int(DEFAULT_SHARE_OF_FREE * free_bytes)
+    if offer.num_bytes is not None:
+        return offer.num_bytes
+    assert offer.share is not None, "an offer has a share or bytes"
+    layers = config.num_layers
+    model = stage_bytes(config, weights, layers, embedding=True, head=True)
+    context = min(context_limit(config), PLANNED_CONTEXT)
+    return int(offer.share * (model + context * kv_bytes_per_token(config, kv_format, layers)))
+
+
+def read_sensors() -> Telemetry:
+    """Return load, free memory, temperature and battery, as far as they can be read here."""
+    battery = _battery_ratio()
+    return Telemetry(
+        # Since the last call; the first one says 0.
+        cpu_load_ratio=psutil.cpu_percent(None) / 100,
+        memory_available_bytes=free_memory_bytes(),
+        temperature_celsius=_temperature(),
+        battery_ratio=battery,
+    )
+
+
+def _temperature() -> float | None:
+    """Return the hottest plausible sensor; None where there is none."""
+    read = getattr(psutil, "sensors_temperatures", None)
+    if read is None:
+        return None
+    try:
+        found = [entry.current for entries in read().values() for entry in entries]
+    except (OSError, RuntimeError):
+        return None
+    plausible = [value for value in found if value is not None and 0 < value < 150]
+    return max(plausible, default=None)
+
+
+def _battery_ratio() -> float | None:
+    try:
+        battery = psutil.sensors_battery()
+    except (OSError, RuntimeError, AttributeError):
+        return None
+    return None if battery is None else min(max(battery.percent / 100, 0.0), 1.0)

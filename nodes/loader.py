@@ -1,0 +1,299 @@
+"""Loads layers in the background and builds the executors of stages from them.
+
+Each layer is in memory once, shared by the stages of the running and of a coming plan. The
+newest order wins: an older one is given up between two tensors. Knows nothing of messages;
+what happens is put on a queue that the node's loop reads.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from broker.architecture import ModelConfig, parse_config, stage_tensor_names
+from broker.control import LayerRange, ModelManifest
+from nodes.checkpoint import Progress, TensorSource
+from nodes.executor import StageExecutor
+from nodes.weights import LayerWeights
+
+logger = logging.getLogger(__name__)
+
+WeightsKey = tuple[str, str]
+"""Revision of the model, and weight format."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSpec:
+    """All that makes one stage's executor; equal specs may share an executor."""
+
+    replica: str
+    stage: int
+    revision: str
+    weights: str
+    kv_format: str
+    chunk_tokens: int
+    layers: LayerRange
+    embedding: bool
+    head: bool
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Replica and stage, as messages name it."""
+        return self.replica, self.stage
+
+    @property
+    def weights_key(self) -> WeightsKey:
+        """Which weights it is made of."""
+        return self.revision, self.weights
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOrder:
+    """What should be in memory.
+
+    Attributes:
+        version: Of the assignment; comes back in every event.
+        manifest: Of the model of all ``wanted`` stages.
+        wanted: Stages whose layers are to be loaded.
+        build: Those of ``wanted`` that have no executor yet.
+        keep: Stages that still serve; their layers stay.
+    """
+
+    version: int
+    manifest: ModelManifest
+    wanted: tuple[StageSpec, ...]
+    build: tuple[StageSpec, ...]
+    keep: tuple[StageSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """Bytes of the checkpoint that are here, of those that are wanted."""
+
+    version: int
+    loaded_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageBuilt:
+    """A stage can run; its device must still learn of its replica."""
+
+    spec: StageSpec
+    executor: StageExecutor
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFinished:
+    """Everything wanted is in memory, and nothing else but what is kept."""
+
+    version: int
+    tensors: tuple[str, ...]
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """A tensor could not be had or used; ``error`` says which, and why."""
+
+    version: int
+    error: str
+
+
+LoadEvent = LoadProgress | StageBuilt | LoadFinished | LoadFailed
+
+
+class _SupersededError(Exception):
+    """A newer order waits, or the node stops."""
+
+
+class Loader:
+    """A thread that brings memory to what the newest order says.
+
+    Args:
+        cache_folder: Where fetched weights are kept; None: nowhere.
+        threads: Threads that torch may use for conversions.
+    """
+
+    def __init__(self, cache_folder: Path | None = None, threads: int = 1) -> None:
+        self.events: queue.SimpleQueue[LoadEvent] = queue.SimpleQueue()
+        self._cache_folder = cache_folder
+        self._threads = threads
+        self._changed = threading.Condition()
+        self._order: LoadOrder | None = None
+        self._is_stopping = False
+        self._models: dict[WeightsKey, _Model] = {}
+        self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take orders."""
+        self._thread.start()
+
+    def want(self, order: LoadOrder) -> None:
+        """Replace the order that waits or runs."""
+        with self._changed:
+            self._order = order
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Give up what runs, at the next tensor."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._order is not None or self._is_stopping)
+                if self._is_stopping:
+                    return
+                order, self._order = self._order, None
+            assert order is not None, "woken by an order"
+            try:
+                self.carry_out(order)
+            except _SupersededError:
+                continue
+            except Exception as error:  # whatever it is, the planner must hear of it
+                logger.error("loading failed: %s", error)
+                self.events.put(LoadFailed(order.version, _describe(error)))
+
+    def carry_out(self, order: LoadOrder) -> None:
+        """Free what is not needed, load what is missing, build the stages, in this order.
+
+        Raises:
+            TensorError, WrongShapeError, UnsupportedModelError: As they say; what was loaded
+                until then stays.
+        """
+        self._free({*order.wanted, *order.keep})
+        if order.wanted:
+            model = self._model(order)
+            model.source.replace(self._source(order, model.source))
+            for spec in order.wanted:
+                model.load(spec)
+                if spec in order.build:
+                    self.events.put(StageBuilt(spec, model.executor(spec)))
+        weights = [model.weights for model in self._models.values()]
+        names = dict.fromkeys(name for held in weights for name in held.tensor_names)
+        num_bytes = sum(held.num_bytes for held in weights)
+        self.events.put(LoadFinished(order.version, tuple(names), num_bytes))
+
+    def _model(self, order: LoadOrder) -> _Model:
+        key = order.wanted[0].weights_key
+        if key not in self._models:
+            self._models[key] = _Model(parse_config(order.manifest.config), key[1])
+        return self._models[key]
+
+    def _source(self, order: LoadOrder, source: _CurrentSource) -> TensorSource:
+        """Return a source with the manifest's newest URLs that reports its progress."""
+        tensors = order.manifest.tensors
+        model = self._models[order.wanted[0].weights_key]
+        names = {name for spec in order.wanted for name in model.tensor_names(spec)}
+        total = sum(tensors[name].num_bytes for name in names if name in tensors)
+        here = names & set(model.weights.tensor_names)
+        arrived = sum(tensors[name].num_bytes for name in here if name in tensors)
+        self.events.put(LoadProgress(order.version, arrived, total))
+
+        def progress(num_bytes: int) -> None:
+            nonlocal arrived
+            arrived += num_bytes
+            self.events.put(LoadProgress(order.version, min(arrived, total), total))
+
+        source.before_each = self._check_superseded
+        return _tensor_source(order.manifest, self._cache_folder, progress)
+
+    def _check_superseded(self) -> None:
+        with self._changed:
+            if self._order is not None or self._is_stopping:
+                raise _SupersededError
+
+    def _free(self, specs: Iterable[StageSpec]) -> None:
+        by_model: dict[WeightsKey, list[StageSpec]] = {}
+        for spec in specs:
+            by_model.setdefault(spec.weights_key, []).append(spec)
+        for key in list(self._models):
+            if key in by_model:
+                self._models[key].keep_only(by_model[key])
+            else:
+                del self._models[key]
+
+
+def _tensor_source(
+    manifest: ModelManifest, cache_folder: Path | None, progress: Progress
+) -> TensorSource:
+    folder = None if cache_folder is None else cache_folder / "weights"
+    return TensorSource(manifest, cache_folder=folder, progress=progress)
+
+
+class _CurrentSource:
+    """The newest source of one model: its URLs expire, its weights stay."""
+
+    def __init__(self) -> None:
+        self._source: TensorSource | None = None
+        self.before_each = _nothing
+
+    def replace(self, source: TensorSource) -> None:
+        self._source = source
+
+    def load_tensor(self, name: str) -> torch.Tensor:
+        assert self._source is not None, "an order brings its manifest"
+        self.before_each()
+        return self._source.load_tensor(name)
+
+
+class _Model:
+    """The weights of one model in one format."""
+
+    def __init__(self, config: ModelConfig, weights: str) -> None:
+        self.source = _CurrentSource()
+        self.weights = LayerWeights(config, self.source, weights)
+        self._config = config
+
+    def tensor_names(self, spec: StageSpec) -> list[str]:
+        return stage_tensor_names(self._config, spec.layers, spec.embedding, spec.head)
+
+    def load(self, spec: StageSpec) -> None:
+        if spec.embedding:
+            self.weights.add_embedding()
+        for layer in range(spec.layers.start, spec.layers.end):
+            self.weights.add(layer)
+        if spec.head:
+            self.weights.add_head()
+
+    def keep_only(self, specs: Iterable[StageSpec]) -> None:
+        specs = list(specs)
+        for layer in self.weights.layers:
+            if not any(layer in spec.layers for spec in specs):
+                self.weights.drop(layer)
+        if not any(spec.embedding for spec in specs):
+            self.weights.drop_embedding()
+        if not any(spec.head for spec in specs):
+            self.weights.drop_head()
+
+    def executor(self, spec: StageSpec) -> StageExecutor:
+        return StageExecutor(
+            self._config,
+            spec.layers,
+            self.weights,
+            embedding=spec.embedding,
+            head=spec.head,
+            kv_tokens=0,
+            chunk_tokens=spec.chunk_tokens,
+            kv_format=spec.kv_format,
+        )
+
+
+def _describe(error: Exception) -> str:
+    # Our own errors name tensor, place and remedy; others at least their kind.
+    is_ours = type(error).__module__.startswith(("nodes.", "broker."))
+    return str(error) if is_ours else f"{type(error).__name__}: {error}"
+
+
+def _nothing() -> None:
+    """Nothing to check."""

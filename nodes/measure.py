@@ -1,0 +1,265 @@
+"""Times a reduced model on this device: some blocks, the embedding and a piece of the head.
+
+Weights are made up in the right shapes, so nothing is downloaded; enough of them that they
+do not stay in the processor's caches where those of a real stage would not. The executor that
+serves requests is the one that is timed.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import torch
+
+from broker.architecture import (
+    ModelConfig,
+    block_bytes,
+    block_kind,
+    block_tensors,
+    context_limit,
+    embedding_bytes,
+    embedding_tensors,
+    head_tensors,
+)
+from broker.control import DecodeTime, LayerRange, LayerTimes, PrefillTime
+from broker.work import RequestKey, Sampling
+from nodes.calibration import Calibration
+from nodes.executor import StageExecutor
+from nodes.sampler import choose
+from nodes.weights import LayerWeights
+
+CHUNK_TOKENS: Final = 128
+"""Chunk grid of prefill times; the plan's default."""
+
+_BATCHES: Final = (1, 2, 4, 8, 16)
+_CONTEXTS: Final = (64, 512)
+_SHORT_PROMPTS: Final = (16, 64)
+_MAX_PROMPT: Final = 512
+# More than the caches of small devices, little enough for their memory.
+_BLOCKS_BYTES: Final = 64 << 20
+_MATRIX_BYTES: Final = 128 << 20
+_MAX_REPETITIONS: Final = 7
+# Below this share of a core something else ran in between, and wall time would say more of
+# that than of the device.
+_CONTENTION: Final = 0.8
+# Sampling as most clients ask for it; greedy would leave out the noise.
+_SAMPLING: Final = Sampling(temperature=1.0)
+
+
+@dataclass(slots=True)
+class _Stopwatch:
+    """Times calls; knows when the budget is spent."""
+
+    threads: int
+    deadline: float
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @property
+    def is_spent(self) -> bool:
+        return time.perf_counter() >= self.deadline
+
+    def once(self, call: Callable[[], object]) -> float:
+        wall, cpu = time.perf_counter(), time.thread_time()
+        call()
+        wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
+        self.wall_seconds += wall
+        self.cpu_seconds += cpu
+        # With one thread, the thread's CPU time is all there is to count. With several, torch
+        # computes in threads that this clock does not see, and wall time must do.
+        return cpu if self.threads == 1 and cpu < _CONTENTION * wall else wall
+
+    def median(self, call: Callable[[], object]) -> float:
+        """Return the median over up to `_MAX_REPETITIONS` calls, of which the first warms up."""
+        first = self.once(call)
+        times = [self.once(call) for _ in range(_repetitions(first)) if not self.is_spent]
+        return statistics.median(times) if times else first
+
+
+def _repetitions(seconds: float) -> int:
+    return max(2, min(_MAX_REPETITIONS, int(0.02 / max(seconds, 1e-6))))
+
+
+@dataclass(slots=True)
+class _Samples:
+    prefill: list[PrefillTime] = field(default_factory=list)
+    decode: list[DecodeTime] = field(default_factory=list)
+
+    def times(self) -> LayerTimes:
+        return LayerTimes(prefill=self.prefill, decode=self.decode)
+
+
+def measure(
+    config: ModelConfig,
+    weights: str,
+    kv_format: str = "float32",
+    *,
+    threads: int = 1,
+    budget_seconds: float = 1.0,
+) -> Calibration:
+    """Return the times of each part of ``config`` on this device.
+
+    Args:
+        config: The model.
+        weights: Weight format.
+        kv_format: Element type of KV.
+        threads: Threads that torch uses.
+        budget_seconds: After this, larger batches and prompts are left out; the first two of
+            each are always measured.
+    """
+    watch = _Stopwatch(threads, time.perf_counter() + budget_seconds)
+    num_blocks = min(config.num_layers, math.ceil(_BLOCKS_BYTES / block_bytes(config, weights)))
+    # Embedding and head are linear in the vocabulary, so a piece of it tells the whole.
+    rows = max(256, _MATRIX_BYTES * config.vocab_size // embedding_bytes(config, weights))
+    reduced = replace(config, vocab_size=min(config.vocab_size, rows))
+    store = LayerWeights(reduced, _MadeUpTensors(reduced), weights)
+    for layer in range(num_blocks):
+        store.add(layer)
+    store.add_embedding()
+    store.add_head()
+    limit = context_limit(config)
+    executor = StageExecutor(
+        reduced,
+        LayerRange(0, num_blocks),
+        store,
+        embedding=True,
+        head=True,
+        kv_tokens=max(_BATCHES) * (min(max(_CONTEXTS), limit) + 32) + _MAX_PROMPT + 32,
+        chunk_tokens=min(CHUNK_TOKENS, limit),
+        kv_format=kv_format,
+    )
+    head_scale = config.vocab_size / reduced.vocab_size
+    block = _Samples()
+    _time_decode(block, executor, watch, num_blocks, limit)
+    _time_prefill(block, executor, watch, num_blocks, limit)
+    embedding, head = _Samples(), _Samples()
+    _time_ends(embedding, head, executor, watch, head_scale, limit)
+    return Calibration(
+        blocks={block_kind(config, 0): block.times()},
+        embedding=embedding.times(),
+        head=head.times(),
+        chunk_tokens=executor.chunk_tokens,
+        cpu_seconds_per_second=min(watch.cpu_seconds / max(watch.wall_seconds, 1e-9), 1.0)
+        if threads == 1
+        else 1.0,
+    )
+
+
+def _time_decode(
+    samples: _Samples, executor: StageExecutor, watch: _Stopwatch, num_blocks: int, limit: int
+) -> None:
+    contexts = sorted({min(context, limit - 1) for context in _CONTEXTS} - {0}) or [1]
+    for batch in _BATCHES:
+        if batch > 2 and watch.is_spent:
+            return
+        keys = [_open(executor, row, contexts[-1]) for row in range(batch)]
+        hidden = executor.embed([0] * batch)
+        for context in contexts:
+
+            def step(
+                keys: list[RequestKey] = keys,
+                hidden: torch.Tensor = hidden,
+                context: int = context,
+            ) -> None:
+                for key in keys:
+                    executor.set_length(key, context - 1)
+                executor.decode(keys, hidden)
+
+            samples.decode.append(DecodeTime(batch, context, watch.median(step) / num_blocks))
+        for key in keys:
+            executor.release(key)
+
+
+def _time_prefill(
+    samples: _Samples, executor: StageExecutor, watch: _Stopwatch, num_blocks: int, limit: int
+) -> None:
+    chunk = executor.chunk_tokens
+    longest = min(_MAX_PROMPT, limit)
+    key = _open(executor, 0, longest)
+
+    def run(start: int, num_tokens: int) -> float:
+        hidden = executor.embed([0] * num_tokens)
+
+        def once() -> None:
+            executor.set_length(key, start)
+            executor.prefill(key, hidden, start)
+
+        return watch.median(once) / num_blocks
+
+    for num_tokens in _SHORT_PROMPTS:
+        if num_tokens < min(chunk, longest):
+            samples.prefill.append(PrefillTime(num_tokens, run(0, num_tokens)))
+    # Longer prompts are the sum of their chunks, each with what came before it in the KV.
+    total = 0.0
+    for start in range(0, longest - chunk + 1, chunk):
+        if start and len(samples.prefill) >= 2 and watch.is_spent:
+            break
+        total += run(start, chunk)
+        samples.prefill.append(PrefillTime(start + chunk, total))
+    executor.release(key)
+
+
+def _time_ends(
+    embedding: _Samples,
+    head: _Samples,
+    executor: StageExecutor,
+    watch: _Stopwatch,
+    head_scale: float,
+    limit: int,
+) -> None:
+    context = min(_CONTEXTS[0], limit)
+    for batch in _BATCHES:
+        if batch > 2 and watch.is_spent:
+            break
+        ids = list(range(batch))
+        hidden = executor.embed(ids)
+
+        def finish(hidden: torch.Tensor = hidden) -> None:
+            for row in executor.logits(hidden):
+                choose(row, _SAMPLING, (0,), (), context)
+
+        look_up = watch.median(lambda ids=ids: executor.embed(ids))  # type: ignore[misc]
+        embedding.decode.append(DecodeTime(batch, context, look_up))
+        head.decode.append(DecodeTime(batch, context, watch.median(finish) * head_scale))
+    # One row of a prompt goes through the head, however long it is.
+    head.prefill.append(PrefillTime(1, head.decode[0].seconds))
+    for num_tokens in (1, min(executor.chunk_tokens, limit)):
+        prompt = [0] * num_tokens
+        seconds = watch.median(lambda prompt=prompt: executor.embed(prompt))  # type: ignore[misc]
+        embedding.prefill.append(PrefillTime(num_tokens, seconds))
+
+
+def _open(executor: StageExecutor, number: int, num_tokens: int) -> RequestKey:
+    key = RequestKey(f"measure-{number}", 0)
+    executor.open(key, num_tokens)
+    # Memory that was never written may hold numbers with which arithmetic is slow.
+    executor.kv[key].data.fill_(0.01)
+    return key
+
+
+class _MadeUpTensors:
+    """Tensors of the right shapes with harmless values, made at the speed of a copy."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        groups = [embedding_tensors(config), head_tensors(config)]
+        groups += [block_tensors(config, layer) for layer in range(config.num_layers)]
+        self._shapes = {spec.name: spec.shape for group in groups for spec in group.values()}
+        # Small, so that hidden states stay numbers through any depth of blocks.
+        self._pattern = 0.02 * torch.randn(4093, generator=torch.Generator().manual_seed(0))
+
+    def load_tensor(self, name: str) -> torch.Tensor:
+        shape = self._shapes[name]
+        if name.endswith("norm.weight"):
+            return torch.ones(shape)
+        values = torch.empty(shape)
+        # Whole copies of the pattern, then what is left of it.
+        flat, length = values.view(-1), len(self._pattern)
+        whole = flat.numel() // length * length
+        flat[:whole].view(-1, length).copy_(self._pattern.expand(whole // length, length))
+        flat[whole:] = self._pattern[: flat.numel() - whole]
+        return values

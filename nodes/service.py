@@ -1,0 +1,404 @@
+"""The node's loop: messages first, then one computation, then what is to be sent.
+
+One thread. It decides nothing about requests (`nodes.device`), assignments
+(`nodes.holdings`) or sessions (`nodes.presence`); loading and measuring run beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from msgspec.structs import replace as msgspec_replace
+
+from broker.codec import DecodeError, decode_control, decode_frame, encode_control
+from broker.control import Control, DeviceState, Loaded, LoadState
+from broker.topics import (
+    DEVICE_ASSIGNMENT,
+    DEVICE_LOADED,
+    DEVICE_PROFILE,
+    DEVICE_STATUS,
+    DEVICE_TELEMETRY,
+    GATEWAY_STATUS,
+    MODEL,
+    PLAN,
+    STAGE_CREDIT,
+    STAGE_KV,
+    STAGE_WORK,
+    Topic,
+)
+from broker.transport import (
+    Connected,
+    Disconnected,
+    Publication,
+    Received,
+    Refused,
+    TransportClosedError,
+    TransportEvent,
+)
+from nodes.complaints import Complaints
+from nodes.compute import JobCost
+from nodes.connections import Connections
+from nodes.context import StageSettings, UnexpectedMessageError
+from nodes.device import DeviceCore
+from nodes.emulation import Pacer
+from nodes.gateways import GatewayWatch
+from nodes.hardware import read_sensors
+from nodes.holdings import Holdings
+from nodes.link import FALLBACK, LinkProbe, kv_chunk_bytes
+from nodes.loader import Loader
+from nodes.outbound import Channel, Outbound
+from nodes.presence import Presence, Reaction
+from nodes.profiler import Profiler
+from nodes.steps import StepLog
+
+logger = logging.getLogger(__name__)
+
+TICK_SECONDS: Final = 0.02
+_INBOX_BATCH: Final = 256
+_PROGRESS_SECONDS: Final = 0.25
+_STATUS_SECONDS: Final = 1.0
+# After SUBACK the broker sends retained messages at once; longer means that there is none.
+_RETAINED_SECONDS: Final = 0.2
+_WINDOW_CHUNKS: Final = 8
+_PROBE_REPLICA: Final = "link-probe"
+_DATA_TOPICS: Final = (STAGE_WORK, STAGE_KV, STAGE_CREDIT)
+
+
+class RefusedError(Exception):
+    """The broker refused the device's credential; the process cannot go on."""
+
+
+class NodeService:
+    """One device on the bus.
+
+    Args:
+        connections: Opened by the caller, before or after.
+        presence: Holds the session with which they were opened.
+        profiler: Measures the device.
+        loader: Started by the caller.
+        stop: Ends the loop, also out of an emulated wait.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        presence: Presence,
+        profiler: Profiler,
+        loader: Loader,
+        *,
+        slowdown: float = 1.0,
+        telemetry_seconds: float = 2.0,
+        stop: threading.Event | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._connections = connections
+        self._presence = presence
+        self._profiler = profiler
+        self._loader = loader
+        self._clock = clock
+        self._stop = stop or threading.Event()
+        self._telemetry_seconds = telemetry_seconds
+        self._pacer = Pacer(slowdown, self._stop.wait, clock)
+        self._steps = StepLog()
+        self._complaints = Complaints(logger)
+        self.core = DeviceCore(connections.device, StageSettings(), self._pace)
+        self.holdings = Holdings(self.core, loader.want, lambda: presence.session)
+        self._gateways = GatewayWatch(self.core.settings.timers.gateway_loss)
+        self._outbound = Outbound(connections.site, connections.device)
+        self._probe = LinkProbe()
+        self._plan_version = 0
+        self._connected: set[str] = set()
+        self._may_announce_at: float | None = None
+        self._status_due = False
+        self._status_at = self._loaded_at = 0.0
+        self._loaded_published: Loaded | None = None
+        self._next_tick = self._next_telemetry = 0.0
+        self._is_busy = False
+        self._routes: tuple[tuple[Topic[Any], Callable[..., None]], ...] = (
+            (PLAN, self._on_plan),
+            (MODEL, self._on_model),
+            (DEVICE_ASSIGNMENT, self._on_assignment),
+            (DEVICE_STATUS, self._on_status),
+            (GATEWAY_STATUS, self._on_gateway),
+        )
+
+    def run(self) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            RefusedError: The broker refused the credential.
+        """
+        while not self._stop.is_set():
+            try:
+                self.run_once()
+            except TransportClosedError:
+                return  # The goodbye was said from another thread.
+
+    def run_once(self, wait_seconds: float = TICK_SECONDS) -> None:
+        """Take messages, run timers, and compute at most one job; wait when there is none."""
+        self._take_messages(0.0 if self._is_busy else wait_seconds)
+        now = self._clock()
+        self._take_background(now)
+        if now >= self._next_tick:
+            self._next_tick = now + TICK_SECONDS
+            self._tick(now)
+        self._send(now)
+        self._is_busy = self._compute()
+        self._send(self._clock())
+
+    # --- messages --------------------------------------------------------------------------
+
+    def _take_messages(self, wait_seconds: float) -> None:
+        inbox = self._connections.inbox
+        try:
+            self._take_event(inbox.get(timeout=wait_seconds))
+            for _ in range(_INBOX_BATCH):
+                self._take_event(inbox.get_nowait())
+        except queue.Empty:
+            pass
+
+    def _take_event(self, event: TransportEvent) -> None:
+        match event:
+            case Received():
+                self._take_message(event)
+            case Connected(client_id):
+                self._connected.add(client_id)
+                if client_id == self._connections.work_client:
+                    self._on_connected()
+            case Disconnected(client_id, reason):
+                self._connected.discard(client_id)
+                logger.info("%s is not connected: %s", client_id, reason)
+            case Refused(client_id, reason):
+                raise RefusedError(f"the broker refused {client_id}: {reason}")
+
+    def _take_message(self, message: Received) -> None:
+        now = self._clock()
+        for topic in _DATA_TOPICS:
+            names = topic.match(message.topic)
+            if names is not None:
+                self._take_data(topic, names, message, now)
+                return
+        for topic, handle in self._routes:
+            names = topic.match(message.topic)
+            if names is None or not message.payload:
+                continue  # An empty retained message only says that a topic was cleared.
+            try:
+                handle(decode_control(message.payload, topic.message), names, now)
+            except DecodeError as error:
+                self._complaints.drop(topic.template, message.topic, str(error), now)
+            return
+
+    def _take_data(
+        self, topic: Topic[Any], names: dict[str, str], message: Received, now: float
+    ) -> None:
+        if names["replica"] == _PROBE_REPLICA:
+            self._probe.take_echo(message.payload, now)
+            self._send_probe(now)
+            return
+        try:
+            if message.retained:
+                raise DecodeError("data must not be retained")
+            header, tensor = decode_frame(message.payload, topic.message)
+            stage = names["replica"], int(names["stage"])
+            self.core.handle(names["sender"], stage, header, tensor, now)
+        except (DecodeError, UnexpectedMessageError, ValueError) as error:
+            self._complaints.drop(topic.template, message.topic, str(error), now)
+        except Exception as error:
+            # A peer must not be able to stop a node, not even through an error of ours.
+            reason = f"{type(error).__name__} while handling it"
+            logger.debug("handling a message failed", exc_info=True)
+            self._complaints.drop(topic.template, message.topic, reason, now)
+
+    def _on_connected(self) -> None:
+        if self._presence.is_announced:
+            self._announce()
+        else:
+            self._may_announce_at = self._clock() + _RETAINED_SECONDS
+
+    def _on_status(self, status: Any, names: dict[str, str], now: float) -> None:
+        match self._presence.see(status):
+            case Reaction.RESTART:
+                logger.warning(
+                    "a later session of %s is known; is its clock wrong, or does another "
+                    "process use this id? Connecting again as session %d",
+                    names["device"],
+                    self._presence.session,
+                )
+                self._connected.discard(self._connections.work_client)
+                self._may_announce_at = None
+                self._connections.reopen(self._presence.session)
+            case Reaction.ANNOUNCE if self._presence.is_announced:
+                self._status_due = True
+            case Reaction.ANNOUNCE:
+                self._may_announce_at = now
+
+    def _on_model(self, manifest: Any, names: dict[str, str], now: float) -> None:
+        self.holdings.learn_manifest(manifest, now)
+        if self._profiler.take_manifest(manifest):
+            self.holdings.measuring()
+
+    def _on_assignment(self, assignment: Any, names: dict[str, str], now: float) -> None:
+        self.holdings.assign(assignment, now)
+
+    def _on_plan(self, plan: Any, names: dict[str, str], now: float) -> None:
+        if plan.version >= self._plan_version:
+            self._plan_version = plan.version
+            self.core.learn(plan)
+            self.holdings.plan_changed()
+
+    def _on_gateway(self, status: Any, names: dict[str, str], now: float) -> None:
+        self._gateways.see(names["gateway"], status, now)
+
+    # --- what runs beside ------------------------------------------------------------------
+
+    def _take_background(self, now: float) -> None:
+        while not self._loader.events.empty():
+            self.holdings.take(self._loader.events.get(), now)
+        if self._profiler.poll():
+            self.holdings.measured(self._profiler.error)
+            self._publish_profile()
+
+    def _send_probe(self, now: float) -> None:
+        if self._profiler.link is not None:
+            return
+        payload = self._probe.next_payload(now)
+        if payload is not None:
+            device = self.core.device
+            path = STAGE_CREDIT.path(
+                self._connections.site,
+                replica=_PROBE_REPLICA,
+                stage=0,
+                device=device,
+                sender=device,
+            )
+            self._connections.publish(Publication(path, payload, STAGE_CREDIT.qos))
+        elif self._probe.is_done:
+            link = self._probe.link()
+            if link is None:
+                logger.warning("no message to myself came back; assuming %s", FALLBACK)
+            self._profiler.take_link(link or FALLBACK)
+            chunk = kv_chunk_bytes(link or FALLBACK)
+            self.core.settings = replace(
+                self.core.settings, kv_chunk_bytes=chunk, kv_window_bytes=_WINDOW_CHUNKS * chunk
+            )
+
+    # --- computing -------------------------------------------------------------------------
+
+    def _compute(self) -> bool:
+        self._pacer.begin()
+        try:
+            return self.core.run_next(self._clock)
+        except Exception:
+            # The job is gone from the queue; its request times out at its master.
+            logger.exception("a job failed")
+            self._complaints.num_dropped += 1
+            return True
+
+    def _pace(self, cost: JobCost) -> None:
+        """Called by the stage that runs, after its computation."""
+        key = self.core.running
+        assert key is not None, "only a running stage paces"
+        revision = self.holdings.revision_of(key)
+        calibrated = self._profiler.calibrated_seconds(revision, cost)
+        took = self._pacer.finish(calibrated)
+        if cost.is_decode:
+            predicted = None if calibrated is None else calibrated * self._pacer.slowdown
+            self._steps.add(self._clock(), key[0], cost.rows, took, predicted)
+
+    # --- time ------------------------------------------------------------------------------
+
+    def _tick(self, now: float) -> None:
+        self.core.tick(now)
+        self.holdings.tick(now)
+        for gateway in self._gateways.take_lost(now):
+            logger.info("gateway %s is lost; freeing what it holds", gateway)
+            self.core.gateway_lost(gateway, now)
+        if not self._presence.is_announced:
+            both = {self._connections.work_client, self._connections.kv_client}
+            due = self._may_announce_at
+            if due is not None and now >= due and both <= self._connected:
+                self._presence.is_announced = True
+                self._announce()
+            return
+        self._send_probe(now)
+        if self._status_due and now - self._status_at >= _STATUS_SECONDS:
+            self._publish_status(now)
+        self._publish_loaded_if_changed(now)
+        if now >= self._next_telemetry:
+            self._next_telemetry = now + self._telemetry_seconds
+            self._publish_telemetry(now)
+
+    # --- publishing ------------------------------------------------------------------------
+
+    def _send(self, now: float) -> None:
+        for message in self.core.drain(now):
+            channel, publication = self._outbound.publication(message)
+            self._publish(publication, channel)
+
+    def _publish(self, publication: Publication, channel: Channel = Channel.WORK) -> None:
+        try:
+            self._connections.publish(publication, channel)
+        except ValueError as error:
+            # Too large: the request ends by its timers, and the log says what to change.
+            logger.error("a message could not be sent: %s", error)
+
+    def _announce(self) -> None:
+        """Publish all retained state; the broker may have lost it, or hold a late will."""
+        now = self._clock()
+        self._publish_status(now)
+        self._publish_profile()
+        self._publish_loaded(self.holdings.loaded, now)
+
+    def _publish_status(self, now: float) -> None:
+        self._status_due, self._status_at = False, now
+        self._publish(self._connections.status(DeviceState.READY))
+
+    def _publish_profile(self) -> None:
+        profile = self._profiler.profile(self._presence.session)
+        if profile is not None and self._presence.is_announced:
+            self._publish_control(DEVICE_PROFILE, profile)
+
+    def _publish_loaded_if_changed(self, now: float) -> None:
+        loaded, last = self.holdings.loaded, self._loaded_published
+        if loaded == last:
+            return
+        is_progress = (
+            last is not None and last.state is LoadState.LOADING and loaded.state is last.state
+        )
+        if not is_progress or now - self._loaded_at >= _PROGRESS_SECONDS:
+            self._publish_loaded(loaded, now)
+
+    def _publish_loaded(self, loaded: Loaded, now: float) -> None:
+        self._loaded_published, self._loaded_at = loaded, now
+        self._publish_control(DEVICE_LOADED, loaded)
+
+    def _publish_telemetry(self, now: float) -> None:
+        self._steps.forget_old(now)
+        telemetry = msgspec_replace(
+            read_sensors(),
+            speed_ratio=self._steps.speed_ratio(),
+            stage_seconds=self._steps.stage_seconds(),
+            queue_length=self.core.queue_length,
+            tokens_per_second=self._steps.tokens_per_second(),
+            kv_used_tokens=self.core.kv_used_tokens,
+            dropped_messages=self._num_dropped(),
+            late_steps=self._pacer.late_steps,
+        )
+        self._publish_control(DEVICE_TELEMETRY, telemetry)
+
+    def _num_dropped(self) -> int:
+        stages = sum(stage.dropped.total() for stage in self.core.stages.values())
+        return self._complaints.num_dropped + self.core.dropped.total() + stages
+
+    def _publish_control(self, topic: Topic[Any], message: Control) -> None:
+        path = topic.path(self._connections.site, device=self.core.device)
+        self._publish(
+            Publication(path, encode_control(message), topic.qos, retained=topic.retained)
+        )

@@ -1,0 +1,116 @@
+"""Settings of a node, from variables that start with ``E2LLM_NODE_``. No torch, no I/O."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from broker.address import BrokerAddress
+from broker.topics import check_level
+
+PREFIX: Final = "E2LLM_NODE_"
+
+_QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z%]*)")
+_UNIT_BYTES: Final = {
+    "B": 1,
+    **{f"{letter}B": 1000**n for n, letter in enumerate("kMGT", start=1)},
+    **{f"{letter}iB": 1024**n for n, letter in enumerate("KMGT", start=1)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryOffer:
+    """Memory that a device offers to a model: exactly one of a share and bytes.
+
+    Attributes:
+        share: Part of the model's weights and planned KV; 0.6 is written ``60 %``.
+        num_bytes: An absolute amount.
+    """
+
+    share: float | None = None
+    num_bytes: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> MemoryOffer:
+        """Read ``60 %``, ``2 GiB`` or plain bytes; ValueError says what was expected."""
+        found = _QUANTITY.fullmatch(text.strip())
+        if found is None or not float(found[1]) > 0:
+            raise ValueError(f'memory {text!r} is not a share like "60 %" or a size like "2 GiB"')
+        amount, unit = float(found[1]), found[2] or "B"
+        if unit == "%":
+            return cls(share=amount / 100)
+        if unit not in _UNIT_BYTES:
+            raise ValueError(f"memory {text!r}: unknown unit; use %, {', '.join(_UNIT_BYTES)}")
+        return cls(num_bytes=int(amount * _UNIT_BYTES[unit]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """Settings of one node.
+
+    Attributes:
+        id: Name of the device; also its user name at the broker.
+        broker: ``mqtt://user:password@host:port``.
+        memory: What the device offers to the model, as `MemoryOffer.parse` reads it; None:
+            70 % of the memory that is free when it measures itself.
+        slowdown: Emulate a device this many times slower than this one.
+        link_delay_seconds: Emulate a link with this one-way delay to the broker.
+        link_bytes_per_second: Emulate a link of this rate.
+        threads: Threads that torch computes with.
+        state: Folder of this device alone; only the default of ``cache`` depends on it.
+        cache: Folder for measurements and fetched weights; nodes of one host share it.
+        telemetry_seconds: Interval of telemetry.
+    """
+
+    id: str
+    broker: str = field(repr=False)
+    site: str = "local"
+    log: str = "info"
+    memory: str | None = None
+    slowdown: float = 1.0
+    link_delay_seconds: float = 0.0
+    link_bytes_per_second: float | None = None
+    threads: int = 1
+    state: Path | None = None
+    cache: Path | None = None
+    telemetry_seconds: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_level(self.id)
+        check_level(self.site)
+        user = BrokerAddress.parse(self.broker).username
+        if user is not None and user != self.id:
+            raise ValueError(
+                f"broker user {user!r} is not the device id {self.id!r}; the broker lets a "
+                "device speak only under its own name, so use the device's own credential"
+            )
+        if self.memory is not None:
+            MemoryOffer.parse(self.memory)
+        if not self.slowdown >= 1:
+            raise ValueError(f"slowdown is {self.slowdown}; it must be at least 1")
+        if not self.link_delay_seconds >= 0:
+            raise ValueError(f"link_delay_seconds is {self.link_delay_seconds}; at least 0")
+        if self.link_bytes_per_second is not None and not self.link_bytes_per_second > 0:
+            raise ValueError(f"link_bytes_per_second is {self.link_bytes_per_second}; more than 0")
+        if self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; at least 1")
+        if not self.telemetry_seconds > 0:
+            raise ValueError(f"telemetry_seconds is {self.telemetry_seconds}; more than 0")
+
+    @property
+    def address(self) -> BrokerAddress:
+        """Broker and credential."""
+        return BrokerAddress.parse(self.broker)
+
+    @property
+    def offer(self) -> MemoryOffer | None:
+        """``memory``, parsed."""
+        return None if self.memory is None else MemoryOffer.parse(self.memory)
+
+    def cache_folder(self, home: Path) -> Path:
+        """Return the folder to cache in, given the user's cache folder."""
+        if self.cache is not None:
+            return self.cache
+        return self.state / "cache" if self.state is not None else home / "e2llm"
