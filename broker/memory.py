@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 
 from broker.filters import covers, is_filter
+from broker.inbox import take
 from broker.limits import DEFAULT_MAX_PAYLOAD_BYTES, check_publication
 from broker.topics import QoS
 from broker.transport import (
@@ -202,10 +203,7 @@ class MemoryTransport:
                 self._waiting.append(message)
 
     def receive(self, timeout_seconds: float | None = None) -> TransportEvent | None:
-        try:
-            return self._inbox.get(timeout=timeout_seconds)
-        except queue.Empty:
-            return None
+        return take(self._inbox, timeout_seconds)
 
     def drop(self, reason: str = "the connection was cut") -> None:
         """Lose the connection: the will is published, `Disconnected` reported."""

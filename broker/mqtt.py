@@ -4,9 +4,8 @@ One thread per connection runs paho's network loop; paho's callbacks only queue.
 writes its own packet to the socket instead of handing it to that thread: on a small device
 the hand-over between two Python threads costs more than the packet (benchmarks/bus.py).
 
-MQTT 5 is tried first, for its reasons (why a subscription was refused, that another client
-took the id). A broker that speaks only MQTT 3.1.1 is asked again at once, and nothing in
-the fog depends on version 5.
+MQTT 5 is tried first, for its reasons ("session taken over"). A broker that speaks only
+MQTT 3.1.1 is asked again at once, and nothing in the fog depends on version 5.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from broker.address import BrokerAddress
 from broker.backoff import Backoff
+from broker.inbox import take
 from broker.limits import DEFAULT_MAX_PAYLOAD_BYTES, check_publication
 from broker.subscriptions import Subscriptions, check_filters
 from broker.topics import QoS
@@ -51,8 +51,7 @@ _HANDSHAKE_SECONDS: Final = 5.0
 _V5_HANDSHAKE_SECONDS: Final = 1.0
 _FAREWELL_SECONDS: Final = 2.0
 # What both brokers take from one client before they answer; QoS 1 is for control alone.
-_MAX_INFLIGHT: Final = 20
-_MAX_WAITING: Final = 10_000
+_MAX_INFLIGHT, _MAX_WAITING = 20, 10_000
 
 # MQTT 5, 3.2.2.2; paho translates the return codes of MQTT 3.1.1 to these.
 _UNSUPPORTED_VERSION: Final = 0x84
@@ -75,7 +74,6 @@ class MqttTransport:
         inbox: Where events go, from the network thread; a new queue when not given.
         keep_alive_seconds: After 1.5 times this silence the broker publishes the will.
         max_payload_bytes: A larger payload is refused by `publish`.
-        no_delay: Set TCP_NODELAY; false only to measure what that costs.
     """
 
     def __init__(
@@ -87,7 +85,6 @@ class MqttTransport:
         inbox: Inbox | None = None,
         keep_alive_seconds: int = 10,
         max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
-        no_delay: bool = True,
     ) -> None:
         if will is not None:
             check_publication(will, max_payload_bytes)
@@ -98,14 +95,13 @@ class MqttTransport:
         self._inbox: Inbox = queue.SimpleQueue() if inbox is None else inbox
         self._keep_alive_seconds = keep_alive_seconds
         self._max_payload_bytes = max_payload_bytes
-        self._no_delay = no_delay
 
         # Held for every write to the socket, since paho's writing is not made for two
         # threads, and for the four below. Never taken in a callback: paho holds a lock of
         # its own there, for which a publisher whose write failed waits.
         self._lock = threading.Lock()
         self._client = self._new_client(MQTTProtocolVersion.MQTTv5)
-        self._waiting: deque[Publication] = deque()
+        self._waiting: deque[Publication] = deque(maxlen=_MAX_WAITING)
         self._is_connected = False
         self._is_closed = False
 
@@ -116,6 +112,9 @@ class MqttTransport:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._wakeup = Wakeup()
+
+    def __str__(self) -> str:
+        return f"client {self.client_id} of {self._address}"
 
     @property
     def inbox(self) -> Inbox:
@@ -140,8 +139,8 @@ class MqttTransport:
         with self._lock:
             self._check_open()
             if self._thread is None:
-                name = f"mqtt-{self.client_id}"
-                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.name = f"mqtt-{self.client_id}"
                 self._thread.start()
 
     def subscribe(self, filters: Iterable[tuple[str, QoS]]) -> None:
@@ -167,10 +166,7 @@ class MqttTransport:
             self._wakeup.set()
 
     def receive(self, timeout_seconds: float | None = None) -> TransportEvent | None:
-        try:
-            return self._inbox.get(timeout=timeout_seconds)
-        except queue.Empty:
-            return None
+        return take(self._inbox, timeout_seconds)
 
     def close(self, farewell: Publication | None = None) -> None:
         """Publish the farewell, wait for it up to 2 s, disconnect, and end the thread."""
@@ -192,7 +188,7 @@ class MqttTransport:
         self._wakeup.set()
         if self._thread is None:
             self._wakeup.close()
-        elif self._thread is not threading.current_thread():
+        else:
             self._thread.join(_FAREWELL_SECONDS + _HANDSHAKE_SECONDS)
 
     def drop(self) -> None:
@@ -214,16 +210,13 @@ class MqttTransport:
     def _keep(self, publication: Publication) -> None:
         if publication.qos is QoS.AT_MOST_ONCE:
             self.num_dropped += 1
-            return
-        if len(self._waiting) == _MAX_WAITING:
-            self._waiting.popleft()
-            self.num_dropped += 1
-        self._waiting.append(publication)
+        else:
+            # Full, it drops its oldest.
+            self.num_dropped += len(self._waiting) == _MAX_WAITING
+            self._waiting.append(publication)
 
     def _hand_over(self, message: Publication) -> paho.MQTTMessageInfo:
-        return self._client.publish(
-            message.topic, message.payload, int(message.qos), message.retained
-        )
+        return self._client.publish(*_arguments(message))
 
     # ---- the network thread
 
@@ -239,17 +232,12 @@ class MqttTransport:
                 continue
             if self._refusal is not None:
                 reason = _REFUSALS[self._refusal]
-                logger.error("%s refused client %s: %s", self._address, self.client_id, reason)
+                logger.error("%s was refused: %s", self, reason)
                 self._inbox.put(Refused(self.client_id, reason))
                 break
             if lived_seconds or self._lost_reason != last_reason:
                 last_reason = self._lost_reason
-                logger.warning(
-                    "%s: client %s is not connected (%s); trying again",
-                    self._address,
-                    self.client_id,
-                    last_reason,
-                )
+                logger.warning("%s is not connected (%s); trying again", self, last_reason)
             self._stop.wait(backoff.next_delay(lived_seconds))
         self._wakeup.close()
 
@@ -264,9 +252,8 @@ class MqttTransport:
             self._lost_reason = error.strerror or str(error)
             return False, 0.0
         started = time.monotonic()
-        self._serve_socket(
-            started + (_V5_HANDSHAKE_SECONDS if self.protocol == "5" else _HANDSHAKE_SECONDS)
-        )
+        patience = _V5_HANDSHAKE_SECONDS if self.protocol == "5" else _HANDSHAKE_SECONDS
+        self._serve_socket(started + patience)
         self._subscriptions.lost()
         self._lost_reason = self._lost_reason or "connection lost"
         with self._lock:
@@ -283,8 +270,7 @@ class MqttTransport:
         """
         client = self._client
         connection = client.socket()
-        if connection is None:
-            return
+        assert connection is not None
         is_leaving = False
         with selectors.DefaultSelector() as selector:
             selector.register(self._wakeup, selectors.EVENT_READ)
@@ -329,7 +315,7 @@ class MqttTransport:
 
     def _fall_back(self) -> None:
         """Go on with MQTT 3.1.1, for as long as this transport lives."""
-        logger.debug("%s refuses MQTT 5; %s uses 3.1.1", self._address, self.client_id)
+        logger.debug("%s uses MQTT 3.1.1, as the broker does not speak 5", self)
         unanswered = self._client.drop_out_messages()
         with self._lock:
             self._client = self._new_client(MQTTProtocolVersion.MQTTv311)
@@ -352,31 +338,28 @@ class MqttTransport:
         client.connect_timeout = _HANDSHAKE_SECONDS
         client.username_pw_set(self._address.username, self._address.password)
         if self._will is not None:
-            will = self._will
-            client.will_set(will.topic, will.payload, int(will.qos), will.retained)
-        client.on_connect = self._on_connect
-        client.on_subscribe = self._on_subscribe
-        client.on_message = self._on_message
-        client.on_disconnect = self._on_disconnect
+            client.will_set(*_arguments(self._will))
+        client.on_connect, client.on_subscribe = self._on_connect, self._on_subscribe
+        client.on_message, client.on_disconnect = self._on_message, self._on_disconnect
         client.on_socket_open = self._on_socket_open
         # Tells paho that somebody else writes: otherwise `subscribe` and `publish` would
         # write to the socket themselves, beside our network thread.
         client.on_socket_register_write = _ignore
+        # At every connect; in 3.1.1 `clean_session` above says so.
+        clean_start = True if is_v5 else paho.MQTT_CLEAN_START_FIRST_ONLY
         client.connect_async(
             self._address.host,
             self._address.port,
             self._keep_alive_seconds,
-            # At every connect; in 3.1.1 `clean_session` above says so.
-            clean_start=True if is_v5 else paho.MQTT_CLEAN_START_FIRST_ONLY,
+            clean_start=clean_start,
         )
         return client
 
     # ---- paho's callbacks
 
     def _on_socket_open(self, _client: Any, _data: Any, connection: Any) -> None:
-        if self._no_delay:
-            # Without it a QoS 1 round trip waits for a delayed ACK, 40 ms (benchmarks/bus.py).
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Without it a QoS 1 round trip waits for a delayed ACK, 40 ms (benchmarks/bus.py).
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_connect(
         self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any
@@ -394,13 +377,7 @@ class MqttTransport:
         self, _client: Any, _data: Any, packet_id: int, reasons: list[ReasonCode], _p: Any
     ) -> None:
         for text in self._subscriptions.answered(packet_id, [r.is_failure for r in reasons]):
-            logger.error(
-                "%s refused client %s the subscription %s; check its ACL for user %s",
-                self._address,
-                self.client_id,
-                text,
-                self._address.username,
-            )
+            logger.error("%s may not subscribe to %s; check the broker's ACL", self, text)
 
     def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
         with contextlib.suppress(UnicodeDecodeError):
@@ -412,6 +389,10 @@ class MqttTransport:
         # 0x80, "unspecified error", is paho's word for a closed socket.
         if not self._lost_reason and reason.value != 0x80:
             self._lost_reason = str(reason)
+
+
+def _arguments(message: Publication) -> tuple[str, bytes | bytearray, int, bool]:
+    return message.topic, message.payload, int(message.qos), message.retained
 
 
 def _ignore(_client: Any, _data: Any, _connection: Any) -> None:
