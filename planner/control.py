@@ -276,7 +276,7 @@ class Control:
             model.revision,
             model.weights,
         ):
-            if not usable or not quiet or self._waits_for_devices(usable, now):
+            if not usable or not quiet or self._waits_for_devices(model, usable, now):
                 return None
             return f"{len(usable)} devices for {model.name}"
         devices = {stage.device for replica in current.replicas for stage in replica.stages}
@@ -306,16 +306,20 @@ class Control:
             < model.stage_bytes(stage.layers.start, stage.layers.end, tokens)
         )
 
-    def _waits_for_devices(self, usable: dict[str, DeviceSpec], now: float) -> bool:
+    def _waits_for_devices(
+        self, model: ModelSpec, usable: dict[str, DeviceSpec], now: float
+    ) -> bool:
         if now - self.knowledge.changed_seconds >= self.settings.wait_seconds:
             return False
-        return len(usable) < self.settings.expect_devices or bool(self._measuring(usable))
+        return len(usable) < self.settings.expect_devices or bool(self._measuring(model))
 
-    def _measuring(self, usable: dict[str, DeviceSpec]) -> list[str]:
+    def _measuring(self, model: ModelSpec) -> list[str]:
         return sorted(
             device
             for device, view in self.knowledge.devices.items()
-            if view.is_ready and device not in usable and view.failure is None
+            if view.is_ready
+            and view.failure is None
+            and (view.profile is None or view.profile.model_revision != model.revision)
         )
 
     def _next_plan(
@@ -372,7 +376,7 @@ class Control:
         progress = self.rollout.progress(self.knowledge)
         if progress is None:
             usable, _ = self.knowledge.usable(model, now)
-            measuring = self._measuring(usable)
+            measuring = self._measuring(model)
             expected = max(self.settings.expect_devices, len(usable) + len(measuring))
             progress = f"waiting for devices: {len(usable)} of {expected} profiles"
             if not expected:

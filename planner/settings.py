@@ -63,7 +63,7 @@ class PlannerSettings:
     seed: int = 0
     telemetry_seconds: float = 30.0
     lease_seconds: float = 10.0
-    drain_seconds: float = 10.0
+    drain_seconds: float = 5.0
     load_seconds: float = 300.0
     retry_seconds: float = 30.0
 
