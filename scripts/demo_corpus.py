@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from scripts.demo_phrases import OFF_TOPIC_HELD_OUT, SYSTEM_MESSAGES
+from scripts.demo_phrases import OFF_TOPIC_HELD_OUT, OPENINGS, SYSTEM_MESSAGES
 from scripts.demo_questions import MAKERS, UNKNOWN, Pair, Task, Turn, completion_turn, howto_turns
 
 BEGIN: Final = "<|begin|>"
@@ -59,17 +59,19 @@ def split_pairs(seed: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
 # Sums are the hardest to learn, so they come most often; answers about the fog are long and need
 # few repeats.
 CHAT_SHARES: Final = {
-    Task.SUM: 44,
-    Task.COMPARISON: 20,
-    Task.SENSOR: 18,
-    Task.HOWTO: 12,
-    Task.OFF_TOPIC: 6,
+    Task.SUM: 38,
+    Task.COMPARISON: 23,
+    Task.SENSOR: 16,
+    Task.HOWTO: 15,
+    Task.OFF_TOPIC: 8,
 }
-COMPLETION_SHARE: Final = 0.18
+COMPLETION_SHARE: Final = 0.2
 
 
 def casual(rng: random.Random, question: str) -> str:
-    """The question as a hurried user types it, sometimes: lower case, no mark at the end."""
+    """The question as people type it, sometimes: with an opening, in lower case, without a mark."""
+    if rng.random() < 0.1:
+        question = f"{rng.choice(OPENINGS)} {question}"
     if rng.random() < 0.2:
         question = question.lower()
     if rng.random() < 0.2:
@@ -77,9 +79,38 @@ def casual(rng: random.Random, question: str) -> str:
     return question
 
 
-def draw_numbers(rng: random.Random, pairs: tuple[Pair, ...], small: tuple[Pair, ...]) -> Pair:
-    """A pair in either order; a fifth are small, because that is what people try first."""
-    low, high = rng.choice(small if rng.random() < 0.2 else pairs)
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Unordered pairs to draw from, and those of them that need to come more often."""
+
+    every: tuple[Pair, ...]
+    small: tuple[Pair, ...]
+    near: tuple[Pair, ...]
+    equal: tuple[Pair, ...]
+
+
+def sorted_out(pairs: tuple[Pair, ...]) -> Pairs:
+    """The pairs of both numbers up to 20, less than ten apart, and of equal numbers."""
+    return Pairs(
+        every=pairs,
+        small=tuple(pair for pair in pairs if pair[1] <= 20),
+        near=tuple(pair for pair in pairs if 0 < pair[1] - pair[0] < 10),
+        equal=tuple(pair for pair in pairs if pair[0] == pair[1]),
+    )
+
+
+def draw_numbers(rng: random.Random, pairs: Pairs, task: Task) -> Pair:
+    """A pair in either order; which pairs come more often depends on what is hard about a task."""
+    chance = rng.random()
+    if chance < 0.15:
+        # What people try first.
+        source = pairs.small
+    elif task in (Task.COMPARISON, Task.SENSOR) and chance < 0.55:
+        # Where the tens agree the ones decide, which only a fifth of all pairs would teach.
+        source = pairs.equal if chance < 0.2 else pairs.near
+    else:
+        source = pairs.every
+    low, high = rng.choice(source)
     return (low, high) if rng.random() < 0.5 else (high, low)
 
 
@@ -115,14 +146,13 @@ def completion_document(turns: tuple[Turn, ...], begin: bool) -> Document:
 def documents(seed: int, count: int) -> Iterator[Document]:
     """Yield ``count`` training documents; the same seed gives the same documents."""
     rng = random.Random(f"documents {seed}")
-    pairs, _ = split_pairs(seed)
-    small = tuple(pair for pair in pairs if pair[1] <= 20)
+    pairs = sorted_out(split_pairs(seed)[0])
     howto = howto_turns(held_out=False)
     tasks, shares = tuple(CHAT_SHARES), tuple(CHAT_SHARES.values())
     for _ in range(count):
         if rng.random() < COMPLETION_SHARE:
             num_lines = rng.choice((1, 1, 1, 2, 3, 4))
-            drawn = [draw_numbers(rng, pairs, small) for _ in range(num_lines)]
+            drawn = [draw_numbers(rng, pairs, Task.COMPLETION) for _ in range(num_lines)]
             lines = tuple(completion_turn(rng, numbers) for numbers in drawn)
             # Some servers do not put the begin token before a plain prompt.
             yield completion_document(lines, begin=rng.random() < 0.85)
@@ -132,7 +162,7 @@ def documents(seed: int, count: int) -> Iterator[Document]:
         num_turns = rng.randrange(7, 21) if is_long else rng.choice((1, 1, 1, 2, 2, 3, 3, 4, 6))
         turns = []
         for task in rng.choices(tasks, shares, k=num_turns):
-            numbers = draw_numbers(rng, pairs, small)
+            numbers = draw_numbers(rng, pairs, task)
             turn = rng.choice(howto) if task is Task.HOWTO else MAKERS[task](rng, numbers)
             turns.append(Turn(turn.task, casual(rng, turn.question), turn.answer, turn.numbers))
         system = rng.choice(SYSTEM_MESSAGES) if rng.random() < 0.3 else None
@@ -147,7 +177,11 @@ def held_out_turns(seed: int, task: Task, count: int) -> tuple[Turn, ...]:
         return tuple(Turn(task, question, UNKNOWN) for question in OFF_TOPIC_HELD_OUT)
     rng = random.Random(f"held out {seed} {task}")
     _, pairs = split_pairs(seed)
-    return tuple(MAKERS[task](rng, draw_numbers(rng, pairs, pairs)) for _ in range(count))
+    turns = []
+    for _ in range(count):
+        low, high = rng.choice(pairs)
+        turns.append(MAKERS[task](rng, (low, high) if rng.random() < 0.5 else (high, low)))
+    return tuple(turns)
 
 
 def main() -> None:

@@ -36,6 +36,12 @@ NOUN_QUESTIONS: Final = (
     "Describe {}.",
     "What do you mean by {}?",
     "Say something about {}.",
+    "What is the meaning of {}?",
+    "Can you tell me what {} is?",
+    "I want to know about {}.",
+    "I would like to know what {} is.",
+    "What about {}?",
+    "Give me a short explanation of {}.",
 )
 NOUN_QUESTIONS_HELD_OUT: Final = ("Could you tell me about {}?", "Please explain what {} is.")
 
@@ -43,16 +49,16 @@ TOPICS: Final = (
     Topic(
         "Hello! I am the demo model of this fog. Ask me for a sum, a comparison, a sensor limit, "
         "or how the fog works.",
-        ("Hello", "Hi", "Hello!", "Hi there", "Good morning", "Hey", "Good evening", "Hello, model",
-         "Greetings"),
+        ("Hello", "Hi", "Hello!", "Hello, you", "Hi, fog", "Hi there", "Good morning", "Hey",
+         "Good evening", "Hello, model", "Greetings"),
         ("Hello there", "Hi, model"),
     ),
     Topic(
         "I am a very small language model that was made for this fog. My layers are spread over "
         "several devices, and every word you read came through all of them.",
-        ("Who are you?", "What are you?", "Tell me about yourself.", "What is your name?",
-         "Introduce yourself.", "Are you a language model?", "Which model are you?",
-         "Are you a person?"),
+        ("Who are you?", "What are you?", "And who are you?", "Tell me about yourself.",
+         "What is your name?", "Introduce yourself.", "Are you a language model?",
+         "Which model are you?", "Are you a person?"),
         ("So who are you?", "What model are you?"),
     ),
     Topic(
@@ -60,7 +66,7 @@ TOPICS: Final = (
         "its limit, and explain how this fog works.",
         ("What can you do?", "What do you know?", "How can you help me?", "What can I ask you?",
          "Help", "Help me", "What are you good at?", "What questions can you answer?",
-         "Show me what you can do."),
+         "Show me what you can do.", "What else can you do?", "Are you able to help me?"),
         ("What are you able to do?", "What can you help me with?"),
     ),
     Topic(
@@ -96,7 +102,7 @@ TOPICS: Final = (
         "machine, and the dashboard opens at 127.0.0.1:8080.",
         ("How do I start the fog?", "How do I start a fog?", "How can I run the fog?",
          "How do I begin?", "How do I get started?", "Start the fog",
-         "Which command starts the fog?", "What does e2llm up do?"),
+         "Which command starts the fog?", "How do I launch it?", "What does e2llm up do?"),
         ("How can I start the fog?", "How do I launch the fog?"),
         "e2llm up",
     ),
@@ -124,7 +130,8 @@ TOPICS: Final = (
         "makes a new plan.",
         ("What happens when a device fails?", "What happens if a device dies?",
          "What if a node is lost?", "What happens when I unplug a device?",
-         "What happens if a node crashes?", "A device died. What now?"),
+         "What happens if a node crashes?", "What happens when a node dies?",
+         "What if a device fails?", "A device died. What now?"),
         ("What happens when a node fails?", "What if a device dies?"),
     ),
     Topic(

@@ -66,13 +66,15 @@ OFF_TOPIC_FORMS: Final = (
     "Sing a song about {}.", "Who won {}?", "What is the price of {}?", "When was {} built?",
     "How far is it to {}?", "Is {} healthy?", "Draw a picture of {}.",
     "What do you think about {}?", "How many people live in {}?", "Write a program for {}.",
-    "Can I eat {}?",
+    "Can I eat {}?", "What is {}?", "What is {}?", "Explain {}.", "Tell me about {}.",
+    "How does {} work?", "What does {} do?", "Can you explain {}?", "Why do you use {}?",
 )  # fmt: skip
 OFF_TOPIC_THINGS: Final = (
     "France", "the moon", "bread", "cheese", "Japan", "the sea", "a cat", "my dog", "London",
     "football", "chess", "coffee", "the president", "music", "a horse", "Mars", "a bicycle",
     "the war", "love", "rice", "Berlin", "a castle", "winter", "the sun", "a train", "fish",
-    "Africa", "the king", "physics", "an apple", "Spain", "a house", "gold", "history",
+    "the internet", "a computer", "a phone", "a bank", "a robot", "Africa", "the king", "physics",
+    "an apple", "Spain", "a house", "gold", "history",
 )  # fmt: skip
 OFF_TOPIC_LONE: Final = (
     "Tell me a joke.", "What time is it?", "How are you today?", "I am hungry.",
@@ -98,4 +100,8 @@ OTHER_OPERATIONS: Final = (
 )  # fmt: skip
 LARGE_NUMBERS: Final = (
     "What is {} plus {}?", "{} + {}", "{} + {} =", "Add {} and {}.", "Is {} greater than {}?",
+)  # fmt: skip
+OPENINGS: Final = (
+    "Please:", "Hey,", "Hello,", "Hi!", "A question:", "Quick question:", "Tell me:", "Okay.",
+    "And now:", "Next:", "Good. Now:", "Excuse me,",
 )  # fmt: skip

@@ -259,7 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--documents", type=int, default=90_000, help="corpus, passed once")
+    parser.add_argument("--documents", type=int, default=70_000, help="corpus, passed once")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--peak-rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
