@@ -131,7 +131,7 @@ class SmallFog:
         self._disturb = disturb
         self._late: list[tuple[float, int, Deliver]] = []
         self._serial = 0
-        plan = Plan(
+        self.plan = Plan(
             version=1,
             state=PlanState.ACTIVE,
             model="tiny",
@@ -166,7 +166,7 @@ class SmallFog:
                 )
                 core.hold(replica, index, executor)
         for core in self.devices.values():
-            core.learn(plan)
+            core.learn(self.plan)
 
     def stages(self) -> list[StageCore]:
         """Return the stages of all devices."""
@@ -282,7 +282,7 @@ class SmallFog:
             if answer.prefill.id == answer.decode.id:
                 break
 
-    def _event(self, event: Event) -> None:
+    def _event(self, sender: str, event: Event) -> None:
         if isinstance(event, Tokens):
             for row in event.rows:
                 answer = self.answers[row.request_id]
@@ -333,7 +333,7 @@ class SmallFog:
             if isinstance(message, ToGateway):
                 frame = bytes(codec.encode_frame(message.header))
                 header, _ = codec.decode_frame(frame, GATEWAY_EVENTS.message)
-                self._carry(lambda h=header: self._event(h))  # type: ignore[misc]
+                self._carry(lambda h=header: self._event(device, h))  # type: ignore[misc]
             else:
                 self._to_device(device, message)
 
@@ -342,22 +342,26 @@ class SmallFog:
 
     def _to_device(self, sender: str, message: ToStage) -> None:
         frame = bytes(codec.encode_frame(message.header, message.tensor))
-        union = STAGE_WORK.message
+        union: Any = STAGE_WORK.message
         if isinstance(message.header, KvChunk):
             union = STAGE_KV.message
         elif isinstance(message.header, KvCredit):
             union = STAGE_CREDIT.message
+        self._post(sender, message.device, (message.replica, message.stage), frame, union)
 
+    def _post(
+        self, sender: str, device: str, stage: tuple[str, int], frame: bytes, union: Any
+    ) -> None:
         def deliver() -> None:
             header, tensor = codec.decode_frame(frame, union)
-            core = self.devices.get(message.device)
+            core = self.devices.get(device)
             if core is None:
                 return
             try:
-                core.handle(sender, (message.replica, message.stage), header, tensor, self.now)
+                core.handle(sender, stage, header, tensor, self.now)
             except UnexpectedMessageError as error:
                 self.rejected.append(str(error))
-            self._flush(message.device)
+            self._flush(device)
 
         self._carry(deliver)
 
