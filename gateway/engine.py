@@ -159,6 +159,8 @@ class FogEngine:
         # May wait for the broker's acknowledgement.
         await asyncio.to_thread(self._transport.close, farewell)
         if self._thread is not None:
+            # Wakes it up.
+            self._transport.inbox.put(Disconnected(self._gateway, "the gateway stops"))
             await asyncio.to_thread(self._thread.join)
         await self._journal.stop()
 
@@ -233,7 +235,7 @@ class FogEngine:
         """Hand every event of the transport to the event loop; runs in its own thread."""
         while not self._is_stopping.is_set():
             event = self._transport.receive(_RECEIVE_SECONDS)
-            if event is not None:
+            if event is not None and not self._is_stopping.is_set():
                 # The loop is closed when the process ends without `stop`.
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(self._on_event, event)

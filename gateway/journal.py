@@ -167,7 +167,7 @@ class RedisJournal:
             self._touch(request_id)
 
     async def start(self) -> None:
-        await self._try_flush()
+        # Not awaited: a gateway does not wait for Redis.
         self._task = asyncio.create_task(self._run(), name="journal")
 
     async def stop(self) -> None:
@@ -175,7 +175,7 @@ class RedisJournal:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        if self._is_available:
+        if not self._is_reported:
             await self._try_flush()
         with contextlib.suppress(RedisError, OSError):
             await self._redis.aclose()
@@ -188,11 +188,11 @@ class RedisJournal:
 
     async def _run(self) -> None:
         while True:
+            await self._try_flush()
             if self._is_available:
                 await self._wake.wait()
             # Batches what comes in the meantime; without Redis, the time to the next try.
             await self._sleep(FLUSH_SECONDS if self._is_available else RETRY_SECONDS)
-            await self._try_flush()
 
     async def _try_flush(self) -> None:
         """Write what has changed; when that fails, remember that it must be written again."""

@@ -1,0 +1,160 @@
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from broker.control import ModelManifest
+from broker.work import Sampling
+from gateway.journal import NoJournal, RedisJournal, open_journal
+from gateway.requests import Generation
+from tests.support.bus import free_port
+
+MODEL = ModelManifest(name="tiny", revision="rev", config={}, tensors={}, weights="bfloat16")
+GENERATION = Generation(
+    request_id="r1",
+    prompt_ids=(5, 6),
+    max_tokens=9,
+    sampling=Sampling(temperature=0.5, seed=77, logit_bias={3: 1.5}),
+    body={"prompt": "zebra-marker", "broken": "\ud800"},
+)
+KEY = "e2llm:lab:request:r1"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    client: Redis = Redis.from_url(redis_url, decode_responses=True)
+    yield client
+    await client.aclose()
+
+
+async def tokens_in(redis: Redis) -> list[str]:
+    found: Any = await redis.lrange(f"{KEY}:tokens", 0, -1)
+    return list(found)
+
+
+async def fields_in(redis: Redis) -> dict[str, str]:
+    found: Any = await redis.hgetall(KEY)
+    return dict(found)
+
+
+async def test_a_request_is_written_with_all_that_repeating_it_needs(
+    redis: Redis, redis_url: str
+) -> None:
+    journal = RedisJournal(redis_url, "lab")
+    await journal.start()
+
+    journal.begin(GENERATION, MODEL)
+    journal.token("r1", 10)
+    journal.token("r1", 11)
+    journal.end("r1", "finished")
+    await journal.stop()
+
+    fields = await fields_in(redis)
+    assert json.loads(fields["body"]) == GENERATION.body
+    assert json.loads(fields["prompt_ids"]) == [5, 6]
+    assert fields["seed"] == "77"
+    parameters = json.loads(fields["parameters"])
+    assert parameters["max_tokens"] == 9
+    assert parameters["sampling"]["logit_bias"] == {"3": 1.5}
+    assert (fields["model"], fields["revision"], fields["weights"]) == ("tiny", "rev", "bfloat16")
+    assert fields["status"] == "finished"
+    assert await tokens_in(redis) == ["10", "11"]
+
+
+async def test_tokens_appear_while_the_request_runs_and_entries_expire(
+    redis: Redis, redis_url: str
+) -> None:
+    journal = RedisJournal(redis_url, "lab", expire_seconds=500)
+    await journal.start()
+    journal.begin(GENERATION, MODEL)
+    journal.token("r1", 10)
+    async with asyncio.timeout(20):
+        while await tokens_in(redis) != ["10"]:
+            await asyncio.sleep(0.005)
+    journal.token("r1", 11)
+
+    async with asyncio.timeout(20):
+        while await tokens_in(redis) != ["10", "11"]:
+            await asyncio.sleep(0.005)
+
+    assert (await fields_in(redis))["status"] == "running"
+    assert 0 < await redis.ttl(KEY) <= 500
+    assert 0 < await redis.ttl(f"{KEY}:tokens") <= 500
+    await journal.stop()
+
+
+async def test_without_redis_everything_goes_on_and_the_journal_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(0)
+
+    journal = RedisJournal(f"redis://127.0.0.1:{free_port()}/0", "lab", sleep=pause)
+    with caplog.at_level(logging.INFO):
+        await journal.start()
+        journal.begin(GENERATION, MODEL)
+        journal.token("r1", 10)
+        await until(lambda: len(pauses) > 2)
+        journal.end("r1", "finished")
+        await journal.stop()
+
+    assert not journal.is_available
+    warnings = [r for r in caplog.records if "Redis does not answer" in r.message]
+    assert len(warnings) == 1
+    assert "zebra-marker" not in caplog.text
+
+
+async def test_what_was_said_while_redis_was_away_is_written_when_it_is_back(
+    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = RedisJournal(redis_url, "lab", sleep=lambda seconds: asyncio.sleep(0.001))
+    write = journal._write
+    is_away = asyncio.Event()
+
+    async def perhaps(changed: Any) -> None:
+        await write(changed)
+        if is_away.is_set():  # The answer is lost: nobody knows whether it was written.
+            raise ConnectionError
+
+    monkeypatch.setattr(journal, "_write", perhaps)
+    await journal.start()
+    journal.begin(GENERATION, MODEL)
+    journal.token("r1", 10)
+    await until(lambda: journal.is_available)
+    is_away.set()
+    journal.token("r1", 11)
+    await until(lambda: not journal.is_available)
+    journal.token("r1", 12)
+    journal.end("r1", "finished")
+    is_away.clear()
+    await until(lambda: journal.is_available)
+    await journal.stop()
+
+    assert await tokens_in(redis) == ["10", "11", "12"]
+    assert (await fields_in(redis))["status"] == "finished"
+
+
+async def test_without_a_url_nothing_is_kept() -> None:
+    journal = open_journal(None, "lab")
+
+    await journal.start()
+    journal.begin(GENERATION, MODEL)
+    journal.token("r1", 1)
+    journal.end("r1", "finished")
+    await journal.stop()
+
+    assert isinstance(journal, NoJournal)
+    assert not journal.is_available
