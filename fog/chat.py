@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable
 
 from rich.console import Console
@@ -27,6 +29,9 @@ def run_chat(
     Raises:
         FogUnreachableError: No fog answers, or it went away.
     """
+    with contextlib.suppress(ModuleNotFoundError):
+        # Gives `input` line editing and the arrow keys where Python was built with it.
+        importlib.import_module("readline")
     model = client.model()
     console.print(f"{model} at {client.url}. {HELP}", markup=False, highlight=False)
     messages: list[Message] = []

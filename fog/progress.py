@@ -53,7 +53,9 @@ class Snapshot:
         if self.readiness is not None:
             return self.readiness.reason or ("ready" if self.readiness.ready else "not ready yet")
         late = [n for n, s in self.processes.items() if s is not ProcessState.READY]
-        return f"starting {', '.join(late)}" if late else "waiting for the gateway"
+        if not late:
+            return "waiting for the gateway"
+        return f"starting {', '.join(late) if len(late) <= 4 else f'{len(late)} processes'}"
 
     @property
     def advance(self) -> float:
@@ -143,8 +145,10 @@ def device_text(device: Mapping[str, Any] | None) -> str:
         return str(device.get("error") or "failed to load")
     if load_state == "loading" and total:
         return f"loads {format_bytes(loaded)} of {format_bytes(total)}"
-    if load_state == "loaded" and loaded:
-        return f"holds {format_bytes(loaded)}"
+    if load_state == "loaded":
+        # Nothing to load yet: it waits for the plan, which needs its measurements.
+        measured = "measured" if device.get("memory_bytes") else "joined"
+        return f"holds {format_bytes(loaded)}" if loaded else measured
     if load_state:
         return str(load_state)
     return str(device.get("state") or "")

@@ -26,7 +26,7 @@ def plan_view(plan: Json) -> RenderableType:
         *_idle_lines(plan.get("idle") or ()),
         *_rate_lines(plan),
     ]
-    return Group(_plan_table(plan), *lines)
+    return Group(_title(plan), _plan_table(plan), *lines)
 
 
 def devices_table(devices: Sequence[Json]) -> Table:
@@ -61,13 +61,17 @@ def layers_text(stage: Json) -> str:
     return " + ".join(parts)
 
 
-def _plan_table(plan: Json) -> Table:
+def _title(plan: Json) -> Text:
     title = f"Plan {plan.get('version', '?')} ({plan.get('state', '?')}): {plan.get('model', '')}"
     if weights := plan.get("weights"):
         title += f", {weights}"
     if optimality := plan.get("optimality"):
         title += f", {optimality}"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title), title_justify="left")
+    return Text(title, "bold")
+
+
+def _plan_table(plan: Json) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     measured: Json = (plan.get("measured") or {}).get("replicas") or {}
     rates = {replica_id: rates_text(rates) for replica_id, rates in measured.items()}
     has_measured = any(rates.values())

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fog.client import Answer
+from fog.client import DEFAULT_URL, Answer
 from fog.quantities import format_seconds
 from fog.tables import plan_view
 
@@ -31,9 +31,16 @@ def print_next_steps(console: Console, url: str, model: str, question: str) -> N
         f"\nThe fog listens on [bold]{url}[/bold] (OpenAI-compatible). Try:\n", highlight=False
     )
     console.print(curl_line(url, model, question), markup=False, highlight=False, soft_wrap=True)
-    flag = "" if url.endswith(":8080") else f" --url {url}"
-    console.print(f"\nor, in another terminal: e2llm chat{flag}, e2llm plan{flag}, ", end="")
-    console.print(f"e2llm devices{flag}. Ctrl-C stops everything.", highlight=False)
+    flag = "" if url == DEFAULT_URL else f" --url {url}"
+    commands = {
+        f"e2llm chat{flag}": "talk to it",
+        f"e2llm plan{flag}": "who holds which layers, predicted and measured",
+        f"e2llm devices{flag}": "how each device is",
+    }
+    width = max(map(len, commands))
+    lines = [f"  {command:<{width}}  {purpose}" for command, purpose in commands.items()]
+    text = "\n".join(["\nOr in another terminal:\n", *lines, "\nCtrl-C stops everything."])
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def answer_figures(answer: Answer) -> str:

@@ -155,7 +155,9 @@ def test_on_a_terminal_every_process_has_a_row_that_disappears_in_the_end() -> N
         (None, ""),
         ({"state": "ready"}, "ready"),
         ({"state": "ready", "load_state": "measuring"}, "measuring"),
-        ({"load_state": "loaded", "loaded_bytes": 2048}, "holds 2.0 KiB"),
+        ({"load_state": "loaded"}, "joined"),
+        ({"load_state": "loaded", "memory_bytes": 9}, "measured"),
+        ({"load_state": "loaded", "memory_bytes": 9, "loaded_bytes": 2048}, "holds 2.0 KiB"),
         ({"load_state": "failed", "error": "tensor x is damaged"}, "tensor x is damaged"),
     ],
 )
