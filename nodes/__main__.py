@@ -102,16 +102,17 @@ def _connections(settings: NodeSettings) -> Connections:
 
 
 def _stop_on_signals(stop: threading.Event, connections: Connections) -> None:
-    def handle(signum: int, frame: object) -> None:
-        if stop.is_set():
-            return
-        stop.set()
-        goodbye = threading.Timer(_GOODBYE_SECONDS, connections.close)
-        goodbye.daemon = True
-        goodbye.start()
+    def leave() -> None:
+        stop.wait()
+        # A wait that a signal interrupts at its very end goes on for ever (CPython 3.11,
+        # SimpleQueue.get), so the loop is woken from here.
+        connections.wake()
+        time.sleep(_GOODBYE_SECONDS)
+        connections.close()
 
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
+    threading.Thread(target=leave, name="goodbye", daemon=True).start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, frame: stop.set())
 
 
 def _configure_log(level: str) -> None:
@@ -126,4 +127,9 @@ def _user_cache() -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Taking torch apart costs half a second, and a thread may still be computing in it.
+    os._exit(status)

@@ -23,7 +23,7 @@ from broker.topics import (
     STAGE_WORK,
     QoS,
 )
-from broker.transport import Inbox, Publication, Transport
+from broker.transport import Disconnected, Inbox, Publication, Transport
 from nodes.emulation import EmulatedInbox, EmulatedLink, EmulatedTransport
 from nodes.outbound import Channel
 
@@ -116,6 +116,10 @@ class Connections:
     def publish(self, publication: Publication, channel: Channel = Channel.WORK) -> None:
         """Publish; see `broker.transport.Transport.publish` for what it raises."""
         self._transports[channel].publish(publication)
+
+    def wake(self) -> None:
+        """End a wait on the inbox, from another thread or a signal."""
+        self.inbox.put(Disconnected(self.work_client, "the node stops"))
 
     def close(self) -> None:
         """Say goodbye and disconnect; safe to call twice and from another thread."""
