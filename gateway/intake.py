@@ -96,7 +96,7 @@ class Intake:
             return self._clear(topic, names)
         content = decode_control(payload, topic.message)
         if topic is GATEWAY_STATUS:
-            return content if names["gateway"] == self._gateway else None  # type: ignore[no-any-return]
+            return content if names["gateway"] == self._gateway else None
         before = self.view
         if topic is DEVICE_TELEMETRY:
             # Frequent, and nothing is routed by it.
