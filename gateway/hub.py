@@ -51,12 +51,14 @@ def model_folder(model: str, progress: Progress = lambda ratio: None) -> Path:
         HubUnreachableError: The hub cannot be reached and the cache does not have it.
     """
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         return folder.resolve()
-    if folder.exists():
+    if model and folder.exists():
         raise ModelRefusedError(f"{model} is a file; give the folder of a checkpoint")
     if not is_hub_id(model):
-        raise ModelRefusedError(f"{model} is neither a folder here nor a hub id such as owner/name")
+        raise ModelRefusedError(
+            f"{model!r} is neither a folder here nor a hub id such as owner/name"
+        )
     return _download(model, progress)
 
 

@@ -1,19 +1,18 @@
 """The gateway's HTTP side for tests: in the process, or on a port, over a fake engine."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import uvicorn
 from fastapi import FastAPI
 
 from gateway.app import create_app
 from gateway.model import ModelSlot
 from gateway.preparation import read_model
+from gateway.server import HttpServer, listen
 from gateway.settings import Settings
 from gateway.weights import UrlSigner
 from tests.support.fake_engine import FakeEngine
@@ -59,15 +58,9 @@ class Api:
     @asynccontextmanager
     async def served(self) -> AsyncIterator[str]:
         """Serve on a free port; give the base URL."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            server = _Server(uvicorn.Config(self.app, log_config=None, lifespan="off"))
-            task = asyncio.create_task(server.serve([listener]))
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-            server.should_exit = True
-            await task
-
-
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]  # signals are pytest's
-        yield
+        listener = listen("127.0.0.1", 0)
+        server = HttpServer(self.app)
+        task = asyncio.create_task(server.serve([listener]))
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        await task
