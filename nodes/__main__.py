@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -102,8 +103,13 @@ def _connections(settings: NodeSettings) -> Connections:
 
 
 def _stop_on_signals(stop: threading.Event, connections: Connections) -> None:
+    # The only queue whose put may interrupt anything in the same thread; setting the event
+    # in the handler could wait for a lock that the interrupted thread holds.
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+
     def leave() -> None:
-        stop.wait()
+        signals.get()
+        stop.set()
         # A wait that a signal interrupts at its very end goes on for ever (CPython 3.11,
         # SimpleQueue.get), so the loop is woken from here.
         connections.wake()
@@ -112,7 +118,7 @@ def _stop_on_signals(stop: threading.Event, connections: Connections) -> None:
 
     threading.Thread(target=leave, name="goodbye", daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, frame: stop.set())
+        signal.signal(number, lambda signum, frame: signals.put(signum))
 
 
 def _configure_log(level: str) -> None:
