@@ -11,6 +11,7 @@ import contextlib
 import hmac
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -76,20 +77,21 @@ class _FirstBytesAgain(StreamReaderAdapter):  # type: ignore[misc]  # amqtt has 
     def __init__(self, first: bytes, reader: asyncio.StreamReader) -> None:
         super().__init__(reader)
         self._first = first
+        self.read_at = time.monotonic()
 
     async def read(self, n: int = -1) -> bytes:
         """Return ``n`` bytes, or what there is if ``n`` is -1."""
-        if not self._first:
-            data: bytes = await super().read(n)
-            return data
-        if n == -1:
+        if n == -1 and self._first:
             n = len(self._first)
-        taken, self._first = self._first[:n], self._first[n:]
-        return taken + (await super().read(n - len(taken)) if len(taken) < n else b"")
+        data, self._first = self._first[:n], self._first[n:]
+        if len(data) < n or n == -1:
+            data += await super().read(n - len(data) if n > 0 else n)
+        self.read_at = time.monotonic()
+        return data
 
 
 class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
-    """amqtt with TCP_NODELAY, and with an answer for clients of MQTT 5."""
+    """amqtt with what it lacks: TCP_NODELAY, an answer for MQTT 5, an end for the silent."""
 
     async def stream_connected(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
@@ -99,28 +101,36 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
         connection: socket.socket = writer.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            first, level = await asyncio.wait_for(_read_protocol_level(reader), _CONNECT_SECONDS)
-            if level == _MQTT_3_1_1:
-                await self.external_connected(
-                    _FirstBytesAgain(first, reader), StreamWriterAdapter(writer), listener_name
-                )
-            else:
+            start = await asyncio.wait_for(_read_start(reader), _CONNECT_SECONDS)
+            if start.level != _MQTT_3_1_1:
                 # Said here, because amqtt 0.12 reads on in the CONNECT of MQTT 5 as if it
                 # were 3.1.1, and waits for bytes that never come.
                 writer.write(_UNACCEPTABLE_VERSION)
                 await writer.drain()
+                return
+            again = _FirstBytesAgain(start.read, reader)
+            watch = asyncio.create_task(_cut_when_silent(again, writer, start.keep_alive_seconds))
+            try:
+                await self.external_connected(again, StreamWriterAdapter(writer), listener_name)
+            finally:
+                watch.cancel()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
             logger.debug("a connection ended before it had begun: %r", error)
         finally:
             writer.close()
 
 
-async def _read_protocol_level(reader: asyncio.StreamReader) -> tuple[bytes, int]:
-    """Return the first bytes of a CONNECT up to the protocol level, and that level.
+@dataclass(frozen=True)
+class _ConnectStart:
+    """The first bytes of a CONNECT, and what they say (MQTT 3.1.1, 3.1.2)."""
 
-    Raises:
-        ValueError: It is not a CONNECT.
-    """
+    read: bytes
+    level: int
+    keep_alive_seconds: int
+
+
+async def _read_start(reader: asyncio.StreamReader) -> _ConnectStart:
+    """Read a CONNECT up to its keep alive; ValueError if it is something else."""
     first = await reader.readexactly(2)
     if first[0] != 0x10:
         raise ValueError("the first packet is not CONNECT")
@@ -132,8 +142,25 @@ async def _read_protocol_level(reader: asyncio.StreamReader) -> tuple[bytes, int
     name_length = await reader.readexactly(2)
     if name_length not in {b"\x00\x04", b"\x00\x06"}:
         raise ValueError("the protocol is neither MQTT nor MQIsdp")
-    first += name_length + await reader.readexactly(int.from_bytes(name_length, "big") + 1)
-    return first, first[-1]
+    # The name, then level, flags and keep alive.
+    rest = await reader.readexactly(int.from_bytes(name_length, "big") + 4)
+    return _ConnectStart(first + name_length + rest, rest[-4], int.from_bytes(rest[-2:], "big"))
+
+
+async def _cut_when_silent(
+    reader: _FirstBytesAgain, writer: asyncio.StreamWriter, keep_alive_seconds: int
+) -> None:
+    """Cut the connection of a client that is silent for 1.5 times its keep alive.
+
+    MQTT 3.1.1, 3.1.2.10. amqtt 0.12 notices the time-out and does nothing, so a device that
+    lost its power would never be reported by its will.
+    """
+    if keep_alive_seconds == 0:
+        return
+    patience = 1.5 * keep_alive_seconds
+    while (left := reader.read_at + patience - time.monotonic()) > 0:
+        await asyncio.sleep(left)
+    writer.transport.abort()
 
 
 def amqtt_configuration(

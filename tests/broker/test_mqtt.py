@@ -1,6 +1,7 @@
 """What only the transport over a real network does: retry, fall back, give up, share a socket."""
 
 import hashlib
+import queue
 import signal
 import socket
 import threading
@@ -12,7 +13,14 @@ import pytest
 from broker.address import BrokerAddress
 from broker.mqtt import MqttTransport
 from broker.topics import DEVICE_STATUS, PLAN, PLANNER_USER, QoS
-from broker.transport import Connected, Disconnected, Publication, Received, Refused
+from broker.transport import (
+    Connected,
+    Disconnected,
+    Publication,
+    Received,
+    Refused,
+    TransportEvent,
+)
 from tests.support.bus import SITE, BrokerProcess, free_port, running_broker, wait_for
 
 TOPIC = DEVICE_STATUS.path(SITE, device="under-test")
@@ -158,6 +166,73 @@ def test_several_threads_may_publish_at_once_and_every_byte_arrives(
         assert sorted(received[topic]) == sorted(expected)
     sender.close()
     receiver.close()
+
+
+class HeldInbox(queue.SimpleQueue[TransportEvent]):
+    """An inbox that holds up the network thread, so that the broker must queue."""
+
+    def __init__(self) -> None:
+        self.is_open = threading.Event()
+
+    def put(self, item: TransportEvent, block: bool = True, timeout: float | None = None) -> None:
+        if isinstance(item, Received):
+            self.is_open.wait()
+        super().put(item)
+
+
+@pytest.mark.mosquitto
+def test_mosquitto_drops_nothing_while_a_receiver_is_slow(mosquitto: BrokerProcess) -> None:
+    # 48 MiB: far more than sockets hold, and three times the messages that Mosquitto queues
+    # by default.
+    inbox, num_messages = HeldInbox(), 3000
+    receiver = MqttTransport(mosquitto.address(PLANNER_USER), "slow", inbox=inbox)
+    receiver.subscribe([(TOPIC, QoS.AT_MOST_ONCE)])
+    sender = MqttTransport(mosquitto.address(PLANNER_USER), "fast")
+    end = DEVICE_STATUS.path(SITE, device="end")
+    sender.subscribe([(end, QoS.AT_LEAST_ONCE)])
+    for client in (receiver, sender):
+        client.connect()
+        wait_for(client, Connected)
+
+    for number in range(num_messages):
+        sender.publish(Publication(TOPIC, number.to_bytes(4, "big") * 4096))
+    sender.publish(Publication(end, b"", QoS.AT_LEAST_ONCE))
+    # Now the broker has all of them.
+    wait_for(sender, Received)
+    inbox.is_open.set()
+
+    numbers = [
+        int.from_bytes(wait_for(receiver, Received).payload[:4], "big") for _ in range(num_messages)
+    ]
+    assert numbers == list(range(num_messages))
+    sender.close()
+    receiver.close()
+
+
+def test_a_device_that_falls_silent_is_reported_by_its_will(any_broker: BrokerProcess) -> None:
+    inbox = HeldInbox()
+    topic = DEVICE_STATUS.path(SITE, device="frozen")
+    frozen = MqttTransport(
+        any_broker.address(PLANNER_USER),
+        "frozen",
+        will=Publication(topic, b"lost", QoS.AT_LEAST_ONCE),
+        inbox=inbox,
+        keep_alive_seconds=1,
+    )
+    frozen.subscribe([(TOPIC, QoS.AT_LEAST_ONCE)])
+    watcher = MqttTransport(any_broker.address(PLANNER_USER), "watcher")
+    watcher.subscribe([(topic, QoS.AT_LEAST_ONCE)])
+    for client in (frozen, watcher):
+        client.connect()
+        wait_for(client, Connected)
+
+    # Its network thread stands still from here on, while its socket stays open.
+    watcher.publish(Publication(TOPIC, b"freeze", QoS.AT_LEAST_ONCE))
+
+    assert wait_for(watcher, Received).payload == b"lost"
+    inbox.is_open.set()
+    frozen.close()
+    watcher.close()
 
 
 @pytest.mark.mosquitto
