@@ -12,11 +12,14 @@ import typer
 
 from fog.cli import missing_module_text
 from fog.client import DEFAULT_URL, URL_VARIABLE, FogClient, FogRequestError, FogUnreachableError
-from fog.output import make_console, write_json
+from fog.output import STDOUT, make_console, write_json
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNREACHABLE: Final = 3
+
+CHAT_TIMEOUT_SECONDS: Final = 600.0
+"""Silence after which a chat gives up: a large model on slow devices takes its time."""
 
 app = typer.Typer(
     name="e2llm",
@@ -27,13 +30,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _check_json_target(target: str | None) -> str | None:
+    """Refuse a file that cannot be written now, not after a fog has run for it."""
+    if target not in (None, STDOUT) and not Path(target).absolute().parent.is_dir():
+        raise typer.BadParameter(f"the folder of {target} does not exist")
+    return target
+
+
 UrlOption = Annotated[
     str,
     typer.Option("--url", envvar=URL_VARIABLE, help="Address of the fog's gateway."),
 ]
 JsonOption = Annotated[
     str | None,
-    typer.Option("--json", metavar="FILE", help="Write the result as JSON; '-' is stdout."),
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Write the result as JSON; '-' is stdout.",
+        callback=_check_json_target,
+    ),
 ]
 
 
@@ -105,10 +121,11 @@ def up(
     from fog.config import DEFAULT_FOG, ConfigError
     from fog.model_choice import ModelChoiceError
     from fog.ports import PortBusyError
+    from fog.preparation import UpOptions
     from fog.processes import ProcessFailedError
     from fog.redis_server import RedisMissingError
     from fog.state import StateError
-    from fog.up import FogNotReadyError, UpOptions, run_up
+    from fog.up import FogNotReadyError, run_up
 
     options = UpOptions(
         fog=fog or DEFAULT_FOG,
@@ -150,7 +167,8 @@ def chat(
     """Talk to a running fog."""
     from fog.chat import run_chat
 
-    run_chat(FogClient(url), make_console(), temperature=temperature, max_tokens=max_tokens)
+    client = FogClient(url, timeout_seconds=CHAT_TIMEOUT_SECONDS)
+    run_chat(client, make_console(), temperature=temperature, max_tokens=max_tokens)
 
 
 @app.command()

@@ -11,18 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
-import secrets
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
-from broker.credentials import load_or_create_credentials
 from fog.client import (
     Answer,
     FogClient,
@@ -31,16 +27,16 @@ from fog.client import (
     Question,
     Readiness,
 )
-from fog.config import DEFAULT_FOG, GATEWAY_ID, FogConfig, demand_warning, load_config
+from fog.config import demand_warning, load_config
 from fog.doctor import num_usable_cores
-from fog.model_choice import ModelChoice, choose_model
+from fog.model_choice import choose_model
 from fog.output import write_json
 from fog.patience import Patience
-from fog.ports import LOOPBACK, check_port, free_port
+from fog.ports import LOOPBACK, check_port
+from fog.preparation import UpOptions, prepare
 from fog.processes import ProcessEvent, ProcessSpec, ProcessState, Supervisor
 from fog.progress import Snapshot, make_display
-from fog.redis_server import find_redis_server, write_redis_config
-from fog.services import ServicePlan, build_specs
+from fog.services import build_specs
 from fog.settable import gateway_settable, planner_settable
 from fog.state import StateFolder, default_state
 from fog.welcome import answer_figures, print_next_steps, print_welcome
@@ -53,30 +49,6 @@ EXIT_INTERRUPTED: Final = 130
 
 class FogNotReadyError(Exception):
     """The fog did not become ready in time. The message says what it waited for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpOptions:
-    """What the command line of `e2llm up` says.
-
-    Attributes:
-        state: State folder; None: the default of the port.
-        once: Ask this, print the answer and stop.
-        json_target: Where the answer goes as JSON: a file, or ``-`` for standard output.
-        timeout_seconds: Time without progress after which the start is given up.
-        verbose: Show the children's logs, each line with the name of its process.
-    """
-
-    fog: Path = DEFAULT_FOG
-    state: Path | None = None
-    port: int = 8080
-    model: str | None = None
-    model_name: str | None = None
-    once: str | None = None
-    json_target: str | None = None
-    max_tokens: int = 64
-    timeout_seconds: float = 180.0
-    verbose: bool = False
 
 
 def run_up(options: UpOptions, console: Console) -> int:
@@ -108,39 +80,6 @@ def run_up(options: UpOptions, console: Console) -> int:
         return asyncio.run(run.run())
 
 
-def prepare(
-    config: FogConfig, model: ModelChoice, options: UpOptions, folder: StateFolder
-) -> ServicePlan:
-    """Make folders, ports, credentials and Redis's configuration."""
-    folder.forget_last_run()
-    for path in (folder.cache, folder.gateway, folder.broker):
-        path.mkdir(parents=True, exist_ok=True)
-    rng = random.SystemRandom()
-    broker_port = free_port(rng, frozenset({options.port}))
-    redis_port = free_port(rng, frozenset({options.port, broker_port}))
-    redis_password = secrets.token_urlsafe(24)
-    credentials = load_or_create_credentials(
-        folder.broker / "credentials.json",
-        nodes=[device.id for device in config.devices],
-        gateways=[GATEWAY_ID],
-        clients=[],
-    )
-    redis_config = write_redis_config(folder.redis, redis_port, redis_password)
-    return ServicePlan(
-        config=config,
-        state=folder,
-        model=model.source,
-        model_name=options.model_name or model.name,
-        gateway_port=options.port,
-        broker_port=broker_port,
-        redis_port=redis_port,
-        redis_password=redis_password,
-        redis_argv=(str(find_redis_server()), str(redis_config)),
-        passwords={user: credential.password for user, credential in credentials.items()},
-        base_environ=os.environ,
-    )
-
-
 class FogRun:
     """One run of a fog on one event loop.
 
@@ -161,7 +100,9 @@ class FogRun:
         self._log_folder = log_folder
         self._question = options.once if options.once is not None else question
         self._console = console
-        self._client = FogClient(f"http://{LOOPBACK}:{options.port}")
+        self._client = FogClient(
+            f"http://{LOOPBACK}:{options.port}", timeout_seconds=options.timeout_seconds
+        )
         self._started_at = time.monotonic()
         self._states = {spec.name: ProcessState.WAITING for spec in specs}
         self._details: dict[str, str] = {}

@@ -22,9 +22,10 @@ from fog.chat import run_chat
 from fog.cli import missing_module_text
 from fog.client import FogClient
 from fog.ports import free_port
+from fog.preparation import UpOptions
 from fog.probes import http_probe
 from fog.processes import ProcessFailedError, ProcessSpec
-from fog.up import EXIT_INTERRUPTED, EXIT_OK, FogNotReadyError, FogRun, UpOptions
+from fog.up import EXIT_INTERRUPTED, EXIT_OK, FogNotReadyError, FogRun
 from tests.fog import fake_gateway
 from tests.fog.fake_gateway import PLAN, Behaviour, serve
 
@@ -76,6 +77,14 @@ def test_a_mistyped_option_and_a_mistyped_fog_file_exit_with_2(tmp_path: Path) -
     assert mistyped.returncode == 2
     assert f"{fog}:3: device[0].model_memmory: unknown key" in mistyped.stderr
     assert "did you mean 'model_memory'?" in mistyped.stderr
+
+
+def test_a_json_file_in_a_folder_that_does_not_exist_is_refused_before_anything_starts(
+    tmp_path: Path,
+) -> None:
+    result = e2llm("up", "--once", "x", "--json", str(tmp_path / "absent" / "answer.json"))
+    assert result.returncode == 2
+    assert "does not exist" in result.stderr
 
 
 def test_a_missing_package_ends_in_one_line_that_says_what_to_install() -> None:

@@ -1,0 +1,74 @@
+"""What is made before the first process of a local fog starts: folders, ports, passwords."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from broker.credentials import load_or_create_credentials
+from fog.config import DEFAULT_FOG, GATEWAY_ID, FogConfig
+from fog.model_choice import ModelChoice
+from fog.ports import free_port
+from fog.redis_server import find_redis_server, write_redis_config
+from fog.services import ServicePlan
+from fog.state import StateFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpOptions:
+    """What the command line of `e2llm up` says.
+
+    Attributes:
+        state: State folder; None: the default of the port.
+        once: Ask this, print the answer and stop.
+        json_target: Where the answer goes as JSON: a file, or ``-`` for standard output.
+        timeout_seconds: Time without progress after which the start is given up.
+        verbose: Show the children's logs, each line with the name of its process.
+    """
+
+    fog: Path = DEFAULT_FOG
+    state: Path | None = None
+    port: int = 8080
+    model: str | None = None
+    model_name: str | None = None
+    once: str | None = None
+    json_target: str | None = None
+    max_tokens: int = 64
+    timeout_seconds: float = 180.0
+    verbose: bool = False
+
+
+def prepare(
+    config: FogConfig, model: ModelChoice, options: UpOptions, folder: StateFolder
+) -> ServicePlan:
+    """Make folders, ports, credentials and Redis's configuration."""
+    folder.forget_last_run()
+    for path in (folder.cache, folder.gateway, folder.broker):
+        path.mkdir(parents=True, exist_ok=True)
+    rng = random.SystemRandom()
+    broker_port = free_port(rng, frozenset({options.port}))
+    redis_port = free_port(rng, frozenset({options.port, broker_port}))
+    redis_password = secrets.token_urlsafe(24)
+    credentials = load_or_create_credentials(
+        folder.broker / "credentials.json",
+        nodes=[device.id for device in config.devices],
+        gateways=[GATEWAY_ID],
+        clients=[],
+    )
+    redis_config = write_redis_config(folder.redis, redis_port, redis_password)
+    return ServicePlan(
+        config=config,
+        state=folder,
+        model=model.source,
+        model_name=options.model_name or model.name,
+        gateway_port=options.port,
+        broker_port=broker_port,
+        redis_port=redis_port,
+        redis_password=redis_password,
+        redis_argv=(str(find_redis_server()), str(redis_config)),
+        passwords={user: credential.password for user, credential in credentials.items()},
+        base_environ=os.environ,
+    )
