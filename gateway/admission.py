@@ -14,7 +14,7 @@ from gateway.attempt import Address, Binding, Request, master_of
 from gateway.ledger import Ledger
 from gateway.lifecycle import Phase
 from gateway.requests import GenerationFailedError, NotReadyError
-from gateway.routing import can_grant, choose_pair, largest_request_tokens
+from gateway.routing import can_grant, choose_pair
 
 Begin = Callable[[Request, float], None]
 
@@ -54,7 +54,7 @@ class Admission:
                     pair.is_single and pair.decode.own.decodes
                 )
                 return
-            if _can_hold(ledger.complete, demand.total_tokens):
+            if demand.total_tokens <= ledger.largest_complete:
                 return  # Its turn, but no room now: those behind it must not overtake.
 
     def granted(self, sender: str, event: Granted, now: float) -> None:
@@ -100,7 +100,7 @@ class Admission:
 
     def _tick_queued(self, request: Request, now: float) -> None:
         ledger = self._ledger
-        if _can_hold(ledger.complete, request.known_tokens + request.remaining_tokens):
+        if request.known_tokens + request.remaining_tokens <= ledger.largest_complete:
             request.stranded_at = None
         elif request.stranded_at is None:
             request.stranded_at = now
@@ -165,8 +165,3 @@ class Admission:
             return False
         chosen = {best.prefill.replica.id, best.decode.replica.id}
         return chosen != {replica.id for replica in request.binding.replicas}
-
-
-def _can_hold(replicas: tuple[Replica, ...], num_tokens: int) -> bool:
-    """Whether some pair of ``replicas`` is large enough, full or not."""
-    return largest_request_tokens(replicas, num_tokens) >= num_tokens

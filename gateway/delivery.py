@@ -166,7 +166,7 @@ class Delivery:
         seconds = decode.step_seconds(decode.own.decodes + 1)
         if request.phase is not Phase.DECODE:
             tokens = prefill.prefill_backlog_tokens + request.known_tokens
-            seconds += tokens / prefill.prefill_tokens_per_second
+            seconds += prefill.prefill_seconds(tokens)
         return patience * seconds
 
     def _measure(self, request: Request, *, is_last: bool, now: float) -> None:

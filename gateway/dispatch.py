@@ -112,6 +112,7 @@ class Dispatcher:
         ledger = self._ledger
         ledger.view = view
         ledger.complete = view.complete_replicas
+        ledger.largest_complete = largest_request_tokens(ledger.complete)
         ledger.room_changed = True
         planned = {replica.id for replica in view.replicas}
         for request in list(ledger.requests.values()):
@@ -181,7 +182,7 @@ class Dispatcher:
         plan = self._ledger.view.serving
         if plan is None:
             return None
-        return largest_request_tokens(plan.replicas, plan.context_tokens)
+        return min(largest_request_tokens(plan.replicas), plan.context_tokens)
 
     # --- helpers -----------------------------------------------------------------------------
 

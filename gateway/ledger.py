@@ -97,6 +97,8 @@ class Ledger:
         queue: Those that wait, oldest first, whenever they were queued.
         reserving: The one that asks masters for room. Only one does at a time, so that this
             gateway never holds one replica's last slot while it waits for another's.
+        complete: Replicas of which every stage answers.
+        largest_complete: Tokens of the largest request that some pair of them can hold.
         room_changed: Something that may let the next request go ahead has happened.
         dropped: What was ignored, by reason.
     """
@@ -110,6 +112,7 @@ class Ledger:
         self.occupancy = Occupancy(measures)
         self.view = FogView()
         self.complete: tuple[Replica, ...] = ()
+        self.largest_complete = 0
         self.requests: dict[str, Request] = {}
         self.queue: list[Request] = []
         self.reserving: Request | None = None

@@ -19,6 +19,45 @@ RECENT: Final = 256
 DEFAULT_ANSWER_TOKENS: Final = 64.0
 
 
+class _PrefillLine:
+    """Prefill seconds over prompt tokens, fitted as an overhead and a slope.
+
+    Short prompts take as long as their hops, so a rate through the origin would make a
+    replica look slow for long ones. Means and covariance fade with each sample. The slope
+    is drawn to the predicted one as if lengths varied by `SPREAD_TOKENS` on that line, so
+    that prompts of one length say nothing about others.
+    """
+
+    SPREAD_TOKENS: Final = 64.0
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+        self.overhead_seconds = 0.0
+        self._mean_tokens: float | None = None
+        self._mean_seconds = 0.0
+        self._variance = 0.0
+        self._covariance = 0.0
+
+    def add(self, num_tokens: int, seconds: float, predicted_slope: float) -> None:
+        """Take in one sample; ``predicted_slope`` is in seconds per token."""
+        if self._mean_tokens is None:
+            self._mean_tokens, self._mean_seconds = num_tokens, seconds
+        beside, above = num_tokens - self._mean_tokens, seconds - self._mean_seconds
+        self._mean_tokens += SMOOTHING * beside
+        self._mean_seconds += SMOOTHING * above
+        self._variance = (1 - SMOOTHING) * (self._variance + SMOOTHING * beside * beside)
+        self._covariance = (1 - SMOOTHING) * (self._covariance + SMOOTHING * beside * above)
+        spread = self.SPREAD_TOKENS**2
+        slope = (self._covariance + spread * predicted_slope) / (self._variance + spread)
+        self.factor = _limited(slope / predicted_slope)
+        expected = self.factor * predicted_slope * self._mean_tokens
+        if expected > self._mean_seconds:
+            # Faster than predicted even without an overhead.
+            self.factor = _limited(self.factor * self._mean_seconds / expected)
+            expected = self._mean_seconds
+        self.overhead_seconds = self._mean_seconds - expected
+
+
 class Measures:
     """What requests experienced, per replica and in all.
 
@@ -32,7 +71,7 @@ class Measures:
         self._tpot: deque[float] = deque(maxlen=RECENT)
         self._tokens: deque[float] = deque(maxlen=RECENT * 16)
         self._finished: deque[float] = deque(maxlen=RECENT)
-        self._prefill_factor: dict[str, float] = {}
+        self._prefill: dict[str, _PrefillLine] = {}
         self._step_factor: dict[str, float] = {}
         self._prefill_rate: dict[str, float] = {}
         self._step_seconds: dict[str, float] = {}
@@ -53,8 +92,8 @@ class Measures:
         if seconds <= 0:
             return
         _smooth(self._prefill_rate, replica.id, num_tokens / seconds)
-        predicted = num_tokens / predicted_prefill_rate(replica)
-        _smooth(self._prefill_factor, replica.id, _limited(seconds / predicted))
+        line = self._prefill.setdefault(replica.id, _PrefillLine())
+        line.add(num_tokens, seconds, 1 / predicted_prefill_rate(replica))
 
     def decoded(self, replica: Replica, num_steps: int, seconds: float, num_rows: int) -> None:
         """A request took ``seconds`` for ``num_steps`` tokens, about ``num_rows`` at once."""
@@ -79,8 +118,14 @@ class Measures:
         return self._answer_tokens
 
     def prefill_factor(self, replica_id: str) -> float:
-        """Return measured over predicted prefill seconds; 1 before any measurement."""
-        return self._prefill_factor.get(replica_id, 1.0)
+        """Return measured over predicted seconds per prompt token; 1 before any sample."""
+        line = self._prefill.get(replica_id)
+        return line.factor if line is not None else 1.0
+
+    def prefill_overhead_seconds(self, replica_id: str) -> float:
+        """Return what a prompt takes apart from its length: hops and messages."""
+        line = self._prefill.get(replica_id)
+        return line.overhead_seconds if line is not None else 0.0
 
     def step_factor(self, replica_id: str) -> float:
         """Return measured over predicted seconds per decode step; 1 before any."""

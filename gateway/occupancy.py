@@ -78,6 +78,7 @@ class Occupancy:
                 own[replica.id],
                 self._foreign_now(replica.id, now),
                 backlog[replica.id],
+                self._measures.prefill_overhead_seconds(replica.id),
                 self._measures.prefill_factor(replica.id),
                 self._measures.step_factor(replica.id),
                 is_suspect=self._suspect_until.get(replica.id, now) > now,

@@ -85,7 +85,8 @@ class Load:
         own: Held by this gateway's requests.
         foreign: Held by others, by the master's last answer.
         prefill_backlog_tokens: Prompt tokens of ours that are not through yet.
-        prefill_factor: Measured over predicted prefill seconds.
+        prefill_overhead_seconds: Measured time of a prompt apart from its length.
+        prefill_factor: Measured over predicted seconds per prompt token.
         step_factor: Measured over predicted seconds per decode step.
         is_suspect: Lost a request a moment ago; taken only when there is no other.
     """
@@ -94,14 +95,19 @@ class Load:
     own: Usage = NOTHING
     foreign: Usage = NOTHING
     prefill_backlog_tokens: float = 0.0
+    prefill_overhead_seconds: float = 0.0
     prefill_factor: float = 1.0
     step_factor: float = 1.0
     is_suspect: bool = False
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        """Measured rate of prompts."""
+        """Measured rate of a long prompt."""
         return predicted_prefill_rate(self.replica) / self.prefill_factor
+
+    def prefill_seconds(self, num_tokens: float) -> float:
+        """Return the time of a prompt that is alone in the replica."""
+        return self.prefill_overhead_seconds + num_tokens / self.prefill_tokens_per_second
 
     def step_seconds(self, num_rows: int) -> float:
         """Measured time from one token of a request to its next, with that many at once."""
@@ -173,13 +179,13 @@ def pairs(loads: Sequence[Load]) -> list[Pair]:
     return sorted(found, key=lambda pair: not pair.is_single)
 
 
-def largest_request_tokens(replicas: Sequence[Replica], context_tokens: int) -> int:
+def largest_request_tokens(replicas: Sequence[Replica]) -> int:
     """Return the most tokens, prompt plus answer, that some allowed pair can hold; 0: none."""
     held = (
         min(pair.prefill.replica.kv_tokens, pair.decode.replica.kv_tokens)
         for pair in pairs([Load(replica) for replica in replicas])
     )
-    return min(context_tokens, max(held, default=0))
+    return max(held, default=0)
 
 
 def can_grant(pair: Pair, demand: Demand, *, own_only: bool = False) -> bool:
@@ -220,7 +226,7 @@ def finish_seconds(pair: Pair, demand: Demand) -> float:
     rows = min((decode.own + decode.foreign).decodes + 1, max(decode.replica.slots, 1))
     return (
         prefill_wait_seconds(pair.prefill)
-        + demand.known_tokens / pair.prefill.prefill_tokens_per_second
+        + pair.prefill.prefill_seconds(demand.known_tokens)
         + decode_wait_seconds(decode, demand)
         + demand.expected_tokens * decode.step_seconds(rows)
     )

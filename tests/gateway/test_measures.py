@@ -17,18 +17,47 @@ def test_without_samples_predictions_hold_and_nothing_is_claimed() -> None:
     assert body["replicas"] == {"r": {"prefill_tokens_per_second": None, "tpot_seconds": None}}
 
 
-def test_factors_are_measured_over_predicted() -> None:
+def test_steps_are_measured_over_predicted() -> None:
     measures = Measures()
 
     measures.prefilled(R, num_tokens=100, seconds=2.0)
     measures.decoded(R, num_steps=10, seconds=3.0, num_rows=1)
 
-    assert measures.prefill_factor("r") == pytest.approx(2.0)
     assert measures.step_factor("r") == pytest.approx(3.0)
     assert measures.body([R], 0.0)["replicas"]["r"] == {
         "prefill_tokens_per_second": pytest.approx(50.0),
         "tpot_seconds": pytest.approx(0.3),
     }
+
+
+def test_short_prompts_measure_the_overhead_and_not_the_rate() -> None:
+    measures = Measures()
+
+    for _ in range(20):
+        measures.prefilled(R, num_tokens=10, seconds=0.6)  # Predicted: 0.1 s.
+
+    assert measures.prefill_overhead_seconds("r") == pytest.approx(0.5)
+    assert measures.prefill_factor("r") == pytest.approx(1.0)
+
+
+def test_prompts_of_many_lengths_measure_overhead_and_rate() -> None:
+    measures = Measures()
+
+    for num_tokens in [10, 1000, 50, 2000, 300] * 6:
+        measures.prefilled(R, num_tokens, seconds=0.4 + num_tokens * 0.03)
+
+    assert measures.prefill_factor("r") == pytest.approx(3.0, rel=0.05)
+    assert measures.prefill_overhead_seconds("r") == pytest.approx(0.4, abs=1.0)
+
+
+def test_a_replica_that_is_faster_than_predicted_has_no_overhead() -> None:
+    measures = Measures()
+
+    for _ in range(20):
+        measures.prefilled(R, num_tokens=1000, seconds=5.0)  # Predicted: 10 s.
+
+    assert measures.prefill_factor("r") == pytest.approx(0.5)
+    assert measures.prefill_overhead_seconds("r") == pytest.approx(0.0)
 
 
 def test_one_odd_sample_does_not_rule_a_replica_out() -> None:

@@ -151,14 +151,13 @@ def test_own_and_foreign_use_add_up() -> None:
     assert not can_grant(pair, DEMAND)
 
 
-def test_the_largest_request_is_bounded_by_context_and_the_smaller_side_of_the_best_pair() -> None:
+def test_the_largest_request_is_bounded_by_the_smaller_side_of_the_best_pair() -> None:
     prefill = replica("p", ["a"], Role.PREFILL, kv_tokens=300)
     decode = replica("d", ["b"], Role.DECODE, kv_tokens=500)
 
-    assert largest_request_tokens([prefill, decode], 1000) == 300
-    assert largest_request_tokens([decode], 1000) == 500
-    assert largest_request_tokens([prefill, decode], 200) == 200
-    assert largest_request_tokens([], 200) == 0
+    assert largest_request_tokens([prefill, decode]) == 300
+    assert largest_request_tokens([decode]) == 500
+    assert largest_request_tokens([]) == 0
 
 
 def test_a_step_is_predicted_from_stage_times_at_that_batch() -> None:
