@@ -73,6 +73,7 @@ def plan_generations(
         )
     _check_token_ids(request, prompts, model, prompt_param)
     seed = drawn_seed if request.seed is None else request.seed
+    body = request.known_fields()
     generations: list[Generation] = []
     for prompt_ids in prompts:
         max_tokens = _max_tokens(
@@ -86,7 +87,7 @@ def plan_generations(
                     max_tokens=max_tokens,
                     sampling=_sampling(request, model, seed, choice),
                     deadline_seconds=limits.deadline_seconds,
-                    body=request.known_fields(),
+                    body=body,
                 )
             )
     return generations

@@ -113,6 +113,12 @@ def _check_content(value: Any) -> Any:
     return "\n".join(texts)
 
 
+def _check_no_tool_calls(value: Any) -> Any:
+    if value:
+        raise _problem("tool calls are not supported yet; leave them out")
+    return None
+
+
 def _check_bias(value: Any) -> Any:
     """Return token ids and biases; JSON has only strings as keys."""
     if value is None:
@@ -197,6 +203,7 @@ class Message(_Body):
         str,
         BeforeValidator(_check_content, json_schema_input_type=str | list[dict[str, str]]),
     ]
+    tool_calls: Annotated[None, BeforeValidator(_check_no_tool_calls)] = None
 
 
 class ChatRequest(GenerationRequest):

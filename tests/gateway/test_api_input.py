@@ -80,6 +80,8 @@ MESSAGE = {"role": "user", "content": "hi"}
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
          "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
+         "messages[0].tool_calls"),
         # The template of this model refuses it.
         ({"messages": [MESSAGE, {"role": "system", "content": "x"}]}, "messages"),
         ({"model": 5}, "model"),
