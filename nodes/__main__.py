@@ -16,7 +16,7 @@ from broker.mqtt import MqttTransport
 from broker.settings import SettingsError, read_settings
 from broker.transport import Inbox, Publication, Transport
 from nodes.connections import Connections, Filters
-from nodes.emulation import EmulatedLink
+from nodes.emulation import EmulatedLink, LinkSchedule
 from nodes.hardware import software_version
 from nodes.presence import Presence
 from nodes.settings import PREFIX, NodeSettings
@@ -98,7 +98,9 @@ def _connections(settings: NodeSettings) -> Connections:
 
     link = None
     if settings.link_delay_seconds or settings.link_bytes_per_second is not None:
-        link = EmulatedLink(settings.link_delay_seconds, settings.link_bytes_per_second)
+        link = EmulatedLink(
+            LinkSchedule(settings.link_delay_seconds, settings.link_bytes_per_second)
+        )
     return Connections(settings.id, settings.site, dial, software=software_version(), link=link)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+import re
+from collections import Counter
 from typing import Final
 
-_SILENCE_SECONDS: Final = 60.0
-_MAX_KINDS: Final = 256
+_WINDOW_SECONDS: Final = 60.0
+_MAX_LINES: Final = 20
+_MAX_TEXT: Final = 300
+# What differs between two messages that are wrong in the same way.
+_VARIABLE: Final = re.compile(r"'[^']*'|`[^`]*`|[0-9]+")
 
 
 class Complaints:
@@ -16,25 +20,32 @@ class Complaints:
     def __init__(self, logger: logging.Logger) -> None:
         self.num_dropped = 0
         self._logger = logger
-        self._logged_at: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._window_began = 0.0
+        self._known: set[tuple[str, str]] = set()
+        self._lines: Counter[str] = Counter()
 
     def drop(self, kind: str, topic: str, reason: str, now: float) -> None:
-        """Count a message of one kind of topic, and log it unless the same was logged just now.
+        """Count a message of one kind of topic, and log it unless that was done just now.
 
         Args:
-            kind: The kind of topic, without names in it.
+            kind: The kind of topic, without names in it; at most 20 lines a minute each.
             topic: The topic it came on.
             reason: Why it was dropped; never anything of its content.
             now: Monotonic seconds.
         """
         self.num_dropped += 1
-        key = (kind, reason)
-        logged_at = self._logged_at.get(key)
-        if logged_at is not None and now - logged_at < _SILENCE_SECONDS:
+        if now - self._window_began >= _WINDOW_SECONDS:
+            self._window_began = now
+            self._known.clear()
+            self._lines.clear()
+        key = (kind, _VARIABLE.sub("", reason))
+        if key in self._known or self._lines[kind] >= _MAX_LINES:
             return
-        self._logged_at[key] = now
-        self._logged_at.move_to_end(key)
-        # Reasons may differ with every message, as those of a fuzzer do.
-        if len(self._logged_at) > _MAX_KINDS:
-            self._logged_at.popitem(last=False)
-        self._logger.warning("dropped a message on %s: %s", topic, reason)
+        self._known.add(key)
+        self._lines[kind] += 1
+        self._logger.warning("dropped a message on %s: %s", _printable(topic), _printable(reason))
+
+
+def _printable(text: str) -> str:
+    """Return one line of bounded length: both come from strangers."""
+    return "".join(c if c.isprintable() else "?" for c in text[:_MAX_TEXT])

@@ -72,8 +72,8 @@ class Pacer:
         return took
 
 
-class EmulatedLink:
-    """One device's link to the broker, in both directions, for all its connections.
+class LinkSchedule:
+    """When messages have passed a link. Pure.
 
     Messages are serialised at the link's rate and arrive one delay later. Work goes before
     KV, as the second connection is there for: KV waits while work uses the link.
@@ -83,16 +83,35 @@ class EmulatedLink:
         bytes_per_second: Each way; None: unlimited.
     """
 
-    def __init__(
-        self,
-        delay_seconds: float,
-        bytes_per_second: float | None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, delay_seconds: float, bytes_per_second: float | None) -> None:
         self._delay = delay_seconds
         self._rate = bytes_per_second
-        self._clock = clock
         self._busy_until: dict[tuple[str, bool], float] = {}
+
+    def due(self, now: float, direction: str, num_bytes: int, *, is_kv: bool) -> float:
+        """Return when a message that is sent now arrives."""
+        seconds = 0.0 if self._rate is None else num_bytes / self._rate
+        until = self._occupy(direction, is_kv, now, seconds)
+        if not is_kv:
+            self._occupy(direction, True, now, seconds)
+        return until + self._delay
+
+    def _occupy(self, direction: str, is_kv: bool, now: float, seconds: float) -> float:
+        lane = (direction, is_kv)
+        until = max(now, self._busy_until.get(lane, 0.0)) + seconds
+        self._busy_until[lane] = until
+        return until
+
+
+class EmulatedLink:
+    """One device's link to the broker, in both directions, for all its connections.
+
+    One thread delivers what is due.
+    """
+
+    def __init__(self, schedule: LinkSchedule, clock: Callable[[], float] = time.monotonic) -> None:
+        self._schedule = schedule
+        self._clock = clock
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._changed = threading.Condition()
@@ -105,21 +124,9 @@ class EmulatedLink:
     ) -> None:
         """Call ``deliver`` when ``num_bytes`` have passed in ``direction``."""
         with self._changed:
-            due = self._clock() + self._delay
-            if self._rate is not None:
-                due = self._occupy(direction, num_bytes / self._rate, is_kv) + self._delay
+            due = self._schedule.due(self._clock(), direction, num_bytes, is_kv=is_kv)
             heapq.heappush(self._due, (due, next(self._order), deliver))
             self._changed.notify()
-
-    def _occupy(self, direction: str, seconds: float, is_kv: bool) -> float:
-        now = self._clock()
-        lane = (direction, is_kv)
-        until = max(now, self._busy_until.get(lane, 0.0)) + seconds
-        self._busy_until[lane] = until
-        if not is_kv:
-            behind = (direction, True)
-            self._busy_until[behind] = max(now, self._busy_until.get(behind, 0.0)) + seconds
-        return until
 
     def close(self) -> None:
         """Forget what is on the way."""

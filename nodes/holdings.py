@@ -111,8 +111,12 @@ class Holdings:
             if replica is None:
                 continue
             del self._built[key]
-            if spec.stage >= len(replica.stages):
-                logger.error("%s has no stage %d; the assignment is wrong", replica.id, spec.stage)
+            planned = dict(enumerate(replica.stages)).get(spec.stage)
+            if planned is None or (planned.device, planned.layers) != (
+                self._core.device,
+                spec.layers,
+            ):
+                logger.error("the plan gives stage %d of %s to others", spec.stage, replica.id)
                 continue
             self._core.drop(key)
             self._core.hold(replica, spec.stage, executor)

@@ -14,16 +14,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from msgspec.structs import replace as msgspec_replace
-
-from broker.codec import DecodeError, decode_control, decode_frame, encode_control
-from broker.control import Control, DeviceState, Loaded, LoadState
+from broker.codec import DecodeError, decode_control, decode_frame
 from broker.topics import (
     DEVICE_ASSIGNMENT,
-    DEVICE_LOADED,
-    DEVICE_PROFILE,
     DEVICE_STATUS,
-    DEVICE_TELEMETRY,
     GATEWAY_STATUS,
     MODEL,
     PLAN,
@@ -48,21 +42,19 @@ from nodes.context import StageSettings, UnexpectedMessageError
 from nodes.device import DeviceCore
 from nodes.emulation import Pacer
 from nodes.gateways import GatewayWatch
-from nodes.hardware import read_sensors
 from nodes.holdings import Holdings
 from nodes.link import FALLBACK, LinkProbe, kv_chunk_bytes
 from nodes.loader import Loader
-from nodes.outbound import Channel, Outbound
+from nodes.outbound import Outbound
 from nodes.presence import Presence, Reaction
 from nodes.profiler import Profiler
+from nodes.reports import Reports
 from nodes.steps import StepLog
 
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 0.02
 _INBOX_BATCH: Final = 256
-_PROGRESS_SECONDS: Final = 0.25
-_STATUS_SECONDS: Final = 1.0
 # After SUBACK the broker sends retained messages at once; longer means that there is none.
 _RETAINED_SECONDS: Final = 0.2
 _WINDOW_CHUNKS: Final = 8
@@ -104,22 +96,26 @@ class NodeService:
         self._loader = loader
         self._clock = clock
         self._stop = stop or threading.Event()
-        self._telemetry_seconds = telemetry_seconds
         self._pacer = Pacer(slowdown, self._stop.wait, clock)
         self._steps = StepLog()
         self._complaints = Complaints(logger)
         self.core = DeviceCore(connections.device, StageSettings(), self._pace)
         self.holdings = Holdings(self.core, loader.want, lambda: presence.session)
+        self._reports = Reports(
+            connections,
+            presence,
+            profiler,
+            self.holdings,
+            self.core,
+            telemetry_seconds=telemetry_seconds,
+        )
         self._gateways = GatewayWatch(self.core.settings.timers.gateway_loss)
         self._outbound = Outbound(connections.site, connections.device)
         self._probe = LinkProbe()
         self._plan_version = 0
         self._connected: set[str] = set()
         self._may_announce_at: float | None = None
-        self._status_due = False
-        self._status_at = self._loaded_at = 0.0
-        self._loaded_published: Loaded | None = None
-        self._next_tick = self._next_telemetry = 0.0
+        self._next_tick = 0.0
         self._is_busy = False
         self._routes: tuple[tuple[Topic[Any], Callable[..., None]], ...] = (
             (PLAN, self._on_plan),
@@ -217,10 +213,11 @@ class NodeService:
             self._complaints.drop(topic.template, message.topic, reason, now)
 
     def _on_connected(self) -> None:
+        now = self._clock()
         if self._presence.is_announced:
-            self._announce()
+            self._reports.announce(now)
         else:
-            self._may_announce_at = self._clock() + _RETAINED_SECONDS
+            self._may_announce_at = now + _RETAINED_SECONDS
 
     def _on_status(self, status: Any, names: dict[str, str], now: float) -> None:
         match self._presence.see(status):
@@ -235,7 +232,7 @@ class NodeService:
                 self._may_announce_at = None
                 self._connections.reopen(self._presence.session)
             case Reaction.ANNOUNCE if self._presence.is_announced:
-                self._status_due = True
+                self._reports.contradict()
             case Reaction.ANNOUNCE:
                 self._may_announce_at = now
 
@@ -263,7 +260,7 @@ class NodeService:
             self.holdings.take(self._loader.events.get(), now)
         if self._profiler.poll():
             self.holdings.measured(self._profiler.error)
-            self._publish_profile()
+            self._reports.publish_profile()
 
     def _send_probe(self, now: float) -> None:
         if self._profiler.link is not None:
@@ -324,81 +321,18 @@ class NodeService:
             both = {self._connections.work_client, self._connections.kv_client}
             due = self._may_announce_at
             if due is not None and now >= due and both <= self._connected:
-                self._presence.is_announced = True
-                self._announce()
+                self._reports.announce(now)
             return
         self._send_probe(now)
-        if self._status_due and now - self._status_at >= _STATUS_SECONDS:
-            self._publish_status(now)
-        self._publish_loaded_if_changed(now)
-        if now >= self._next_telemetry:
-            self._next_telemetry = now + self._telemetry_seconds
-            self._publish_telemetry(now)
+        self._reports.tick(now, self._pacer, self._steps, self._complaints)
 
-    # --- publishing ------------------------------------------------------------------------
+    # --- sending ---------------------------------------------------------------------------
 
     def _send(self, now: float) -> None:
         for message in self.core.drain(now):
             channel, publication = self._outbound.publication(message)
-            self._publish(publication, channel)
-
-    def _publish(self, publication: Publication, channel: Channel = Channel.WORK) -> None:
-        try:
-            self._connections.publish(publication, channel)
-        except ValueError as error:
-            # Too large: the request ends by its timers, and the log says what to change.
-            logger.error("a message could not be sent: %s", error)
-
-    def _announce(self) -> None:
-        """Publish all retained state; the broker may have lost it, or hold a late will."""
-        now = self._clock()
-        self._publish_status(now)
-        self._publish_profile()
-        self._publish_loaded(self.holdings.loaded, now)
-
-    def _publish_status(self, now: float) -> None:
-        self._status_due, self._status_at = False, now
-        self._publish(self._connections.status(DeviceState.READY))
-
-    def _publish_profile(self) -> None:
-        profile = self._profiler.profile(self._presence.session)
-        if profile is not None and self._presence.is_announced:
-            self._publish_control(DEVICE_PROFILE, profile)
-
-    def _publish_loaded_if_changed(self, now: float) -> None:
-        loaded, last = self.holdings.loaded, self._loaded_published
-        if loaded == last:
-            return
-        is_progress = (
-            last is not None and last.state is LoadState.LOADING and loaded.state is last.state
-        )
-        if not is_progress or now - self._loaded_at >= _PROGRESS_SECONDS:
-            self._publish_loaded(loaded, now)
-
-    def _publish_loaded(self, loaded: Loaded, now: float) -> None:
-        self._loaded_published, self._loaded_at = loaded, now
-        self._publish_control(DEVICE_LOADED, loaded)
-
-    def _publish_telemetry(self, now: float) -> None:
-        self._steps.forget_old(now)
-        telemetry = msgspec_replace(
-            read_sensors(),
-            speed_ratio=self._steps.speed_ratio(),
-            stage_seconds=self._steps.stage_seconds(),
-            queue_length=self.core.queue_length,
-            tokens_per_second=self._steps.tokens_per_second(),
-            kv_used_tokens=self.core.kv_used_tokens,
-            dropped_messages=self._num_dropped(),
-            late_steps=self._pacer.late_steps,
-        )
-        self._publish_control(DEVICE_TELEMETRY, telemetry)
-
-    def _num_dropped(self) -> int:
-        stages = sum(stage.dropped.total() for stage in self.core.stages.values())
-        return self._complaints.num_dropped + self.core.dropped.total() + stages
-
-    def _publish_control(self, topic: Topic[Any], message: Control) -> None:
-        path = topic.path(self._connections.site, device=self.core.device)
-        self._publish(
-            Publication(path, encode_control(message), topic.qos, retained=topic.retained)
-        )
+            try:
+                self._connections.publish(publication, channel)
+            except ValueError as error:
+                # Too large: the request ends by its timers, and the log says what to change.
+                self._complaints.drop(channel.value, publication.topic, str(error), now)

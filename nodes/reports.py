@@ -1,0 +1,121 @@
+"""What a node says of itself: status, profile, what is loaded, telemetry.
+
+Decides when; `nodes.profiler`, `nodes.holdings` and the others know what.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from broker.codec import encode_control
+from broker.control import Control, DeviceState, Loaded, LoadState
+from broker.topics import DEVICE_LOADED, DEVICE_PROFILE, DEVICE_TELEMETRY, Topic
+from broker.transport import Publication
+from nodes.complaints import Complaints
+from nodes.connections import Connections
+from nodes.device import DeviceCore
+from nodes.emulation import Pacer
+from nodes.hardware import read_sensors
+from nodes.holdings import Holdings
+from nodes.presence import Presence
+from nodes.profiler import Profiler
+from nodes.steps import StepLog
+
+_PROGRESS_SECONDS: Final = 0.25
+# Two processes under one id would otherwise answer each other as fast as the broker can.
+_STATUS_SECONDS: Final = 1.0
+
+
+class Reports:
+    """The retained state and the telemetry of one device."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        presence: Presence,
+        profiler: Profiler,
+        holdings: Holdings,
+        core: DeviceCore,
+        *,
+        telemetry_seconds: float,
+    ) -> None:
+        self._connections = connections
+        self._presence = presence
+        self._profiler = profiler
+        self._holdings = holdings
+        self._core = core
+        self._telemetry_seconds = telemetry_seconds
+        self._status_due = False
+        self._status_at = self._loaded_at = self._telemetry_at = 0.0
+        self._loaded: Loaded | None = None
+
+    def announce(self, now: float) -> None:
+        """Publish all retained state; the broker may have lost it, or hold a late will."""
+        self._presence.is_announced = True
+        self._publish_status(now)
+        self.publish_profile()
+        self._publish_loaded(self._holdings.loaded, now)
+
+    def contradict(self) -> None:
+        """Somebody said something else under our id: say ``ready`` again, soon."""
+        self._status_due = True
+
+    def publish_profile(self) -> None:
+        """Publish what was measured, once all is."""
+        profile = self._profiler.profile(self._presence.session)
+        if profile is not None and self._presence.is_announced:
+            self._publish(DEVICE_PROFILE, profile)
+
+    def tick(self, now: float, pacer: Pacer, steps: StepLog, complaints: Complaints) -> None:
+        """Publish what is due."""
+        if self._status_due and now - self._status_at >= _STATUS_SECONDS:
+            self._publish_status(now)
+        loaded = self._holdings.loaded
+        if loaded != self._loaded and self._is_due(loaded, now):
+            self._publish_loaded(loaded, now)
+        if now - self._telemetry_at >= self._telemetry_seconds:
+            self._telemetry_at = now
+            self._publish_telemetry(now, pacer, steps, complaints)
+
+    def _is_due(self, loaded: Loaded, now: float) -> bool:
+        is_progress = (
+            self._loaded is not None
+            and self._loaded.state is loaded.state is LoadState.LOADING
+            and self._loaded.version == loaded.version
+        )
+        return not is_progress or now - self._loaded_at >= _PROGRESS_SECONDS
+
+    def _publish_status(self, now: float) -> None:
+        self._status_due, self._status_at = False, now
+        self._connections.publish(self._connections.status(DeviceState.READY))
+
+    def _publish_loaded(self, loaded: Loaded, now: float) -> None:
+        self._loaded, self._loaded_at = loaded, now
+        self._publish(DEVICE_LOADED, loaded)
+
+    def _publish_telemetry(
+        self, now: float, pacer: Pacer, steps: StepLog, complaints: Complaints
+    ) -> None:
+        steps.forget_old(now)
+        stages = self._core.stages.values()
+        telemetry = replace(
+            read_sensors(),
+            speed_ratio=steps.speed_ratio(),
+            stage_seconds=steps.stage_seconds(),
+            queue_length=self._core.queue_length,
+            tokens_per_second=steps.tokens_per_second(),
+            kv_used_tokens=self._core.kv_used_tokens,
+            late_steps=pacer.late_steps,
+            dropped_messages=complaints.num_dropped
+            + self._core.dropped.total()
+            + sum(stage.dropped.total() for stage in stages),
+        )
+        self._publish(DEVICE_TELEMETRY, telemetry)
+
+    def _publish(self, topic: Topic[Any], message: Control) -> None:
+        path = topic.path(self._connections.site, device=self._core.device)
+        self._connections.publish(
+            Publication(path, encode_control(message), topic.qos, retained=topic.retained)
+        )
