@@ -251,7 +251,7 @@ class Conductor:
         """Run timers. Returns groups, and (request, position) of prefills, to send again."""
         self.out += self.reservations.expire(now)
         self._tick_admissions(now)
-        if now - self._announced_at >= self._timers.announce:
+        if self.live and now - self._announced_at >= self._timers.announce:
             self._announced_at = now
             for stage in range(len(self.replica.stages)):
                 self._to_stage(stage, Live(requests=self.live))
