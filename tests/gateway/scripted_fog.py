@@ -212,6 +212,8 @@ class ScriptedFog:
             if running.steps_to_first > 0:
                 continue
             source = prefill if running.steps_to_first == 0 else decode
+            if source is not prefill:
+                self._give_back(prefill.id, key)  # Handed over.
             index = len(running.generated)
             running.generated.append(token_at(running.open.prompt_ids, index))
             self._tokens(source.stages[-1].device, running, index)
@@ -229,8 +231,11 @@ class ScriptedFog:
         self.released.add(key)
         self.running.pop(key, None)
         for name in self.replicas:
-            self.held[name].pop(key, None)
             self.waiting[name] = [w for w in self.waiting[name] if w.key != key]
+            self._give_back(name, key)
+
+    def _give_back(self, name: str, key: RequestKey) -> None:
+        if self.held[name].pop(key, None) is not None:
             waiting, self.waiting[name] = self.waiting[name], []
             for message in waiting:
                 self._reserve(name, message, again=True)
