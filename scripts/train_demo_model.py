@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=70_000, help="corpus, passed once")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--peak-rate", type=float, default=2e-3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--evaluate-every", type=int, default=500, help="steps")
     values = parser.parse_args()
     options = Options(
