@@ -1,0 +1,84 @@
+"""What a device offers and says of itself."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from broker.architecture import kv_bytes_per_token, parse_config, stage_bytes
+from nodes.hardware import (
+    describe_hardware,
+    free_memory_bytes,
+    offered_bytes,
+    read_sensors,
+)
+from nodes.settings import MemoryOffer
+from tests.support.checkpoints import FAMILIES
+
+CONFIG = parse_config(FAMILIES["llama"])
+WEIGHT_BYTES = stage_bytes(CONFIG, "float32", CONFIG.num_layers, embedding=True, head=True)
+KV_BYTES = kv_bytes_per_token(CONFIG, "float32", CONFIG.num_layers)
+
+
+def test_a_share_counts_weights_and_the_kv_of_one_longest_request() -> None:
+    offered = offered_bytes(MemoryOffer(share=0.6), CONFIG, "float32", "float32", 0)
+    assert offered == int(0.6 * (WEIGHT_BYTES + CONFIG.max_position_embeddings * KV_BYTES))
+
+
+def test_a_share_of_a_model_with_a_huge_context_counts_the_planned_context() -> None:
+    long = parse_config({**FAMILIES["llama"], "max_position_embeddings": 131072})
+    offered = offered_bytes(MemoryOffer(share=1.0), long, "float32", "float32", 0)
+    assert offered == WEIGHT_BYTES + 2048 * KV_BYTES
+
+
+def test_bytes_are_offered_as_they_are() -> None:
+    offer = MemoryOffer.parse("2 GiB")
+    assert offered_bytes(offer, CONFIG, "float32", "float32", 10) == 2 << 30
+
+
+def test_without_a_setting_a_device_offers_most_of_its_free_memory() -> None:
+    assert offered_bytes(None, CONFIG, "float32", "float32", 1000) == 700
+
+
+def test_a_container_can_get_no_more_than_its_limit_leaves(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("300000000\n")
+    (tmp_path / "memory.current").write_text("100000000\n")
+    assert free_memory_bytes(tmp_path) == 200_000_000
+
+
+def test_a_container_of_the_older_kind_is_understood(tmp_path: Path) -> None:
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    (folder / "memory.limit_in_bytes").write_text("5000000\n")
+    (folder / "memory.usage_in_bytes").write_text("6000000\n")
+    assert free_memory_bytes(tmp_path) == 0
+
+
+@pytest.mark.parametrize("limit", ["max\n", f"{(1 << 63) - 4096}\n"])
+def test_a_container_without_a_limit_has_what_the_host_has(tmp_path: Path, limit: str) -> None:
+    (tmp_path / "memory.max").write_text(limit)
+    (tmp_path / "memory.current").write_text("100\n")
+    host = psutil.virtual_memory().available
+    assert free_memory_bytes(tmp_path) == pytest.approx(host, rel=0.2)
+
+
+def test_the_processor_is_named_as_the_kernel_does(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nmodel name\t: Fast CPU 9000\n")
+    assert describe_hardware(file).startswith("Fast CPU 9000, ")
+
+
+def test_a_board_without_model_name_is_described_by_what_the_platform_knows(
+    tmp_path: Path,
+) -> None:
+    assert "cores" in describe_hardware(tmp_path / "absent")
+
+
+def test_sensors_that_are_absent_are_left_out_and_the_rest_is_plausible() -> None:
+    sensors = read_sensors()
+    assert sensors.memory_available_bytes is not None
+    assert sensors.memory_available_bytes > 0
+    assert sensors.cpu_load_ratio is not None
+    assert 0 <= sensors.cpu_load_ratio <= 1
+    assert sensors.temperature_celsius is None or 0 < sensors.temperature_celsius < 150
+    assert sensors.battery_ratio is None or 0 <= sensors.battery_ratio <= 1
