@@ -156,13 +156,17 @@ class Loader:
                     return
                 order, self._order = self._order, None
             assert order is not None, "woken by an order"
-            try:
-                self.carry_out(order)
-            except _SupersededError:
-                continue
-            except Exception as error:  # whatever it is, the planner must hear of it
-                logger.error("loading failed: %s", error)
-                self.events.put(LoadFailed(order.version, _describe(error)))
+            self.process(order)
+
+    def process(self, order: LoadOrder) -> None:
+        """Carry out an order in the calling thread; what fails becomes an event."""
+        try:
+            self.carry_out(order)
+        except _SupersededError:
+            logger.debug("assignment %d was overtaken while it loaded", order.version)
+        except Exception as error:  # whatever it is, the planner must hear of it
+            logger.error("loading failed: %s", error)
+            self.events.put(LoadFailed(order.version, _describe(error)))
 
     def carry_out(self, order: LoadOrder) -> None:
         """Free what is not needed, load what is missing, build the stages, in this order.
