@@ -20,6 +20,8 @@ from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
 from amqtt.contexts import Action as AmqttAction
 from amqtt.errors import BrokerError
+from amqtt.mqtt.disconnect import DisconnectPacket
+from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
 
@@ -118,6 +120,42 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
             logger.debug("a connection ended before it had begun: %r", error)
         finally:
             writer.close()
+
+    async def _publish_retained_messages_for_subscription(
+        self, subscription: tuple[str, int], session: Session
+    ) -> None:
+        """Send what is retained, to a session that has the subscription.
+
+        amqtt 0.12 sends every new client also what is retained for all others.
+        """
+        subscribed = self.subscriptions.get(subscription[0], [])
+        if any(each.client_id == session.client_id for each, _qos in subscribed):
+            await super()._publish_retained_messages_for_subscription(subscription, session)
+
+    async def _client_message_loop(
+        self, client_session: Session, handler: BrokerProtocolHandler
+    ) -> None:
+        """Serve a client's messages; its DISCONNECT takes effect after those before it.
+
+        amqtt 0.12 forgets what it has acknowledged and not yet delivered when DISCONNECT
+        comes, as a device's "sleeping" before it goes.
+        """
+        disconnect = handler.handle_disconnect
+        waiting = client_session.delivered_message_queue
+
+        said: list[DisconnectPacket | None] = []
+
+        async def disconnect_after_messages(packet: DisconnectPacket | None) -> None:
+            # The end of the connection, None, may overtake the DISCONNECT that waits here,
+            # and would be a lost client with a will.
+            said.append(packet)
+            end = time.monotonic() + _SHUTDOWN_SECONDS
+            while not waiting.empty() and time.monotonic() < end:
+                await asyncio.sleep(0)
+            await disconnect(said[0])
+
+        handler.handle_disconnect = disconnect_after_messages
+        await super()._client_message_loop(client_session, handler)
 
 
 @dataclass(frozen=True)

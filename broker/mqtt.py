@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -29,6 +29,7 @@ from broker.address import BrokerAddress
 from broker.backoff import Backoff
 from broker.inbox import take
 from broker.limits import DEFAULT_MAX_PAYLOAD_BYTES, check_publication
+from broker.sockets import Wakeup, part
 from broker.subscriptions import Subscriptions, check_filters
 from broker.topics import QoS
 from broker.transport import (
@@ -41,7 +42,6 @@ from broker.transport import (
     TransportClosedError,
     TransportEvent,
 )
-from broker.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class MqttTransport:
 
     @property
     def protocol(self) -> str:
-        """The MQTT version in use, ``5`` or ``3.1.1``, for a status page."""
+        """The MQTT version in use, ``5`` or ``3.1.1``."""
         return "5" if self._client.protocol == MQTTProtocolVersion.MQTTv5 else "3.1.1"
 
     @property
@@ -144,10 +144,9 @@ class MqttTransport:
                 self._thread.start()
 
     def subscribe(self, filters: Iterable[tuple[str, QoS]]) -> None:
-        wanted = check_filters(filters)
         with self._lock:
             self._check_open()
-        self._subscriptions.add(wanted)
+        self._subscriptions.add(check_filters(filters))
         self._wakeup.set()
 
     def publish(self, publication: Publication) -> None:
@@ -269,9 +268,9 @@ class MqttTransport:
         open files, as a gateway may have.
         """
         client = self._client
-        connection = client.socket()
-        assert connection is not None
-        is_leaving = False
+        # Always one: paho has other types for websockets alone.
+        connection = cast(socket.socket, client.socket())
+        second_hold: socket.socket | None = None
         with selectors.DefaultSelector() as selector:
             selector.register(self._wakeup, selectors.EVENT_READ)
             selector.register(connection, selectors.EVENT_READ)
@@ -295,13 +294,16 @@ class MqttTransport:
                 if not self._is_connected and self._subscriptions.is_complete:
                     self._open_for_publishers()
                 now = time.monotonic()
-                if self._stop.is_set() and not is_leaving:
-                    is_leaving = True
+                if self._stop.is_set() and second_hold is None:
+                    # paho closes its socket as soon as DISCONNECT is written.
+                    second_hold = connection.dup()
                     deadline = now + _FAREWELL_SECONDS
                     client.disconnect()
-                if now > deadline and (is_leaving or not self._is_answered):
+                if now > deadline and (second_hold or not self._is_answered):
                     self._lost_reason = "the broker does not answer"
                     self.drop()
+        if second_hold is not None:
+            part(second_hold, _FAREWELL_SECONDS)
 
     def _open_for_publishers(self) -> None:
         """Send what waited, and report `Connected`: every subscription is answered."""
@@ -370,8 +372,7 @@ class MqttTransport:
             return
         self._lost_reason = str(reason)
         # Others, like "server busy", pass.
-        if reason.value in _REFUSALS:
-            self._refusal = reason.value
+        self._refusal = reason.value if reason.value in _REFUSALS else None
 
     def _on_subscribe(
         self, _client: Any, _data: Any, packet_id: int, reasons: list[ReasonCode], _p: Any

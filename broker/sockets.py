@@ -1,9 +1,10 @@
-"""Wakes a thread that waits in a selector."""
+"""What a network thread needs of sockets beside paho: to be woken, and to part in peace."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import time
 
 
 class Wakeup:
@@ -33,3 +34,19 @@ class Wakeup:
         """Close both ends."""
         self._read.close()
         self._write.close()
+
+
+def part(connection: socket.socket, timeout_seconds: float) -> None:
+    """Say that nothing more will be sent, read until the other side ends too, and close.
+
+    A socket that is closed with unread data in it resets the connection, and with that the
+    last words are lost that the other side has not read yet (RFC 1122, 4.2.2.13):
+    here a DISCONNECT, so that the broker would publish the last will.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    with connection, contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        while (left := deadline - time.monotonic()) > 0:
+            connection.settimeout(left)
+            if not connection.recv(1 << 16):
+                break
