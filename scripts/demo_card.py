@@ -33,11 +33,11 @@ TRIED: Final = (
   packed into rows of 256 tokens, where they do not see one another.""",
     """Width 192 with 4,096 tokens a step: after 0.6 million tokens the loss was 1.36. At width 128
   with 2,048 tokens a step it was 0.58 then, in less time per token.""",
-    """All pairs equally often in comparisons: after 2,500 steps 100 % of held-out sums were right but
-  88 % of comparisons, with errors where the tens agree or both numbers are equal. Now such pairs
-  are drawn more often.""",
-    """Two threads beside other work: a step took 6 s, because the threads wait for one another. With
-  one it took 0.6 s on the same busy machine.""",
+    """All pairs equally often in comparisons: after 2,500 steps 100 % of held-out sums were right
+  but 88 % of comparisons, with errors where the tens agree or both numbers are equal. Now such
+  pairs are drawn more often.""",
+    """Two threads beside other work: a step took 6 s, because the threads wait for one another.
+  With one it took 0.6 s on the same busy machine.""",
 )
 
 
