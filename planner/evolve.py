@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import Any, Final
 
 from deap import base, tools
@@ -23,6 +24,10 @@ from planner.search import NOTHING, Groupings, Solution
 MUTATION_PROBABILITY: Final = 0.3
 MUTATION_MIX: Final = (0.20, 0.50, 0.15, 0.15)
 _TOURNAMENT: Final = 3
+# The local search at the end looks at no more new groupings than this, however many devices.
+_CLIMB_GROUPINGS: Final = 1000
+# Up to so many devices it also moves two at a time.
+_PAIR_DEVICES: Final = 16
 
 
 class _Fitness(base.Fitness):  # type: ignore[misc]  # DEAP ships no types
@@ -85,7 +90,7 @@ def _evolve(fog: Fog, groupings: Groupings, start: Iterable[Sequence[Sequence[in
         return NOTHING
     population = [_from_groups(groups, num_devices) for groups in start]
     population += [
-        _Individual(random.sample(range(num_devices), num_devices), _random_sizes(num_devices))
+        _random_individual(num_devices)
         for _ in range(max(objective.population - len(population), 0))
     ]
     elites: dict[tuple[int, ...], _Individual] = {}
@@ -103,10 +108,13 @@ def _evolve(fog: Fog, groupings: Groupings, start: Iterable[Sequence[Sequence[in
             if random.random() < MUTATION_PROBABILITY:
                 _mutate(child)
             children.append(child)
-        _score(children, groupings)
-        population = children
-    winner = min([*elites.values(), *population], key=_order)
-    found = _climbed(winner, groupings)
+        population = _without_twins(children, num_devices)
+        _score(population, groupings)
+    for individual in population:
+        elites.setdefault(individual.key(), individual)
+    best = sorted(elites.values(), key=_order)[: objective.elites]
+    budget = _CLIMB_GROUPINGS + len(groupings)
+    found = min((_climbed(winner, groupings, budget) for winner in best), key=lambda s: s.score)
     return Solution(found.score, found.members, len(groupings))
 
 
@@ -117,6 +125,22 @@ def _order(individual: _Individual) -> tuple[Any, ...]:
 def _score(individuals: Iterable[_Individual], groupings: Groupings) -> None:
     for individual in individuals:
         individual.fitness.values = groupings.solution(individual.groups()).score
+
+
+def _without_twins(children: Iterable[_Individual], num_devices: int) -> list[_Individual]:
+    """Replace individuals that mean a grouping already there: new blood keeps it looking."""
+    seen: set[tuple[int, ...]] = set()
+    population = []
+    for child in children:
+        fresh = _random_individual(num_devices) if child.key() in seen else child
+        seen.add(fresh.key())
+        population.append(fresh)
+    return population
+
+
+def _random_individual(num_devices: int) -> _Individual:
+    order = random.sample(range(num_devices), num_devices)
+    return _Individual(order, _random_sizes(num_devices))
 
 
 def _random_sizes(num_devices: int) -> list[int]:
@@ -164,8 +188,8 @@ def _mutate(individual: _Individual) -> None:
         random.shuffle(individual.order)
 
 
-def _climbed(winner: _Individual, groupings: Groupings) -> Solution:
-    """Move or swap single devices while that helps: the last step to the optimum."""
+def _climbed(winner: _Individual, groupings: Groupings, budget: int) -> Solution:
+    """Move or swap devices while that helps: the last step to the optimum."""
     num_devices = len(winner.order)
     groups = [0, *winner.key()]
     used = 0
@@ -174,7 +198,7 @@ def _climbed(winner: _Individual, groupings: Groupings) -> Solution:
     groups[0] = ((1 << num_devices) - 1) & ~used
     best = groupings.solution(groups[1:])
     improved = True
-    while improved:
+    while improved and len(groupings) < budget:
         improved = False
         for candidate in _near(groups, num_devices):
             found = groupings.solution(candidate[1:])
@@ -185,20 +209,27 @@ def _climbed(winner: _Individual, groupings: Groupings) -> Solution:
 
 
 def _near(groups: list[int], num_devices: int) -> Iterable[list[int]]:
-    """Yield groupings one move away; the first group is the idle one and may be empty."""
+    """Yield groupings near this one; the first group is the idle one and may be empty.
+
+    One device goes to another group, or two change places, or two go to the same group: a
+    replica often becomes possible, or worth while, with two devices only.
+    """
     home = {d: g for g, group in enumerate(groups) for d in range(num_devices) if group >> d & 1}
-    for device in range(num_devices):
+    pairs = list(combinations(range(num_devices), 2))
+    singles = [(device,) for device in range(num_devices)]
+    for devices in [*singles, *(pairs if num_devices <= _PAIR_DEVICES else [])]:
         for target in range(len(groups) + 1):
-            if target != home[device]:
-                moved = [*groups, 0]
+            if any(home[device] == target for device in devices):
+                continue
+            moved = [*groups, 0]
+            for device in devices:
                 moved[home[device]] &= ~(1 << device)
                 moved[target] |= 1 << device
-                yield [moved[0], *(group for group in moved[1:] if group)]
-    for one in range(num_devices):
-        for other in range(one + 1, num_devices):
-            if home[one] != home[other]:
-                both = (1 << one) | (1 << other)
-                swapped = list(groups)
-                swapped[home[one]] ^= both
-                swapped[home[other]] ^= both
-                yield swapped
+            yield [moved[0], *(group for group in moved[1:] if group)]
+    for one, other in pairs:
+        if home[one] != home[other]:
+            both = (1 << one) | (1 << other)
+            swapped = list(groups)
+            swapped[home[one]] ^= both
+            swapped[home[other]] ^= both
+            yield swapped

@@ -185,9 +185,9 @@ class Objective:
 
     roles: Roles = Roles.SEPARATE
     max_slots: int = 16
-    population: int = 32
-    generations: int = 24
-    elites: int = 4
+    population: int = 64
+    generations: int = 30
+    elites: int = 8
     exact_devices: int = 8
 
     def __post_init__(self) -> None:

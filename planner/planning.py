@@ -154,7 +154,7 @@ def _searched(
     groupings = Groupings(fog, roles)
     evolved = evolve(fog, roles, seed, groupings, start)
     if fog.num_devices > fog.objective.exact_devices:
-        return evolved, _gap(fog, evolved)
+        return evolved, _gap(fog, evolved) if evolved.members else ""
     certified = enumerate_groupings(fog, roles, groupings)
     if certified.score < evolved.score:
         text = (

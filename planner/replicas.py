@@ -15,7 +15,8 @@ from math import ceil, inf
 from broker.placement import KV_BLOCK_TOKENS, kv_reserved_tokens
 from planner.cost import DeviceCost, device_cost, hop_seconds
 from planner.model import DeviceSpec, ModelSpec, Objective, Workload
-from planner.partition import Pace, Split, SplitProblem, best_split
+from planner.partition import best_split
+from planner.split import Pace, Split, SplitProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,7 @@ class Fog:
         low, high = 0, self.objective.max_slots
         while low < high:
             slots = (low + high + 1) // 2
-            if self._best_step(members, slots, limit) is not None:
+            if self._best_step(members, slots, limit, any_will_do=True) is not None:
                 low = slots
             else:
                 high = slots - 1
@@ -187,7 +188,9 @@ class Fog:
         assert split is not None, "a group that holds one request has a split"
         return self.performance([members[i] for i in split.order], split.counts)
 
-    def _best_step(self, members: Sequence[int], slots: int, limit: float) -> Split | None:
+    def _best_step(
+        self, members: Sequence[int], slots: int, limit: float, any_will_do: bool = False
+    ) -> Split | None:
         """Return the split with the fastest decode step of ``slots`` requests, if any."""
         kv_tokens = max(self.context_tokens, slots * self.request_tokens)
         hops = self._hop_seconds(members)
@@ -197,7 +200,10 @@ class Fog:
             bound = limit if best is None else min(limit, best.seconds)
             if groups * self._link_seconds(members, rows) > bound:
                 continue
-            split = best_split(self._problem(members, kv_tokens, rows), pace, bound)
+            problem = self._problem(members, kv_tokens, rows)
+            split = best_split(problem, pace, bound, any_will_do)
+            if split is not None and any_will_do:
+                return split
             if split is not None and split.is_better_than(best):
                 best = split
         return best

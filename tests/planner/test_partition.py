@@ -8,7 +8,9 @@ from itertools import combinations, pairwise, permutations
 
 import pytest
 
-from planner.partition import Pace, SplitProblem, best_split, has_equal_blocks, pareto_splits
+from planner.equal_blocks import has_equal_blocks
+from planner.partition import best_split, pareto_splits
+from planner.split import Pace, SplitProblem
 
 
 def brute_force(problem: SplitProblem, pace: Pace) -> tuple[float, float] | None:
