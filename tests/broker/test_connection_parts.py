@@ -2,6 +2,10 @@
 
 import random
 import re
+import selectors
+import socket
+import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -10,6 +14,7 @@ from hypothesis import strategies as st
 from broker.address import BrokerAddress
 from broker.backoff import Backoff
 from broker.filters import covers, is_filter
+from broker.sockets import Wakeup, part
 from broker.subscriptions import Subscriptions
 from broker.topics import QoS
 
@@ -187,3 +192,52 @@ def test_delays_double_to_a_limit_with_jitter_and_start_anew_after_a_stable_conn
     assert len(set(delays)) == len(delays)
     assert backoff.next_delay(lived_seconds=9.0) >= 2.5
     assert backoff.next_delay(lived_seconds=10.0) <= 0.2
+
+
+def connected_sockets() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    return near, far
+
+
+def test_whoever_parts_still_reads_so_that_its_last_words_are_heard() -> None:
+    near, far = connected_sockets()
+    near.sendall(b"last words")
+    parting = threading.Thread(target=part, args=(near, 10.0))
+    parting.start()
+
+    # More than the buffers hold: a closed socket would have reset the connection.
+    far.sendall(bytes(16 << 20))
+
+    assert far.recv(100) == b"last words"
+    assert far.recv(100) == b""
+    far.close()
+    parting.join(10.0)
+    assert not parting.is_alive()
+    assert near.fileno() == -1
+
+
+def test_parting_does_not_wait_for_ever() -> None:
+    near, far = connected_sockets()
+    started = time.monotonic()
+
+    part(near, 0.05)
+
+    assert 0.05 <= time.monotonic() - started < 5.0
+    far.close()
+
+
+def test_a_thread_in_a_selector_is_woken_once_for_many_calls() -> None:
+    wakeup = Wakeup()
+    with selectors.DefaultSelector() as selector:
+        selector.register(wakeup, selectors.EVENT_READ)
+        for _ in range(1000):
+            wakeup.set()
+
+        assert selector.select(5.0)
+        wakeup.clear()
+        assert not selector.select(0.0)
+
+    wakeup.close()
+    wakeup.set()
