@@ -5,6 +5,7 @@ Decides when; `nodes.profiler`, `nodes.holdings` and the others know what.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -22,6 +23,8 @@ from nodes.holdings import Holdings
 from nodes.presence import Presence
 from nodes.profiler import Profiler
 from nodes.steps import StepLog
+
+logger = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS: Final = 0.25
 # Two processes under one id would otherwise answer each other as fast as the broker can.
@@ -54,6 +57,7 @@ class Reports:
     def announce(self, now: float) -> None:
         """Publish all retained state; the broker may have lost it, or hold a late will."""
         self._presence.is_announced = True
+        logger.info("ready, session %d", self._presence.session)
         self._publish_status(now)
         self.publish_profile()
         self._publish_loaded(self._holdings.loaded, now)
@@ -66,6 +70,12 @@ class Reports:
         """Publish what was measured, once all is."""
         profile = self._profiler.profile(self._presence.session)
         if profile is not None and self._presence.is_announced:
+            logger.info(
+                "measured: %.3g ms per block and token, %.1f MiB offered, link of %.3g ms",
+                1e3 * next(iter(profile.blocks.values())).decode[0].seconds,
+                profile.memory_bytes / (1 << 20),
+                1e3 * profile.link.latency_seconds,
+            )
             self._publish(DEVICE_PROFILE, profile)
 
     def tick(self, now: float, pacer: Pacer, steps: StepLog, complaints: Complaints) -> None:
@@ -93,6 +103,13 @@ class Reports:
 
     def _publish_loaded(self, loaded: Loaded, now: float) -> None:
         self._loaded, self._loaded_at = loaded, now
+        if loaded.state is LoadState.LOADED and loaded.version:
+            logger.info(
+                "assignment %d: stages %s, %.1f MiB",
+                loaded.version,
+                ", ".join(loaded.stages) or "none",
+                loaded.loaded_bytes / (1 << 20),
+            )
         self._publish(DEVICE_LOADED, loaded)
 
     def _publish_telemetry(

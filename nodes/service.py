@@ -170,7 +170,8 @@ class NodeService:
                     self._on_connected()
             case Disconnected(client_id, reason):
                 self._connected.discard(client_id)
-                logger.info("%s is not connected: %s", client_id, reason)
+                if not self._stop.is_set():
+                    logger.info("%s is not connected: %s", client_id, reason)
             case Refused(client_id, reason):
                 raise RefusedError(f"the broker refused {client_id}: {reason}")
 
