@@ -10,29 +10,18 @@ from __future__ import annotations
 
 import msgspec.structs
 
-from broker.architecture import UnsupportedModelError
-from broker.codec import encode_control
-from broker.control import (
-    DeviceState,
-    IdleDevice,
-    LoadState,
-    Plan,
-    PlannerStatus,
-)
+from broker.control import IdleDevice, LoadState, Plan
 from broker.placement import kv_reserved_tokens
-from broker.topics import PLANNER_STATUS
 from broker.transport import Publication
+from planner.authority import Authority
 from planner.events import BusDown, BusUp, Event, LoadedSeen, PlannerSeen, PlanSeen, StoreSeen
-from planner.inputs import model_spec
 from planner.knowledge import Failure, Knowledge
-from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec, Workload
+from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec
 from planner.planning import plan_outcome, reassess
 from planner.rollout import Rollout
 from planner.settings import PlannerSettings
+from planner.target import NoModelError, chosen_model, fitted_workload
 from planner.triggers import count_looks, decide, relative_speeds, speed_text
-
-# Hidden states of a chunk are one message; half of the usual payload limit leaves room.
-_CHUNK_BYTES = 1 << 19
 
 
 class Control:
@@ -52,15 +41,11 @@ class Control:
         self.session = session
         self.knowledge = Knowledge()
         self.rollout = Rollout(settings.site, settings.drain_seconds)
+        self.authority = Authority(settings.site, session, settings.lease_seconds)
         self.decisions: list[str] = []
         self._up_seconds: float | None = None
         self._heard_store = False
-        self._lease: bool | None = None
-        self._other: PlannerStatus | None = None
-        self._other_until_seconds = 0.0
-        self._announced_seconds = 0.0
         self._must_republish = False
-        self._status: PlannerStatus | None = None
         self._counts: dict[str, int] = {}
         self._ratios: dict[str, float] = {}
         self._idle_speeds: dict[str, float] = {}
@@ -86,10 +71,10 @@ class Control:
                 if self.rollout.hear(plan):
                     self._counts, self._idle_speeds = {}, {}
             case PlannerSeen(status):
-                self._hear_planner(status, now)
+                self.authority.hear_planner(status, now)
             case StoreSeen():
                 self._heard_store = True
-                self._lease = event.lease
+                self.authority.hear_store(event.lease)
                 self.rollout.version = max(self.rollout.version, event.last_version)
                 self._look(now)
             case LoadedSeen(device, loaded) if loaded is not None:
@@ -104,16 +89,6 @@ class Control:
     def _is_repeated(self, event: LoadedSeen) -> bool:
         view = self.knowledge.devices.get(event.device)
         return view is not None and view.loaded is not None and view.loaded == event.loaded
-
-    def _hear_planner(self, status: PlannerStatus | None, now: float) -> None:
-        if status is not None and status == self._status:
-            return
-        # Another one's word, or will, lies over ours: say it again.
-        self._status = None
-        if status is None or status.session == self.session:
-            return
-        self._other = status if status.state is DeviceState.READY else None
-        self._other_until_seconds = now + self.settings.lease_seconds
 
     def _note_failure(self, device: str, error: str, now: float) -> None:
         view = self.knowledge.view(device)
@@ -133,37 +108,23 @@ class Control:
 
     def _look(self, now: float) -> None:
         """Compare speeds with those that the active plan was made with."""
-        active, model = self.rollout.active, self._model()
-        if (
-            active is None
-            or self.rollout.coming is not None
-            or not isinstance(model, ModelSpec)
-            or active.revision != model.revision
-        ):
-            self._counts = {}
+        self._counts, counts = {}, self._counts
+        active = self.rollout.active
+        try:
+            model = chosen_model(self.knowledge.models, self.settings.model)
+        except NoModelError:
+            return
+        if active is None or self.rollout.coming is not None or active.revision != model.revision:
             return
         usable, _ = self.knowledge.usable(model, now)
-        ratios = relative_speeds(active, usable, model, self._workload(model), self._idle_speeds)
+        workload = fitted_workload(self.settings.workload, model)
+        ratios = relative_speeds(active, usable, model, workload, self._idle_speeds)
         for device, spec in usable.items():
             self._idle_speeds.setdefault(device, spec.speed)
-        self._counts = count_looks(self._counts, ratios, self.settings.speed_threshold)
+        self._counts = count_looks(counts, ratios, self.settings.speed_threshold)
         self._ratios = ratios
 
     # --- time -----------------------------------------------------------------------------
-
-    def leads(self, now: float) -> bool:
-        """Return whether this planner may publish.
-
-        With a store the lease decides. Without one the word on the bus is the lease: a
-        planner yields to one that has the store, else to the older one, for as long as
-        that one repeats its status.
-        """
-        if self._lease is not None:
-            return self._lease
-        other = self._other
-        if other is None or now >= self._other_until_seconds:
-            return True
-        return not other.redis and self.session < other.session
 
     def tick(self, now: float, utc_seconds: float = 0.0) -> list[Publication]:
         """Decide what is due; nothing before all retained state had time to arrive."""
@@ -171,50 +132,25 @@ class Control:
             return []
         if now - self._up_seconds < self.settings.settle_seconds:
             return []
-        if not self.leads(now):
-            self._status = None
+        if not self.authority.leads(now):
+            self.authority.forget_announced()
             return []
         publications: list[Publication] = []
         if self._must_republish:
             self._must_republish = False
-            self._status = None
+            self.authority.forget_announced()
             publications += self.rollout.republished(self.knowledge)
-        model = self._model()
-        if isinstance(model, ModelSpec):
+        try:
+            model = chosen_model(self.knowledge.models, self.settings.model)
+        except NoModelError as error:
+            problem: str | None = str(error)
+        else:
             publications += self._advance(model, now, utc_seconds)
             problem = self._problem(model, now)
-        else:
-            problem = model
-        return [*publications, *self._announce(problem, now)]
-
-    def _model(self) -> ModelSpec | str:
-        """Return the model to plan for, or what is wrong with it."""
-        models = self.knowledge.models
-        wanted = self.settings.model
-        manifests = [m for m in models.values() if wanted is None or m.name == wanted]
-        if not manifests:
-            name = "" if wanted is None else f" {wanted}"
-            return f"waiting for the model{name}: no gateway has published it"
-        if len(manifests) > 1:
-            names = ", ".join(sorted(manifest.name for manifest in manifests))
-            return f"several models are published ({names}); set E2LLM_PLANNER_MODEL to one"
-        try:
-            return model_spec(manifests[0])
-        except UnsupportedModelError as error:
-            return f"the model {manifests[0].name} cannot be planned: {error}"
-
-    def _workload(self, model: ModelSpec) -> Workload:
-        chunk = self.settings.chunk_tokens
-        largest = max(_CHUNK_BYTES // max(model.activation_bytes, 1), 1)
-        while chunk > largest and chunk > 1:
-            chunk //= 2
-        return Workload(
-            prompt_tokens=self.settings.prompt_tokens,
-            answer_tokens=self.settings.answer_tokens,
-            context_tokens=self.settings.context_tokens,
-            min_tps=self.settings.min_tps,
-            chunk_tokens=chunk,
-        )
+        if problem is not None and problem != self._problem_told:
+            self.decisions.append(problem)
+        self._problem_told = problem
+        return [*publications, *self.authority.announce(problem, now)]
 
     # --- planning -------------------------------------------------------------------------
 
@@ -282,7 +218,7 @@ class Control:
         devices = {stage.device for replica in current.replicas for stage in replica.stages}
         gone = sorted(devices - set(usable))
         if gone:
-            return "; ".join(f"{d} left: {left_out.get(d, 'it is gone')}" for d in gone)
+            return "; ".join(f"{d} left ({left_out.get(d, 'it is gone')})" for d in gone)
         if self.rollout.coming is not None:
             return None
         small = self._too_small(current, model, usable)
@@ -330,7 +266,7 @@ class Control:
         trigger: str,
     ) -> Plan:
         settings = self.settings
-        workload, objective = self._workload(model), settings.objective
+        workload, objective = fitted_workload(settings.workload, model), settings.objective
         running = self.rollout.active
         if running is not None and (running.revision, running.weights) != (
             model.revision,
@@ -384,29 +320,3 @@ class Control:
             elif measuring:
                 progress += f"; measuring: {', '.join(measuring)}"
         return f"{failures}; {progress}" if failures else progress
-
-    def _announce(self, problem: str | None, now: float) -> list[Publication]:
-        status = PlannerStatus(
-            state=DeviceState.READY,
-            session=self.session,
-            problem=problem,
-            redis=self._lease is not None,
-        )
-        # Without a store the repeated status is what keeps another planner quiet.
-        repeat = self._lease is None and (
-            now - self._announced_seconds >= self.settings.lease_seconds / 3
-        )
-        if status == self._status and not repeat:
-            return []
-        if problem is not None and problem != self._problem_told:
-            self.decisions.append(problem)
-        self._problem_told = problem
-        self._status = status
-        self._announced_seconds = now
-        return [status_publication(self.settings.site, status)]
-
-
-def status_publication(site: str, status: PlannerStatus) -> Publication:
-    """Return the publication of a planner's status; also used for its last will."""
-    topic = PLANNER_STATUS
-    return Publication(topic.path(site), encode_control(status), topic.qos, topic.retained)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from broker.control import LayerTimes, Link
@@ -145,13 +145,7 @@ class Workload:
         context = min(self.context_tokens, context_limit)
         answer = min(self.answer_tokens, max(context // 2, 1))
         prompt = min(self.prompt_tokens, max(context - answer, 1))
-        return Workload(
-            prompt_tokens=prompt,
-            answer_tokens=answer,
-            context_tokens=context,
-            min_tps=self.min_tps,
-            chunk_tokens=self.chunk_tokens,
-        )
+        return replace(self, prompt_tokens=prompt, answer_tokens=answer, context_tokens=context)
 
 
 class Roles(StrEnum):

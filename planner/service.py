@@ -10,14 +10,15 @@ from threading import Event as Flag
 from broker.codec import DecodeError
 from broker.control import DeviceState, PlannerStatus
 from broker.transport import Connected, Disconnected, Publication, Received, Refused, Transport
-from planner.control import Control, status_publication
+from planner.authority import status_publication
+from planner.control import Control
 from planner.events import TOPICS, BusDown, BusUp, TelemetrySeen, event_of
 from planner.settings import PlannerSettings
 from planner.store import Store
 
 logger = logging.getLogger("planner")
 
-_TICK_SECONDS = 0.1
+_TICK_SECONDS = 0.2
 
 
 class RefusedError(Exception):
@@ -76,7 +77,7 @@ class PlannerService:
             while not stop.is_set():
                 self.step(_TICK_SECONDS)
         finally:
-            leads = self.control.leads(self._clock())
+            leads = self.control.authority.leads(self._clock())
             self._transport.close(farewell(self._settings, self._session) if leads else None)
             self._store.close()
 
@@ -145,5 +146,5 @@ class PlannerService:
         if news and plan is not None:
             logger.info("plan %d is %s", plan.version, plan.state)
             self._recorded_version = mark
-        if self.control.leads(now) and (news or decisions):
+        if self.control.authority.leads(now) and (news or decisions):
             self._store.record(plan if news else None, decisions, now)
