@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import NamedTuple
 
-from broker.control import LayerRange
 from broker.model_config import ModelConfig, Rope, UnsupportedModelError, parse_config
+from broker.plan import LayerRange
 from broker.work import ITEMSIZE
 
 __all__ = [

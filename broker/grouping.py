@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from broker.control import BatchSeconds, Stage
+from broker.plan import BatchSeconds, Stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from broker.control import LayerRange
+from broker.plan import LayerRange
 
 KV_BLOCK_TOKENS = 32
 """Positions in one KV block; reservations are counted in whole blocks everywhere."""

@@ -11,18 +11,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final, Generic, TypeVar
 
-from broker.control import (
-    Assignment,
-    DeviceProfile,
-    DeviceStatus,
-    GatewayStatus,
-    Loaded,
-    ModelManifest,
-    Plan,
-    PlannerStatus,
-    Telemetry,
-)
-from broker.work import Event, KvChunk, KvCredit, Work
+from broker.control import DeviceProfile, DeviceStatus, GatewayStatus, ModelManifest, Telemetry
+from broker.events import Event
+from broker.plan import Assignment, Loaded, Plan, PlannerStatus
+from broker.work import KvChunk, KvCredit, Work
 
 PREFIX: Final = "e2llm/v1"
 PLANNER_USER: Final = "planner"

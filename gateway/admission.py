@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from broker.control import Replica
-from broker.work import Granted, GrantState
+from broker.events import Granted, GrantState
+from broker.plan import Replica
 from gateway.attempt import Address, Binding, Request, master_of
 from gateway.ledger import Ledger
 from gateway.lifecycle import Phase

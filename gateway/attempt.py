@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from broker.codec import encode_frame
-from broker.control import Replica
+from broker.events import TokenRow
+from broker.plan import Replica
 from broker.topics import STAGE_WORK
 from broker.transport import Publication
-from broker.work import Data, Open, RequestKey, Reserve, ReserveKind, TokenRow
+from broker.work import Data, Open, RequestKey, Reserve, ReserveKind
 from gateway.lifecycle import Event, Phase, advance
 from gateway.requests import Generation
 from gateway.routing import Demand, Usage, room_tokens

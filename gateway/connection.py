@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import ApiError, internal_error
+from gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, body_too_long, internal_error
+from gateway.errors import stopping as stopping_error
 
 ResultT = TypeVar("ResultT")
-
-CLIENT_CLOSED_REQUEST: Final = 499
-"""Nginx's status for an answer that nobody reads."""
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -29,9 +27,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
-            raise ApiError(
-                413, f"the body is longer than {max_bytes} bytes", code="request_too_large"
-            )
+            raise body_too_long(max_bytes)
     return bytes(body)
 
 
@@ -61,8 +57,7 @@ class EventStream(Response):
     error before that is an HTTP error, an error after that the last event.
 
     Args:
-        events: JSON texts; closed in any case.
-        describe_error: The answer to an exception of ``events``; None for a bug.
+        events: JSON texts; closed in any case. It raises `ApiError`; all else is a bug.
         stopping: Set when the gateway stops.
         keep_alive_seconds: A comment is sent after this silence, so that proxies and clients
             wait through a queue or a slow prefill.
@@ -74,7 +69,6 @@ class EventStream(Response):
         self,
         events: AsyncGenerator[str, None],
         *,
-        describe_error: Callable[[Exception], ApiError | None],
         stopping: asyncio.Event,
         keep_alive_seconds: float,
     ) -> None:
@@ -84,7 +78,6 @@ class EventStream(Response):
         # No length is known before the end.
         del self.headers["content-length"]
         self._events = events
-        self._describe_error = describe_error
         self._stopping = stopping
         self._keep_alive_seconds = keep_alive_seconds
         self._started = False
@@ -112,12 +105,13 @@ class EventStream(Response):
             async for event in _with_pauses(self._events, self._keep_alive_seconds):
                 await self._send(send, b": keep-alive\n\n" if event is None else _data(event))
         except Exception as error:
-            answer = self._describe_error(error)
             if not self._started:
-                raise answer or error from error
-            await self._send_error(send, answer or internal_error())
-            if answer is None:
                 raise
+            if isinstance(error, ApiError):
+                await self._send_error(send, error)
+                return
+            await self._send_error(send, internal_error())
+            raise
         else:
             await self._send(send, _data("[DONE]"))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -175,7 +169,7 @@ async def _interruption(
             await _first_of(gone, stopped)
             if gone.done():
                 return ApiError(CLIENT_CLOSED_REQUEST, "the client has left")
-            return ApiError(503, "the gateway is stopping", code="stopping", kind="server_error")
+            return stopping_error()
         finally:
             await _cancel(gone)
             await _cancel(stopped)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from broker.work import LossKind, Lost, Opened, Resend, TokenRow
+from broker.events import LossKind, Lost, Opened, TokenRow
+from broker.work import Resend
 from gateway.attempt import Address, Request, master_of
 from gateway.ledger import Ledger
 from gateway.lifecycle import RUNNING, Event, Phase

@@ -11,8 +11,8 @@ import math
 from collections import Counter
 from typing import Final
 
-from broker.control import Replica
-from broker.work import Event, Granted, Lost, Opened, Tokens
+from broker.events import Event, Granted, Lost, Opened, Tokens
+from broker.plan import Replica
 from gateway.admission import Admission
 from gateway.attempt import Binding
 from gateway.delivery import Delivery

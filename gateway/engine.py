@@ -16,7 +16,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Final
 
 from broker.codec import encode_control
-from broker.control import DeviceState, GatewayStatus, ModelManifest, Plan
+from broker.control import DeviceState, GatewayStatus, ModelManifest
+from broker.plan import Plan
 from broker.topics import (
     DEVICE_LOADED,
     DEVICE_PROFILE,

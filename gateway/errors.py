@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from gateway.requests import (
     DeadlineExceededError,
@@ -13,9 +13,12 @@ from gateway.requests import (
     TooLargeError,
 )
 
+CLIENT_CLOSED_REQUEST: Final = 499
+"""Nginx's status for an answer that its client wants no more."""
+
 
 class ApiError(Exception):
-    """An answer other than 2xx; raised anywhere below a route, turned into JSON by the app.
+    """An answer other than 2xx; raised anywhere below HTTP or MQTT, turned into JSON there.
 
     Attributes:
         status: HTTP status.
@@ -23,7 +26,7 @@ class ApiError(Exception):
         param: The field of the request that is at fault, if one is.
         code: What a program can compare.
         kind: OpenAI's ``type``: ``invalid_request_error``, ``server_error``, ...
-        headers: Additional response headers.
+        headers: Additional response headers, such as ``Retry-After``.
     """
 
     def __init__(
@@ -70,6 +73,16 @@ def not_ready(message: str, retry_after_seconds: int) -> ApiError:
         kind="server_error",
         headers={"Retry-After": str(retry_after_seconds)},
     )
+
+
+def stopping() -> ApiError:
+    """Return the 503 for what is open when the gateway stops."""
+    return ApiError(503, "the gateway is stopping", code="stopping", kind="server_error")
+
+
+def body_too_long(max_bytes: int) -> ApiError:
+    """Return the 413 for a body over the limit."""
+    return ApiError(413, f"the body is longer than {max_bytes} bytes", code="request_too_large")
 
 
 def internal_error() -> ApiError:

@@ -10,18 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from broker.control import (
-    DeviceProfile,
-    DeviceState,
-    DeviceStatus,
-    Loaded,
-    ModelManifest,
-    Plan,
-    PlannerStatus,
-    PlanState,
-    Replica,
-    Telemetry,
-)
+from broker.control import DeviceProfile, DeviceState, DeviceStatus, ModelManifest, Telemetry
+from broker.plan import Loaded, Plan, PlannerStatus, PlanState, Replica
 
 
 @dataclass(frozen=True, slots=True)

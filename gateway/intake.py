@@ -12,6 +12,7 @@ from typing import Any
 
 from broker.codec import DecodeError, decode_control, decode_frame
 from broker.control import GatewayStatus, ModelManifest
+from broker.events import Event
 from broker.topics import (
     DEVICE_LOADED,
     DEVICE_PROFILE,
@@ -25,7 +26,6 @@ from broker.topics import (
     Topic,
 )
 from broker.transport import Received
-from broker.work import Event
 from gateway.fogview import FogView
 
 logger = logging.getLogger(__name__)

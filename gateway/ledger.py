@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from broker.control import Replica
+from broker.plan import Replica
 from broker.transport import Publication
 from broker.work import Data, RequestKey
 from gateway.attempt import Address, Postbox, Request, master_of

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from broker.architecture import UnsupportedModelError, parse_config, stage_tensor_names
-from broker.control import LayerRange, ModelManifest, TensorInfo
+from broker.control import ModelManifest, TensorInfo
+from broker.plan import LayerRange
 from gateway.checkpoint import Checkpoint, TensorPlace, read_checkpoint
 from gateway.model import ModelRefusedError
 

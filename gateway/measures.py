@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, Final
 
-from broker.control import Replica
+from broker.plan import Replica
 from gateway.routing import predicted_prefill_rate, predicted_step_seconds
 
 SMOOTHING: Final = 0.3

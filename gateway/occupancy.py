@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from broker.control import Replica
-from broker.work import Granted, GrantState, ReserveKind
+from broker.events import Granted, GrantState
+from broker.plan import Replica
+from broker.work import ReserveKind
 from gateway.attempt import Request
 from gateway.lifecycle import Phase
 from gateway.measures import Measures

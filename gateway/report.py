@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from broker.control import DeviceState, LoadState, Plan, Replica
+from broker.control import DeviceState
+from broker.plan import LoadState, Plan, Replica
 from gateway.fogview import DeviceView, FogView
 from gateway.requests import Readiness
 

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from broker.control import ModelManifest, Plan
+from broker.control import ModelManifest
+from broker.plan import Plan
 from broker.work import Sampling
 
 

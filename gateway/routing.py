@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from broker.control import Replica, Role
 from broker.grouping import best_grouping
 from broker.placement import KV_BLOCK_TOKENS, kv_reserved_tokens
+from broker.plan import Replica, Role
 from broker.work import ReserveKind
 
 UNKNOWN_PREFILL_RATE: Final = 100.0

@@ -234,18 +234,23 @@ class CompletionRequest(GenerationRequest):
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
 
 
-def parse_request(body: bytes, request_type: type[RequestT]) -> RequestT:
-    """Return the request in a body.
-
-    Raises:
-        ApiError: 400 that names the field, where there is one.
-    """
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in a body; `ApiError` 400 if it is none."""
     try:
         content = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from error
     if not isinstance(content, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+    return content
+
+
+def check_request(content: dict[str, Any], request_type: type[RequestT]) -> RequestT:
+    """Return the request that a JSON object makes.
+
+    Raises:
+        ApiError: 400 that names the field.
+    """
     try:
         request = request_type.model_validate(content)
     except ValidationError as error:

@@ -11,14 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from broker.control import Replica
+from broker.events import LossKind, Lost
+from broker.plan import Replica
 from broker.work import (
     FirstToken,
     HandedOver,
     KvComplete,
     Live,
-    LossKind,
-    Lost,
     Open,
     Release,
     Repeat,

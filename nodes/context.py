@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker.codec import Buffer
-from broker.control import Replica
-from broker.work import Data, Event, RequestKey
+from broker.events import Event
+from broker.plan import Replica
+from broker.work import Data, RequestKey
 from nodes.executor import StageExecutor
 from nodes.outgoing import Outgoing, Timers, ToGateway, ToStage
 from nodes.requests import RequestTable, StageRequest

@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from broker.codec import Buffer
-from broker.control import Plan, Replica
+from broker.plan import Plan, Replica
 from broker.work import Data
 from nodes.compute import Pace
 from nodes.context import StageSettings, UnexpectedMessageError

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from broker.architecture import ModelConfig
 from broker.codec import Buffer
-from broker.control import LayerRange
+from broker.plan import LayerRange
 from broker.work import RequestKey, TensorMeta
 from nodes.decoder import Block, RotaryTable, attend_chunk, attend_position, chunk_mask
 from nodes.kv_cache import KvCache, Slab

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from broker.control import Replica
 from broker.grouping import best_grouping
+from broker.plan import Replica
 from broker.work import RequestKey, StepResult, StepRow
 
 

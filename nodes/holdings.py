@@ -9,7 +9,8 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from broker.control import Assignment, Loaded, LoadState, ModelManifest
+from broker.control import ModelManifest
+from broker.plan import Assignment, Loaded, LoadState
 from nodes.device import DeviceCore, StageKey
 from nodes.executor import StageExecutor
 from nodes.loader import (

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from broker.codec import Buffer
+from broker.events import TokenRow, Tokens
 from broker.work import (
     FirstToken,
     Forward,
@@ -24,8 +25,6 @@ from broker.work import (
     StepDone,
     StepResult,
     StepRow,
-    TokenRow,
-    Tokens,
 )
 from nodes.compute import Pace, StageCompute
 from nodes.conductor import Conductor

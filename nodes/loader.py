@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from broker.architecture import ModelConfig, parse_config, stage_tensor_names
-from broker.control import LayerRange, ModelManifest
+from broker.control import ModelManifest
+from broker.plan import LayerRange
 from nodes.checkpoint import Progress, TensorSource
 from nodes.executor import StageExecutor
 from nodes.weights import LayerWeights

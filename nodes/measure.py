@@ -26,7 +26,8 @@ from broker.architecture import (
     embedding_tensors,
     head_tensors,
 )
-from broker.control import DecodeTime, LayerRange, LayerTimes, PrefillTime
+from broker.control import DecodeTime, LayerTimes, PrefillTime
+from broker.plan import LayerRange
 from broker.work import RequestKey, Sampling
 from nodes.calibration import Calibration
 from nodes.executor import StageExecutor

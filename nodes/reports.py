@@ -11,7 +11,8 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from broker.codec import encode_control
-from broker.control import Control, DeviceState, Loaded, LoadState
+from broker.control import Control, DeviceState
+from broker.plan import Loaded, LoadState
 from broker.topics import DEVICE_LOADED, DEVICE_PROFILE, DEVICE_TELEMETRY, Topic
 from broker.transport import Publication
 from nodes.complaints import Complaints

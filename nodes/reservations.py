@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from broker.control import Replica
+from broker.events import Granted, GrantState
 from broker.placement import KV_BLOCK_TOKENS, kv_reserved_tokens
-from broker.work import Granted, GrantState, RequestKey, Reserve, ReserveKind
+from broker.plan import Replica
+from broker.work import RequestKey, Reserve, ReserveKind
 from nodes.outgoing import ToGateway
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import Counter
 
 from broker.codec import Buffer
-from broker.control import Replica
+from broker.events import Opened, TokenRow, Tokens
+from broker.plan import Replica
 from broker.work import (
     Data,
     FirstToken,
@@ -21,7 +22,6 @@ from broker.work import (
     KvCredit,
     Live,
     Open,
-    Opened,
     PrefillProgress,
     Release,
     Repeat,
@@ -33,8 +33,6 @@ from broker.work import (
     Step,
     StepDone,
     TensorMeta,
-    TokenRow,
-    Tokens,
 )
 from nodes.compute import Pace
 from nodes.conductor import Conductor

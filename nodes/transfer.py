@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from broker.control import LayerRange
+from broker.plan import LayerRange
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from broker.architecture import (
     embedding_tensors,
     head_tensors,
 )
-from broker.control import LayerRange
+from broker.plan import LayerRange
 from nodes.decoder import BlockWeights
 from nodes.tensors import DTYPES
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from broker.control import (
+from broker.placement import replica_id
+from broker.plan import (
     IdleDevice,
     LayerRange,
     Plan,
@@ -15,7 +16,6 @@ from broker.control import (
     SingleDevice,
     Stage,
 )
-from broker.placement import replica_id
 from planner.cost import hop_seconds
 from planner.explain import format_bytes, format_seconds, idle_reason
 from planner.model import Roles

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from broker.control import Plan, Replica, StageAssignment
 from broker.placement import kv_reserved_tokens
+from broker.plan import Plan, Replica, StageAssignment
 from planner.model import ModelSpec
 
 
@@ -31,7 +31,7 @@ class Load:
 
 
 def stage_key(replica: str, stage: int) -> str:
-    """Return the name of a stage as `broker.control.Loaded` lists it."""
+    """Return the name of a stage as `broker.plan.Loaded` lists it."""
     return f"{replica}/{stage}"
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from broker.codec import encode_control
-from broker.control import DeviceState, PlannerStatus
+from broker.control import DeviceState
+from broker.plan import PlannerStatus
 from broker.topics import PLANNER_STATUS
 from broker.transport import Publication
 

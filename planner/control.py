@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import msgspec.structs
 
-from broker.control import IdleDevice, LoadState, Plan
 from broker.placement import kv_reserved_tokens
+from broker.plan import IdleDevice, LoadState, Plan
 from broker.transport import Publication
 from planner.authority import Authority
 from planner.events import BusDown, BusUp, Event, LoadedSeen, PlannerSeen, PlanSeen, StoreSeen

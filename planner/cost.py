@@ -11,8 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from broker.control import BatchSeconds, DecodeTime, LayerTimes, PrefillTime
+from broker.control import DecodeTime, LayerTimes, PrefillTime
 from broker.grouping import interpolate
+from broker.plan import BatchSeconds
 from planner.model import DeviceSpec, ModelSpec, Workload
 
 

@@ -7,16 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from broker.codec import decode_control
-from broker.control import (
-    Assignment,
-    DeviceProfile,
-    DeviceStatus,
-    Loaded,
-    ModelManifest,
-    Plan,
-    PlannerStatus,
-    Telemetry,
-)
+from broker.control import DeviceProfile, DeviceStatus, ModelManifest, Telemetry
+from broker.plan import Assignment, Loaded, Plan, PlannerStatus
 from broker.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_LOADED,

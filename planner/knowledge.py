@@ -10,15 +10,13 @@ from dataclasses import dataclass, field
 
 from broker.control import (
     PROTOCOL_VERSION,
-    Assignment,
     DeviceProfile,
     DeviceState,
     DeviceStatus,
-    Loaded,
-    LoadState,
     ModelManifest,
     Telemetry,
 )
+from broker.plan import Assignment, Loaded, LoadState
 from planner.events import (
     AssignmentSeen,
     Event,

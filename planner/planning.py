@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from broker.control import Plan
+from broker.plan import Plan
 from planner.assembly import assemble, best_single
 from planner.bound import request_rate_bound
 from planner.explain import infeasible

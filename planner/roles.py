@@ -13,7 +13,7 @@ from itertools import product
 from math import inf
 from typing import Final, NamedTuple
 
-from broker.control import Role
+from broker.plan import Role
 from planner.model import Roles, Workload
 from planner.replicas import Options, Performance
 

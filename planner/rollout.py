@@ -7,7 +7,7 @@ from typing import Final
 import msgspec.structs
 
 from broker.codec import encode_control
-from broker.control import Assignment, Plan, PlanState
+from broker.plan import Assignment, Plan, PlanState
 from broker.topics import DEVICE_ASSIGNMENT, PLAN
 from broker.transport import Publication
 from planner.assignments import Load, loads, stage_key

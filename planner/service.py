@@ -8,7 +8,8 @@ from collections.abc import Callable
 from threading import Event as Flag
 
 from broker.codec import DecodeError
-from broker.control import DeviceState, PlannerStatus
+from broker.control import DeviceState
+from broker.plan import PlannerStatus
 from broker.transport import Connected, Disconnected, Publication, Received, Refused, Transport
 from planner.authority import status_publication
 from planner.control import Control

@@ -30,7 +30,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from broker.codec import encode_control
-from broker.control import Plan, Telemetry
+from broker.control import Telemetry
+from broker.plan import Plan
 from planner.events import StoreSeen
 from planner.inputs import parse_telemetry, valid_telemetry
 

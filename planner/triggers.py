@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import msgspec.structs
 
-from broker.control import Plan
+from broker.plan import Plan
 from planner.cost import device_cost
 from planner.model import DeviceSpec, ModelSpec, Workload
 from planner.planning import Outcome

@@ -12,7 +12,7 @@ from broker.architecture import (
     stage_bytes,
     stage_tensor_names,
 )
-from broker.control import LayerRange
+from broker.plan import LayerRange
 from tests.support.checkpoints import FAMILIES
 
 LLAMA = parse_config(FAMILIES["llama"])

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker import work
+from broker import events, work
 from broker.codec import DecodeError, decode_control, decode_frame, encode_control, encode_frame
-from broker.control import DeviceState, DeviceStatus, LayerRange, Plan, Telemetry
+from broker.control import DeviceState, DeviceStatus, Telemetry
+from broker.plan import LayerRange, Plan
 from broker.topics import ALL_TOPICS
 from broker.work import ITEMSIZE, Forward, KvChunk, Reserve, TensorMeta, Work
 
@@ -66,7 +67,7 @@ def test_random_and_damaged_bytes_raise_nothing_but_decode_errors() -> None:
         for _ in range(rng.randrange(1, 6)):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         for payload in (bytes(damaged), rng.randbytes(rng.randrange(120))):
-            for union in (Work, work.Event, KvChunk):
+            for union in (Work, events.Event, KvChunk):
                 with contextlib.suppress(DecodeError):
                     decode_frame(payload, union)
             for message in unions[:3]:
@@ -76,7 +77,7 @@ def test_random_and_damaged_bytes_raise_nothing_but_decode_errors() -> None:
 
 def test_a_message_of_another_topic_is_refused() -> None:
     with pytest.raises(DecodeError):
-        decode_frame(bytes(encode_frame(FORWARD, HIDDEN)), work.Event)
+        decode_frame(bytes(encode_frame(FORWARD, HIDDEN)), events.Event)
 
 
 def test_values_that_types_cannot_rule_out_are_refused_when_decoding() -> None:
@@ -136,7 +137,7 @@ def test_an_unknown_dtype_or_negative_shape_is_refused(dtype: str, shape: tuple[
 def test_every_data_header_has_its_own_tag() -> None:
     tags = [
         cls.__struct_config__.tag
-        for cls in vars(work).values()
+        for cls in (*vars(work).values(), *vars(events).values())
         if isinstance(cls, type)
         and issubclass(cls, work.Data)
         and cls not in (work.Data, work.RequestData)

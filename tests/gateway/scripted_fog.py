@@ -13,37 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker.codec import decode_frame
-from broker.control import (
-    DeviceState,
-    DeviceStatus,
-    LayerRange,
-    Plan,
-    PlanState,
-    Rates,
-    Replica,
-    Role,
-    Stage,
-)
+from broker.control import DeviceState, DeviceStatus
+from broker.events import Event, Granted, GrantState, LossKind, Lost, Opened, TokenRow, Tokens
+from broker.plan import LayerRange, Plan, PlanState, Rates, Replica, Role, Stage
 from broker.topics import STAGE_WORK
 from broker.transport import Publication
-from broker.work import (
-    Event,
-    Granted,
-    GrantState,
-    LossKind,
-    Lost,
-    Open,
-    Opened,
-    Release,
-    RequestKey,
-    Resend,
-    Reserve,
-    ReserveKind,
-    Sampling,
-    TokenRow,
-    Tokens,
-    Work,
-)
+from broker.work import Open, Release, RequestKey, Resend, Reserve, ReserveKind, Sampling, Work
 from gateway.dispatch import Actions, Dispatcher, DispatchSettings, FailedOutcome
 from gateway.fogview import FogView
 from gateway.requests import EngineError, Generation

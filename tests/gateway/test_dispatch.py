@@ -3,22 +3,10 @@ from typing import TypeVar
 
 import pytest
 
-from broker.control import DeviceState, Replica, Role
-from broker.work import (
-    Granted,
-    GrantState,
-    LossKind,
-    Lost,
-    Open,
-    Opened,
-    Release,
-    RequestKey,
-    Resend,
-    Reserve,
-    ReserveKind,
-    TokenRow,
-    Tokens,
-)
+from broker.control import DeviceState
+from broker.events import Granted, GrantState, LossKind, Lost, Opened, TokenRow, Tokens
+from broker.plan import Replica, Role
+from broker.work import Open, Release, RequestKey, Resend, Reserve, ReserveKind
 from gateway.dispatch import DispatchSettings
 from gateway.fogview import FogView
 from gateway.lifecycle import Phase

@@ -8,15 +8,9 @@ from typing import Any
 import pytest
 
 from broker.codec import decode_control, encode_control, encode_frame
-from broker.control import (
-    Control,
-    DeviceState,
-    DeviceStatus,
-    GatewayStatus,
-    ModelManifest,
-    PlannerStatus,
-)
+from broker.control import Control, DeviceState, DeviceStatus, GatewayStatus, ModelManifest
 from broker.memory import MemoryBroker, MemoryTransport
+from broker.plan import PlannerStatus
 from broker.topics import (
     ALL_TOPICS,
     DEVICE_STATUS,

@@ -1,18 +1,15 @@
 import pytest
 
-from broker.control import (
-    DeviceState,
-    DeviceStatus,
+from broker.control import DeviceState, DeviceStatus, ModelManifest, Telemetry
+from broker.plan import (
     IdleDevice,
     Loaded,
     LoadState,
-    ModelManifest,
     Plan,
     PlannerStatus,
     PlanState,
     Rates,
     SingleDevice,
-    Telemetry,
 )
 from gateway.fogview import FogView
 from gateway.report import devices_body, load_progress, plan_body, readiness

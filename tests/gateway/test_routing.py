@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
-from broker.control import BatchSeconds, Role
+from broker.plan import BatchSeconds, Role
 from broker.work import ReserveKind
 from gateway.routing import (
     UNKNOWN_STEP_SECONDS,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from broker.architecture import block_bytes, parse_config, stage_bytes, stage_tensor_names
-from broker.control import LayerRange
+from broker.plan import LayerRange
 from broker.work import RequestKey, TensorMeta
 from nodes.executor import StageExecutor
 from nodes.kv_cache import KvFullError, UnknownRequestError

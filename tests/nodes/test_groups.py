@@ -1,7 +1,7 @@
 """Decode groups: the master alone forms them, evens them and counts each token once."""
 
-from broker.control import BatchSeconds, Role
 from broker.grouping import best_grouping
+from broker.plan import BatchSeconds, Role
 from broker.work import RequestKey, StepResult, StepRow
 from nodes.groups import Groups
 from tests.support.pipeline import make_replica

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from broker.architecture import stage_tensor_names
-from broker.control import LayerRange, ModelManifest
+from broker.control import ModelManifest
 from broker.model_config import parse_config
+from broker.plan import LayerRange
 from nodes.checkpoint import TensorSource
 from nodes.loader import (
     Loader,

@@ -3,9 +3,10 @@
 import pytest
 
 from broker.codec import decode_frame
-from broker.control import LayerRange
+from broker.events import Opened
+from broker.plan import LayerRange
 from broker.topics import GATEWAY_EVENTS, STAGE_CREDIT, STAGE_KV, STAGE_WORK, Topic
-from broker.work import Data, Forward, KvChunk, KvCredit, Opened, Release, TensorMeta
+from broker.work import Data, Forward, KvChunk, KvCredit, Release, TensorMeta
 from nodes.outbound import Channel, Outbound
 from nodes.outgoing import ToGateway, ToStage
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from broker.architecture import parse_config
-from broker.control import LayerRange
+from broker.plan import LayerRange
 from broker.work import RequestKey, Sampling
 from nodes.checkpoint import TensorSource
 from nodes.executor import StageExecutor

@@ -2,8 +2,9 @@
 
 import pytest
 
-from broker.control import Role
-from broker.work import Granted, GrantState, RequestKey, Reserve, ReserveKind
+from broker.events import Granted, GrantState
+from broker.plan import Role
+from broker.work import RequestKey, Reserve, ReserveKind
 from nodes.outgoing import ToGateway
 from nodes.reservations import Reservations
 from tests.support.pipeline import make_replica

@@ -7,16 +7,10 @@ from pathlib import Path
 import pytest
 
 from broker import codec
-from broker.control import (
-    DeviceState,
-    DeviceStatus,
-    GatewayStatus,
-    LayerRange,
-    LoadState,
-    ModelManifest,
-    Replica,
-)
+from broker.control import DeviceState, DeviceStatus, GatewayStatus, ModelManifest
+from broker.events import Granted, GrantState, Lost, Tokens
 from broker.model_config import parse_config
+from broker.plan import LayerRange, LoadState, Replica
 from broker.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_LOADED,
@@ -30,7 +24,7 @@ from broker.topics import (
     STAGE_KV,
     STAGE_WORK,
 )
-from broker.work import Granted, GrantState, Lost, Open, Reserve, ReserveKind, Sampling, Tokens
+from broker.work import Open, Reserve, ReserveKind, Sampling
 from nodes.checkpoint import TensorSource
 from nodes.holdings import DRAIN_SECONDS, RETRY_SECONDS
 from nodes.weights import LayerWeights

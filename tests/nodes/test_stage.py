@@ -3,15 +3,13 @@
 import pytest
 import torch
 
-from broker.control import Role
+from broker.events import LossKind, Lost, Opened, Tokens
+from broker.plan import Role
 from broker.work import (
     Forward,
     KvChunk,
     Live,
-    LossKind,
-    Lost,
     Open,
-    Opened,
     PrefillProgress,
     Release,
     Repeat,
@@ -24,7 +22,6 @@ from broker.work import (
     Step,
     StepRow,
     TensorMeta,
-    Tokens,
 )
 from nodes.context import UnexpectedMessageError
 from nodes.outgoing import Outgoing, Timers, ToGateway, ToStage

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from broker.control import LayerRange
+from broker.plan import LayerRange
 from nodes.transfer import ChunkPlace, KvReceiver, KvSender
 
 LAYERS = LayerRange(2, 5)

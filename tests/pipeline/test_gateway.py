@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from broker.control import Role
+from broker.plan import Role
 from broker.work import Sampling
 from gateway.requests import GenerationFailedError
 from nodes.outgoing import Timers

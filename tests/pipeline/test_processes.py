@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from broker.control import Role
+from broker.plan import Role
 from broker.work import Sampling
 from gateway.requests import Generation
 from tests.support.checkpoints import FAMILIES, manifest_of, write_checkpoint

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from broker.control import LayerRange, Role
-from broker.work import LossKind, RequestKey, Sampling
+from broker.events import LossKind
+from broker.plan import LayerRange, Role
+from broker.work import RequestKey, Sampling
 from nodes.executor import StageExecutor
 from nodes.outgoing import Timers
 from nodes.sampler import choose

@@ -13,11 +13,10 @@ from broker.control import (
     DeviceStatus,
     LayerTimes,
     Link,
-    Loaded,
-    LoadState,
     ModelManifest,
     PrefillTime,
 )
+from broker.plan import Loaded, LoadState
 from planner.model import DeviceSpec, ModelSpec
 
 CONFIG: dict[str, Any] = {

@@ -6,15 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from broker.codec import decode_control
-from broker.control import (
-    Assignment,
-    DeviceState,
-    LoadState,
-    Plan,
-    PlannerStatus,
-    PlanState,
-    Telemetry,
-)
+from broker.control import DeviceState, Telemetry
+from broker.plan import Assignment, LoadState, Plan, PlannerStatus, PlanState
 from broker.topics import DEVICE_ASSIGNMENT, PLAN, PLANNER_STATUS
 from broker.transport import Publication
 from planner.control import Control

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from broker.control import (
-    DeviceState,
-    LoadState,
-    ModelManifest,
-    PlannerStatus,
-    PlanState,
-    Role,
-    Telemetry,
-)
+from broker.control import DeviceState, ModelManifest, Telemetry
+from broker.plan import LoadState, PlannerStatus, PlanState, Role
 from planner.events import (
     BusUp,
     LoadedSeen,

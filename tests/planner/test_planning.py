@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import planner
-from broker.control import BatchSeconds, Plan, PlanState, Role
 from broker.grouping import best_grouping
 from broker.placement import replica_id
+from broker.plan import BatchSeconds, Plan, PlanState, Role
 from planner.evolve import evolve
 from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec, Objective, Roles, Workload
 from planner.oracle import enumerate_groupings

@@ -11,15 +11,9 @@ import fakeredis
 import pytest
 
 from broker.codec import decode_control, encode_control
-from broker.control import (
-    Control,
-    DeviceState,
-    Plan,
-    PlannerStatus,
-    PlanState,
-    Telemetry,
-)
+from broker.control import Control, DeviceState, Telemetry
 from broker.memory import MemoryBroker, MemoryTransport
+from broker.plan import Plan, PlannerStatus, PlanState
 from broker.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_LOADED,

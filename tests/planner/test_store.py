@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from broker.codec import decode_control
-from broker.control import Plan, PlanState, Telemetry
+from broker.control import Telemetry
+from broker.plan import Plan, PlanState
 from planner.store import Store, telemetry_key
 
 

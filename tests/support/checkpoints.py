@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from broker.architecture import parse_config, stage_tensor_names
-from broker.control import LayerRange, ModelManifest, TensorInfo
+from broker.control import ModelManifest, TensorInfo
+from broker.plan import LayerRange
 
 UNKNOWN_ID, BOS_ID, EOS_ID, BYTE_OFFSET = 0, 1, 2, 3
 NUM_TOKENS: Final = BYTE_OFFSET + 256

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from broker.control import ModelManifest, Plan
+from broker.control import ModelManifest
+from broker.plan import Plan
 from gateway.requests import GeneratedToken, Generation, Readiness
 
 Script = Callable[[Generation], Sequence[int]]

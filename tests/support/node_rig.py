@@ -11,23 +11,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from broker import codec
-from broker.control import (
+from broker.control import DecodeTime, LayerTimes, ModelManifest, PrefillTime
+from broker.events import Event
+from broker.memory import MemoryBroker, MemoryTransport
+from broker.placement import replica_id
+from broker.plan import (
     Assignment,
-    DecodeTime,
     LayerRange,
-    LayerTimes,
     Loaded,
-    ModelManifest,
     Plan,
     PlanState,
-    PrefillTime,
     Replica,
     Role,
     Stage,
     StageAssignment,
 )
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.placement import replica_id
 from broker.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_LOADED,
@@ -39,7 +37,7 @@ from broker.topics import (
     Topic,
 )
 from broker.transport import Inbox, Publication, Received, Transport
-from broker.work import Data, Event
+from broker.work import Data
 from nodes.calibration import Calibration
 from nodes.calibrator import Calibrated, CalibrationFailed
 from nodes.connections import Connections, Filters

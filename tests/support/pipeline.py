@@ -13,35 +13,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker import codec
-from broker.control import (
-    BatchSeconds,
-    LayerRange,
-    Plan,
-    PlanState,
-    Replica,
-    Role,
-    Stage,
-)
+from broker.events import Event, Granted, GrantState, Lost, Opened, Tokens
 from broker.model_config import ModelConfig, parse_config
 from broker.placement import replica_id
+from broker.plan import BatchSeconds, LayerRange, Plan, PlanState, Replica, Role, Stage
 from broker.topics import GATEWAY_EVENTS, STAGE_CREDIT, STAGE_KV, STAGE_WORK
 from broker.work import (
     Data,
-    Event,
-    Granted,
-    GrantState,
     KvChunk,
     KvCredit,
-    Lost,
     Open,
-    Opened,
     Release,
     RequestKey,
     Resend,
     Reserve,
     ReserveKind,
     Sampling,
-    Tokens,
 )
 from nodes.context import StageSettings, UnexpectedMessageError
 from nodes.device import DeviceCore

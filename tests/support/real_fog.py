@@ -16,17 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from broker.codec import decode_control, encode_control
-from broker.control import (
-    Assignment,
-    Loaded,
-    LoadState,
-    ModelManifest,
-    Plan,
-    PlanState,
-    Replica,
-    StageAssignment,
-)
+from broker.control import ModelManifest
 from broker.mqtt import MqttTransport
+from broker.plan import Assignment, Loaded, LoadState, Plan, PlanState, Replica, StageAssignment
 from broker.topics import DEVICE_ASSIGNMENT, DEVICE_LOADED, PLAN, PLANNER_USER, Topic
 from broker.transport import Publication, Received
 from gateway.engine import FogEngine

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from broker.control import DeviceState, DeviceStatus, Loaded, LoadState
+from broker.control import DeviceState, DeviceStatus
+from broker.events import Event
+from broker.plan import Loaded, LoadState
 from broker.topics import STAGE_WORK
-from broker.work import Event, Sampling
+from broker.work import Sampling
 from gateway.dispatch import Actions, Dispatcher, FailedOutcome
 from gateway.fogview import FogView
 from gateway.ledger import DispatchSettings

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from broker.architecture import ModelConfig, parse_config
-from broker.control import LayerRange
+from broker.plan import LayerRange
 from broker.work import RequestKey, Sampling
 from nodes.executor import StageExecutor
 from nodes.sampler import choose

@@ -1,0 +1,86 @@
+"""What nodes tell gateways: grants, tokens, losses. Frames on the wire, like `broker.work`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from broker.work import Data, RequestData, RequestKey, ReserveKind
+
+
+class GrantState(StrEnum):
+    """A master's answer to `Reserve`."""
+
+    GRANTED = "granted"
+    QUEUED = "queued"
+    REFUSED = "refused"
+
+
+class Granted(RequestData, frozen=True, tag="granted"):
+    """Answer to `Reserve`; sent again when a queued one is granted.
+
+    Attributes:
+        expires_seconds: The grant is void when no `Open` came by then.
+        kv_credit_bytes: Initial credit of each KV stream into the replica.
+        free_tokens: KV room of the replica after this grant.
+        free_slots: Slots of the asked kind after this grant.
+    """
+
+    replica: str
+    kind: ReserveKind
+    state: GrantState
+    reason: str = ""
+    expires_seconds: float = 10.0
+    kv_credit_bytes: int = 0
+    free_tokens: int = 0
+    free_slots: int = 0
+
+
+class Opened(RequestData, frozen=True, tag="opened"):
+    """A stage has the request; the gateway repeats `Open` until it hears this."""
+
+    replica: str
+    stage: int
+
+
+class TokenRow(Struct, frozen=True, array_like=True):
+    """One token of one request; the gateway accepts (current attempt, next index) only."""
+
+    request_id: str
+    attempt: int
+    index: int
+    token_id: int
+    finish_reason: str | None = None
+
+    @property
+    def key(self) -> RequestKey:
+        """The request and attempt as one value."""
+        return RequestKey(self.request_id, self.attempt)
+
+
+class Tokens(Data, frozen=True, tag="tokens"):
+    """Last stage -> gateway: one step's tokens of that gateway's requests."""
+
+    rows: list[TokenRow]
+
+
+class LossKind(StrEnum):
+    """Why an attempt ended at the nodes."""
+
+    STALLED = "stalled"
+    """No answer after n repeats: queue again."""
+    PREEMPTED = "preempted"
+    """KV blocks ran out, the youngest goes: queue again."""
+    FAILED = "failed"
+    """The forward pass raised on this row: the request fails."""
+
+
+class Lost(RequestData, frozen=True, tag="lost"):
+    """Master -> gateway: this attempt is over here."""
+
+    kind: LossKind
+    reason: str
+
+
+Event = Granted | Opened | Tokens | Lost

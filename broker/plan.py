@@ -1,0 +1,239 @@
+"""Messages about plans: who holds which layers, and how far everyone is with it. JSON.
+
+As in `broker.control`: a message that exists is valid, and fields are only ever added.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct, field
+
+from broker.control import Control, DeviceState
+
+
+class Role(StrEnum):
+    """What a replica is used for. It steers routing, never ability."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    BOTH = "both"
+
+
+class LayerRange(Struct, frozen=True, array_like=True, order=True):
+    """Half-open range of layers ``[start, end)``."""
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise ValueError(f"not a layer range: [{self.start}, {self.end})")
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __contains__(self, layer: object) -> bool:
+        return isinstance(layer, int) and self.start <= layer < self.end
+
+    def overlap(self, other: LayerRange) -> LayerRange | None:
+        """Return the layers that both ranges hold, or None."""
+        start, end = max(self.start, other.start), min(self.end, other.end)
+        return LayerRange(start, end) if start < end else None
+
+
+class StageAssignment(Control, frozen=True, kw_only=True):
+    """One stage that a device holds.
+
+    Attributes:
+        stage: Index in the replica, 0-based.
+        kv_tokens: KV positions that this stage must be able to hold.
+    """
+
+    replica: str
+    stage: int
+    layers: LayerRange
+    embedding: bool
+    head: bool
+    kv_tokens: int
+
+
+class Assignment(Control, frozen=True, kw_only=True):
+    """Planner to node; retained. The node loads ``hold`` and ``prepare``, frees the rest."""
+
+    version: int
+    model: str
+    revision: str
+    weights: str = "float32"
+    kv_format: str = "float32"
+    chunk_tokens: int = 128
+    hold: list[StageAssignment] = field(default_factory=list)
+    prepare: list[StageAssignment] = field(default_factory=list)
+
+
+class LoadState(StrEnum):
+    """How far a node is with its assignment."""
+
+    MEASURING = "measuring"
+    LOADING = "loading"
+    LOADED = "loaded"
+    FAILED = "failed"
+
+
+class Loaded(Control, frozen=True, kw_only=True):
+    """What a node has in memory and ready, or what failed and why; retained.
+
+    Attributes:
+        version: Version of the assignment that this answers.
+        stages: ``"<replica>/<stage>"`` of every stage that is ready.
+        tensors: Names of the tensors in memory.
+        error: Which tensor or URL failed, and why; None unless ``state`` is failed.
+    """
+
+    session: int
+    version: int
+    state: LoadState
+    revision: str = ""
+    stages: list[str] = field(default_factory=list)
+    tensors: list[str] = field(default_factory=list)
+    loaded_bytes: int = 0
+    total_bytes: int = 0
+    error: str | None = None
+
+
+class BatchSeconds(Struct, frozen=True, array_like=True):
+    """Predicted seconds of a stage's decode step at the planned context."""
+
+    batch: int
+    seconds: float
+
+
+class Stage(Control, frozen=True, kw_only=True):
+    """One stage of a replica as the plan names it."""
+
+    device: str
+    layers: LayerRange
+    embedding: bool
+    head: bool
+    predicted_seconds: float
+    decode_seconds: list[BatchSeconds] = field(default_factory=list)
+    hop_seconds: float = 0.0
+
+
+class Rates(Control, frozen=True, kw_only=True):
+    """Predicted or measured rates of a replica or of the whole fog."""
+
+    prefill_tokens_per_second: float = 0.0
+    decode_tokens_per_second: float = 0.0
+    requests_per_second: float | None = None
+    ttft_seconds: float | None = None
+    tpot_seconds: float | None = None
+
+
+class Replica(Control, frozen=True, kw_only=True):
+    """A complete chain of stages.
+
+    Attributes:
+        id: Names the stages (see `broker.placement.replica_id`); lasts as long as they do,
+            across plan versions and role changes.
+        slots: Requests decoded at once, the largest number that keeps ``min_tps``.
+        prefill_slots: Prompts in work or waiting for hand-over at once.
+        kv_tokens: KV positions that every stage of the replica can hold.
+    """
+
+    id: str
+    role: Role
+    slots: int
+    prefill_slots: int
+    kv_tokens: int
+    stages: list[Stage]
+    predicted: Rates = field(default_factory=Rates)
+
+    def __post_init__(self) -> None:
+        expected = 0
+        for stage in self.stages:
+            if stage.layers.start != expected:
+                raise ValueError(f"replica {self.id}: layers must be contiguous from 0")
+            expected = stage.layers.end
+        if not self.stages:
+            raise ValueError(f"replica {self.id} has no stage")
+        if not self.stages[0].embedding or not self.stages[-1].head:
+            raise ValueError(f"replica {self.id}: embedding at the first stage, head at the last")
+        if len({stage.device for stage in self.stages}) != len(self.stages):
+            raise ValueError(f"replica {self.id} names a device twice")
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the whole model."""
+        return self.stages[-1].layers.end
+
+
+class IdleDevice(Control, frozen=True, kw_only=True):
+    """A device that the plan leaves out, and why."""
+
+    device: str
+    reason: str
+
+
+class SingleDevice(Control, frozen=True, kw_only=True):
+    """Prediction for the best device that could hold the whole model alone."""
+
+    device: str
+    predicted: Rates
+
+
+class PlanState(StrEnum):
+    """A plan is prepared while the old one serves, then active."""
+
+    PREPARING = "preparing"
+    ACTIVE = "active"
+
+
+class Plan(Control, frozen=True, kw_only=True):
+    """Planner to all; retained.
+
+    Attributes:
+        version: Grows by one with every plan; lower ones are ignored.
+        chunk_tokens: Prefill chunk grid, from position 0.
+        context_tokens: Longest prompt plus answer that a request may have.
+        reasons: Device to the reason for its place.
+        optimality: ``"certified optimal"`` or the gap to the bound, in words.
+        trigger: What changed, so that this plan was made.
+    """
+
+    version: int
+    state: PlanState
+    model: str
+    revision: str
+    weights: str
+    kv_format: str
+    chunk_tokens: int
+    context_tokens: int
+    replicas: list[Replica]
+    idle: list[IdleDevice] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+    predicted: Rates = field(default_factory=Rates)
+    best_single_device: SingleDevice | None = None
+    optimality: str = ""
+    trigger: str = ""
+    created_at: float = 0.0
+
+    def replica(self, replica_id: str) -> Replica | None:
+        """Return the replica of that id, or None."""
+        return next((r for r in self.replicas if r.id == replica_id), None)
+
+
+class PlannerStatus(Control, frozen=True, kw_only=True):
+    """Planner to all; retained, last will ``lost``. Says why there is no plan yet.
+
+    Attributes:
+        session: Grows with every start.
+        problem: What keeps a plan from being made or becoming active, with the remedy;
+            None when all is well.
+        redis: Whether Redis answers.
+    """
+
+    state: DeviceState
+    session: int
+    problem: str | None = None
+    redis: bool = True
