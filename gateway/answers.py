@@ -97,7 +97,7 @@ async def answer(
 def answers(
     engine: Engine, tokenizer: Tokenizer, generations: Sequence[Generation], stop: Sequence[str]
 ) -> AsyncGenerator[Piece, None]:
-    """Yield the pieces of all choices of one HTTP request as they come."""
+    """Yield the pieces of all choices of one request as they come."""
     return side_by_side(
         [
             answer(engine, generation, AnswerText(tokenizer, generation, stop, choice))

@@ -18,11 +18,13 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.connection import EventStream, read_body, run_unless_interrupted
 from gateway.errors import ApiError, internal_error, not_ready
-from gateway.inference import CHAT, COMPLETION, Inference, unknown_model
+from gateway.inference import CHAT, COMPLETION, Form, Inference, RequestT, unknown_model
 from gateway.model import ModelSlot, ServedModel
 from gateway.requests import Engine
 from gateway.responses import ModelCard, ModelList
+from gateway.schemas import parse_object
 from gateway.settings import Settings
 from gateway.weights import UrlSigner, WrongSignatureError
 
@@ -48,14 +50,28 @@ def create_app(
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_bug)
-    _add_inference_routes(app, Inference(engine, model, settings, stopping))
+    _add_inference_routes(app, Inference(engine, model, settings), settings, stopping)
     _add_model_routes(app, model)
     _add_state_routes(app, engine, model)
     _add_weights_route(app, model, signer)
     return app
 
 
-def _add_inference_routes(app: FastAPI, inference: Inference) -> None:
+def _add_inference_routes(
+    app: FastAPI, inference: Inference, settings: Settings, stopping: asyncio.Event
+) -> None:
+    async def answer(http: Request, form: Form[RequestT]) -> Response:
+        body = await read_body(http, settings.max_body_bytes)
+        found = await inference.begin(parse_object(body), form, len(body))
+        if found.is_streamed:
+            return EventStream(
+                found.chunks(),
+                stopping=stopping,
+                keep_alive_seconds=settings.keep_alive_seconds,
+            )
+        text = await run_unless_interrupted(http.receive, stopping, found.whole())
+        return Response(text, media_type="application/json")
+
     # The bodies are read by hand: FastAPI's own reading has no limit and other errors.
     def documented(request_type: type[Any]) -> dict[str, Any]:
         schema = {"application/json": {"schema": request_type.model_json_schema()}}
@@ -63,11 +79,11 @@ def _add_inference_routes(app: FastAPI, inference: Inference) -> None:
 
     @app.post("/v1/chat/completions", openapi_extra=documented(CHAT.request_type))
     async def chat_completions(http: Request) -> Response:
-        return await inference.answer(http, CHAT)
+        return await answer(http, CHAT)
 
     @app.post("/v1/completions", openapi_extra=documented(COMPLETION.request_type))
     async def text_completions(http: Request) -> Response:
-        return await inference.answer(http, COMPLETION)
+        return await answer(http, COMPLETION)
 
 
 def _add_model_routes(app: FastAPI, slot: ModelSlot) -> None:

@@ -75,7 +75,7 @@ async def collect(
         **head,
         object="chat.completion",
         choices=choices,
-        usage=Usage.of(len(prompt_ids), sum(len(tally.token_ids) for tally in found)),
+        usage=Usage.of(generations, sum(len(tally.token_ids) for tally in found)),
     )
     if request.return_token_ids:
         completion.prompt_token_ids = list(prompt_ids)
@@ -122,4 +122,4 @@ async def stream(
                     choice.token_ids = [piece.token_id]
                 yield chunk([choice]).json_text()
     if request.include_usage:
-        yield chunk([], Usage.of(len(prompt_ids), num_tokens)).json_text()
+        yield chunk([], Usage.of(generations, num_tokens)).json_text()

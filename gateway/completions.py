@@ -48,7 +48,7 @@ async def collect(
         **head,
         object="text_completion",
         choices=choices,
-        usage=Usage.of(_num_prompt_tokens(request, generations), num_tokens),
+        usage=Usage.of(generations, num_tokens),
     )
 
 
@@ -86,9 +86,4 @@ async def stream(
                     choice.prompt_token_ids = list(generations[piece.choice].prompt_ids)
             yield chunk([choice])
     if request.include_usage:
-        yield chunk([], Usage.of(_num_prompt_tokens(request, generations), num_tokens))
-
-
-def _num_prompt_tokens(request: CompletionRequest, generations: Sequence[Generation]) -> int:
-    """Return the tokens of all prompts, each counted once."""
-    return sum(len(generation.prompt_ids) for generation in generations[:: request.n or 1])
+        yield chunk([], Usage.of(generations, num_tokens))

@@ -15,8 +15,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, body_too_long, internal_error
-from gateway.errors import stopping as stopping_error
+from gateway.errors import (
+    CLIENT_CLOSED_REQUEST,
+    ApiError,
+    body_too_long,
+    internal_error,
+    stopping_error,
+)
 
 ResultT = TypeVar("ResultT")
 

@@ -75,7 +75,7 @@ def not_ready(message: str, retry_after_seconds: int) -> ApiError:
     )
 
 
-def stopping() -> ApiError:
+def stopping_error() -> ApiError:
     """Return the 503 for what is open when the gateway stops."""
     return ApiError(503, "the gateway is stopping", code="stopping", kind="server_error")
 

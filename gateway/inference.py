@@ -1,4 +1,7 @@
-"""What chat and text completions have in common: from the HTTP request to its answer."""
+"""What chat and text completions have in common: from a JSON object to the answer's JSON.
+
+HTTP and MQTT share this path; it knows neither.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,18 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-from starlette.requests import Request
-from starlette.responses import Response
-
 from gateway import chat, completions
 from gateway.answers import Piece, answers
-from gateway.connection import EventStream, read_body, run_unless_interrupted
 from gateway.errors import ApiError, from_engine, not_ready
 from gateway.model import ModelSlot, ServedModel
 from gateway.parameters import Limits, plan_generations
 from gateway.requests import Engine, EngineError, Generation
-from gateway.responses import Response as Body
-from gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest, parse_request
+from gateway.responses import Response, Usage
+from gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest, check_request
 from gateway.settings import Settings
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
@@ -34,7 +34,7 @@ _RETRY_SECONDS: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form(Generic[RequestT]):
-    """How one route reads a request and writes an answer.
+    """How one kind of request is read and its answer written.
 
     Attributes:
         id_prefix: Of the answer's id.
@@ -51,7 +51,7 @@ class Form(Generic[RequestT]):
     default_max_tokens: int | None
     encode: Callable[[RequestT, ServedModel], list[TokenIds]]
     collect: Callable[
-        [RequestT, dict[str, Any], Sequence[Generation], Pieces], Coroutine[Any, Any, Body]
+        [RequestT, dict[str, Any], Sequence[Generation], Pieces], Coroutine[Any, Any, Response]
     ]
     stream: Callable[
         [RequestT, dict[str, Any], Sequence[Generation], Pieces], AsyncGenerator[str, None]
@@ -78,34 +78,112 @@ COMPLETION: Final = Form(
 )
 
 
+class Answer(Generic[RequestT]):
+    """The answer to one request. Nothing is generated before it is read, as one or in chunks.
+
+    Args:
+        form: The kind of the request.
+        request: Checked.
+        head: What every answer and chunk begins with.
+        generations: One per choice.
+        pieces: What they bring.
+    """
+
+    def __init__(
+        self,
+        form: Form[RequestT],
+        request: RequestT,
+        head: dict[str, Any],
+        generations: Sequence[Generation],
+        pieces: Pieces,
+    ) -> None:
+        self._form = form
+        self._request = request
+        self._head = head
+        self._generations = generations
+        self._pieces = pieces
+        self._num_tokens = 0
+        self._finish_reasons: list[str | None] = [None] * len(generations)
+
+    @property
+    def id(self) -> str:
+        """The id in the answer and in every chunk."""
+        found: str = self._head["id"]
+        return found
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the client asked for chunks."""
+        return bool(self._request.stream)
+
+    @property
+    def finish_reasons(self) -> list[str | None]:
+        """Why each choice ended; None while it has not."""
+        return self._finish_reasons
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens so far."""
+        return Usage.of(self._generations, self._num_tokens)
+
+    async def whole(self) -> str:
+        """Return the JSON of the whole answer; `ApiError` when the fog failed."""
+        form = self._form
+        try:
+            found = await form.collect(self._request, self._head, self._generations, self._pieces)
+        except EngineError as error:
+            raise from_engine(error, form.prompt_param) from error
+        return found.json_text()
+
+    async def chunks(self) -> AsyncGenerator[str, None]:
+        """Yield the JSON of each chunk; `ApiError` when the fog failed."""
+        form = self._form
+        stream = form.stream(self._request, self._head, self._generations, self._counted())
+        try:
+            async with aclosing(stream):
+                async for chunk in stream:
+                    yield chunk
+        except EngineError as error:
+            raise from_engine(error, form.prompt_param) from error
+
+    async def _counted(self) -> Pieces:
+        async with aclosing(self._pieces):
+            async for piece in self._pieces:
+                self._num_tokens += 1
+                self._finish_reasons[piece.choice] = piece.finish_reason
+                yield piece
+
+
 class Inference:
-    """Answers generation requests.
+    """Begins answers to generation requests.
 
     Args:
         engine: Generates the tokens.
         model: Filled when the model is prepared.
         settings: Limits.
-        stopping: Set when the gateway is about to stop.
     """
 
-    def __init__(
-        self, engine: Engine, model: ModelSlot, settings: Settings, stopping: asyncio.Event
-    ) -> None:
+    def __init__(self, engine: Engine, model: ModelSlot, settings: Settings) -> None:
         self._engine = engine
         self._model = model
         self._settings = settings
-        self._stopping = stopping
 
-    async def answer(self, http: Request, form: Form[RequestT]) -> Response:
-        """Return the answer to a request, whole or as a stream.
+    async def begin(
+        self, content: dict[str, Any], form: Form[RequestT], num_bytes: int
+    ) -> Answer[RequestT]:
+        """Check a request and plan its answer.
+
+        Args:
+            content: The JSON object of the body.
+            form: Its kind.
+            num_bytes: Length of the body.
 
         Raises:
-            ApiError: The request is wrong, or it failed before its first token.
+            ApiError: The request is wrong, or there is no model yet.
         """
-        body = await read_body(http, self._settings.max_body_bytes)
-        request = parse_request(body, form.request_type)
+        request = check_request(content, form.request_type)
         model = self._served(request)
-        if len(body) > _LONG_BODY_BYTES:
+        if num_bytes > _LONG_BODY_BYTES:
             prompts = await asyncio.to_thread(form.encode, request, model)
         else:
             prompts = form.encode(request, model)
@@ -127,19 +205,7 @@ class Inference:
             "system_fingerprint": model.fingerprint,
         }
         pieces = answers(self._engine, model.tokenizer, generations, request.stop)
-        if request.stream:
-            return EventStream(
-                form.stream(request, head, generations, pieces),
-                describe_error=lambda error: _describe(error, form.prompt_param),
-                stopping=self._stopping,
-                keep_alive_seconds=self._settings.keep_alive_seconds,
-            )
-        whole = form.collect(request, head, generations, pieces)
-        try:
-            found = await run_unless_interrupted(http.receive, self._stopping, whole)
-        except EngineError as error:
-            raise from_engine(error, form.prompt_param) from error
-        return Response(found.json_text(), media_type="application/json")
+        return Answer(form, request, head, generations, pieces)
 
     def _served(self, request: GenerationRequest) -> ServedModel:
         model = self._model.served
@@ -167,7 +233,3 @@ def unknown_model(asked: str, served: str) -> ApiError:
         param="model",
         code="model_not_found",
     )
-
-
-def _describe(error: Exception, prompt_param: str) -> ApiError | None:
-    return from_engine(error, prompt_param) if isinstance(error, EngineError) else None

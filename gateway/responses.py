@@ -6,9 +6,12 @@ vLLM has them, when the request says ``return_token_ids``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel
+
+from gateway.requests import Generation
 
 
 class Response(BaseModel):
@@ -27,8 +30,11 @@ class Usage(Response):
     total_tokens: int
 
     @classmethod
-    def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
-        """Return the usage with its total."""
+    def of(cls, generations: Sequence[Generation], completion_tokens: int) -> Usage:
+        """Return the usage of a request: its choices, and the tokens that they have together."""
+        prompt_tokens = sum(
+            len(each.prompt_ids) for each in generations if each.sampling.choice_index == 0
+        )
         return cls(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from broker.heartbeat import Heartbeat
 from broker.mqtt import MqttTransport
 from broker.settings import SettingsError, read_settings
 from broker.transport import Inbox, Publication, Transport
@@ -79,6 +80,7 @@ def _run(
         loader,
         slowdown=settings.slowdown,
         telemetry_seconds=settings.telemetry_seconds,
+        heartbeat=Heartbeat(settings.state),
         stop=stop,
     )
     try:

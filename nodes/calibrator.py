@@ -12,7 +12,7 @@ import torch
 from broker.architecture import UnsupportedModelError, parse_config
 from broker.control import ModelManifest
 from nodes.calibration import Calibration
-from nodes.hardware import describe_hardware, software_version
+from nodes.hardware import cpu_quota_cores, describe_hardware, software_version
 from nodes.measure import measure
 from nodes.profiles import CalibrationCache, calibration_key
 
@@ -38,7 +38,10 @@ class Calibrator:
 
     def __init__(self, cache_folder: Path, threads: int) -> None:
         self.events: queue.SimpleQueue[Calibrated | CalibrationFailed] = queue.SimpleQueue()
-        self.hardware = f"{describe_hardware()}, torch {torch.__version__}"
+        quota = cpu_quota_cores()
+        # Part of the cache's key: with another limit the same processor is another device.
+        limit = f", at most {quota:g} cores" if quota is not None else ""
+        self.hardware = f"{describe_hardware()}{limit}, torch {torch.__version__}"
         self._cache = CalibrationCache(cache_folder)
         self._threads = threads
 

@@ -124,3 +124,24 @@ def _battery_ratio() -> float | None:
     except (OSError, RuntimeError, AttributeError):
         return None
     return None if battery is None else min(max(battery.percent / 100, 0.0), 1.0)
+
+
+def cpu_quota_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Return the cores that a container may use on average; None without a limit.
+
+    Reads ``cpu.max`` (cgroup v2) or ``cpu/cpu.cfs_quota_us`` (v1): quota and period in
+    microseconds.
+    """
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    try:
+        cores = float(quota) / float(period)
+    except (ValueError, ZeroDivisionError):
+        return None  # "max": no limit
+    return cores if cores > 0 else None

@@ -31,6 +31,7 @@ from broker.plan import LayerRange
 from broker.work import RequestKey, Sampling
 from nodes.calibration import Calibration
 from nodes.executor import StageExecutor
+from nodes.hardware import cpu_quota_cores
 from nodes.sampler import choose
 from nodes.weights import LayerWeights
 
@@ -54,10 +55,15 @@ _SAMPLING: Final = Sampling(temperature=1.0)
 
 @dataclass(slots=True)
 class _Stopwatch:
-    """Times calls; knows when the budget is spent."""
+    """Times calls; knows when the budget is spent.
+
+    Attributes:
+        quota_cores: Cores that a container may use on average; None without a limit.
+    """
 
     threads: int
     deadline: float
+    quota_cores: float | None = None
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
 
@@ -71,6 +77,10 @@ class _Stopwatch:
         wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
         self.wall_seconds += wall
         self.cpu_seconds += cpu
+        if self.threads == 1 and self.quota_cores is not None and self.quota_cores < 1:
+            # A short call runs at full speed and the pause comes later; what counts is the
+            # speed that the device keeps up.
+            return cpu / self.quota_cores
         # With one thread, the thread's CPU time is all there is to count. With several, torch
         # computes in threads that this clock does not see, and wall time must do.
         return cpu if self.threads == 1 and cpu < _CONTENTION * wall else wall
@@ -113,7 +123,8 @@ def measure(
         budget_seconds: After this, larger batches and prompts are left out; the first two of
             each are always measured.
     """
-    watch = _Stopwatch(threads, time.perf_counter() + budget_seconds)
+    deadline = time.perf_counter() + budget_seconds
+    watch = _Stopwatch(threads, deadline, cpu_quota_cores())
     num_blocks = min(config.num_layers, math.ceil(_BLOCKS_BYTES / block_bytes(config, weights)))
     # Embedding and head are linear in the vocabulary, so a piece of it tells the whole.
     rows = max(256, _MATRIX_BYTES * config.vocab_size // embedding_bytes(config, weights))

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from broker.codec import DecodeError, decode_control, decode_frame
+from broker.heartbeat import Heartbeat
 from broker.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_STATUS,
@@ -74,6 +75,7 @@ class NodeService:
         presence: Holds the session with which they were opened.
         profiler: Measures the device.
         loader: Started by the caller.
+        heartbeat: Tells a health check that the device is on the bus.
         stop: Ends the loop, also out of an emulated wait.
         clock: Monotonic seconds.
     """
@@ -87,6 +89,7 @@ class NodeService:
         *,
         slowdown: float = 1.0,
         telemetry_seconds: float = 2.0,
+        heartbeat: Heartbeat | None = None,
         stop: threading.Event | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,6 +98,7 @@ class NodeService:
         self._profiler = profiler
         self._loader = loader
         self._clock = clock
+        self._heartbeat = heartbeat or Heartbeat(None)
         self._stop = stop or threading.Event()
         self._pacer = Pacer(slowdown, self._stop.wait, clock)
         self._steps = StepLog()
@@ -324,6 +328,8 @@ class NodeService:
             if due is not None and now >= due and both <= self._connected:
                 self._reports.announce(now)
             return
+        if self._connections.work_client in self._connected:
+            self._heartbeat.beat(now)
         self._send_probe(now)
         self._reports.tick(now, self._pacer, self._steps, self._complaints)
 

@@ -59,7 +59,8 @@ class NodeSettings:
         link_delay_seconds: Emulate a link with this one-way delay to the broker.
         link_bytes_per_second: Emulate a link of this rate.
         threads: Threads that torch computes with.
-        state: Folder of this device alone; only the default of ``cache`` depends on it.
+        state: Folder of this device alone, for the file that a health check looks at, and
+            the default of ``cache``.
         cache: Folder for measurements and fetched weights; nodes of one host share it.
         telemetry_seconds: Interval of telemetry.
     """

@@ -147,9 +147,11 @@ class Control:
         else:
             publications += self._advance(model, now, utc_seconds)
             problem = self._problem(model, now)
-        if problem is not None and problem != self._problem_told:
+        # Numbers of a progress change often; the log is told of each kind of problem once.
+        kind = problem.partition(":")[0] if problem is not None else None
+        if problem is not None and kind != self._problem_told and self._infeasible is None:
             self.decisions.append(problem)
-        self._problem_told = problem
+        self._problem_told = kind
         return [*publications, *self.authority.announce(problem, now)]
 
     # --- planning -------------------------------------------------------------------------
@@ -212,7 +214,9 @@ class Control:
             model.revision,
             model.weights,
         ):
-            if not usable or not quiet or self._waits_for_devices(model, usable, now):
+            if not usable or self._waits_for_devices(model, usable, now):
+                return None
+            if not quiet and not 0 < self.settings.expect_devices <= len(usable):
                 return None
             return f"{len(usable)} devices for {model.name}"
         devices = {stage.device for replica in current.replicas for stage in replica.stages}

@@ -9,6 +9,7 @@ from threading import Event as Flag
 
 from broker.codec import DecodeError
 from broker.control import DeviceState
+from broker.heartbeat import Heartbeat
 from broker.plan import PlannerStatus
 from broker.transport import Connected, Disconnected, Publication, Received, Refused, Transport
 from planner.authority import status_publication
@@ -62,6 +63,7 @@ class PlannerService:
         self._session = session
         self._clock = clock
         self._utc = utc
+        self._heartbeat = Heartbeat(settings.state)
         self._look_seconds: float | None = None
         self._refused_topics: set[str] = set()
         self._recorded_version: tuple[int, str] | None = None
@@ -89,6 +91,8 @@ class PlannerService:
             self._receive(event)
             event = self._transport.receive(0) if not self._transport.inbox.empty() else None
         now = self._clock()
+        if self._transport.is_connected:
+            self._heartbeat.beat(now)
         if self._look_seconds is None or now >= self._look_seconds:
             self._look_seconds = now + self._settings.look_seconds
             seen = self._store.look(self.control.knowledge.devices, now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from planner.model import Objective, Roles, Workload
 
@@ -15,6 +16,7 @@ class PlannerSettings:
         broker: ``mqtt://user:password@host:port``.
         redis: ``redis://:password@host:port/0``; without it telemetry and the last version
             live in memory only, and a second planner is kept quiet by the bus alone.
+        state: Folder of the file that a health check looks at; None: no file.
         model: Name of the model to plan for, when gateways publish several.
         expect_devices: The first plan waits for so many devices, within ``wait_seconds``.
         wait_seconds: Longest wait for one more device or profile before the first plan.
@@ -44,6 +46,7 @@ class PlannerSettings:
     redis: str | None = None
     site: str = "local"
     log: str = "INFO"
+    state: Path | None = None
     model: str | None = None
     expect_devices: int = 0
     wait_seconds: float = 60.0

@@ -7,6 +7,7 @@ import pytest
 
 from broker.architecture import kv_bytes_per_token, parse_config, stage_bytes
 from nodes.hardware import (
+    cpu_quota_cores,
     describe_hardware,
     free_memory_bytes,
     offered_bytes,
@@ -82,3 +83,22 @@ def test_sensors_that_are_absent_are_left_out_and_the_rest_is_plausible() -> Non
     assert 0 <= sensors.cpu_load_ratio <= 1
     assert sensors.temperature_celsius is None or 0 < sensors.temperature_celsius < 150
     assert sensors.battery_ratio is None or 0 <= sensors.battery_ratio <= 1
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "25000 100000\n"}, 0.25),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "60000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.6),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_a_container_knows_the_cores_that_it_may_use(
+    tmp_path: Path, files: dict[str, str], cores: float | None
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quota_cores(tmp_path) == cores
