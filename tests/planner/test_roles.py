@@ -1,0 +1,123 @@
+"""Roles: the paper's measure, shared time, exact choice and the threshold for many."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from broker.plan import Role
+from planner import roles as roles_module
+from planner.model import Roles, Workload
+from planner.replicas import Options, Performance
+from planner.roles import WORST, Member, balanced_rate, choose_roles, request_seconds, score
+
+WORK = Workload(prompt_tokens=100, answer_tokens=50)
+
+
+def performance(prefill: float, decode: float, **changes: object) -> Performance:
+    values: dict[str, object] = {
+        "devices": (0,),
+        "counts": (8,),
+        "prefill_rate": prefill,
+        "decode_rate": decode,
+        "slots": 4,
+        "keeps_min_tps": True,
+        "kv_tokens": 1024,
+        "ttft_seconds": 1.0,
+        "tpot_seconds": 0.1,
+    }
+    return Performance(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def options(prefill: float, decode: float) -> Options:
+    found = performance(prefill, decode)
+    return Options(found, found, found)
+
+
+def test_the_slower_phase_counts() -> None:
+    members = [
+        Member(Role.PREFILL, performance(200, 1)),
+        Member(Role.PREFILL, performance(300, 1)),
+        Member(Role.DECODE, performance(1, 100)),
+    ]
+    # 100 / 500 against 50 / 100.
+    assert request_seconds(members, WORK) == pytest.approx(0.5)
+
+
+def test_a_lone_replica_takes_the_time_of_both_phases() -> None:
+    assert request_seconds([Member(Role.BOTH, performance(200, 100))], WORK) == pytest.approx(1.0)
+
+
+def test_shared_time_goes_where_it_is_needed() -> None:
+    members = [
+        Member(Role.PREFILL, performance(100, 1)),
+        Member(Role.BOTH, performance(100, 100)),
+    ]
+    # One prompt a second from the first; the second gives x of its time: 1 + x = 2 - 2x.
+    assert request_seconds(members, WORK) == pytest.approx(3 / 4)
+
+
+def test_the_shares_are_the_best_of_a_fine_grid() -> None:
+    rng = random.Random(5)
+    for _ in range(20):
+        shared = [(rng.uniform(0.1, 3), rng.uniform(0.1, 3)) for _ in range(2)]
+        prompts, answers = rng.uniform(0, 2), rng.uniform(0, 2)
+        grid = [i / 100 for i in range(101)]
+        best = max(
+            min(
+                prompts + x * shared[0][0] + y * shared[1][0],
+                answers + (1 - x) * shared[0][1] + (1 - y) * shared[1][1],
+            )
+            for x in grid
+            for y in grid
+        )
+        found = balanced_rate(prompts, answers, shared)
+        assert best <= found + 1e-9
+        assert found <= best * 1.05 + 0.02
+
+
+def test_two_replicas_never_do_the_same_when_roles_are_separate() -> None:
+    found, members = choose_roles([options(100, 50), options(50, 100)], WORK, Roles.SEPARATE)
+    assert [member.role for member in members] == [Role.PREFILL, Role.DECODE]
+    assert found.is_mixed == 0
+
+
+def test_a_phase_without_a_replica_is_worst() -> None:
+    assert score([Member(Role.PREFILL, performance(1, 1))], WORK, Roles.SEPARATE) == WORST
+    assert choose_roles([], WORK, Roles.SEPARATE) == (WORST, ())
+
+
+def test_streams_under_the_floor_count_before_throughput() -> None:
+    slow = performance(100, 1000, keeps_min_tps=False)
+    members = [Member(Role.PREFILL, performance(100, 1)), Member(Role.DECODE, slow)]
+    worse = score(members, WORK, Roles.SEPARATE)
+    members[1] = Member(Role.DECODE, performance(1, 10))
+    assert score(members, WORK, Roles.SEPARATE) < worse
+
+
+@pytest.mark.parametrize("roles", [Roles.SEPARATE, Roles.MIXED])
+def test_the_threshold_with_repair_is_close_to_enumeration(
+    roles: Roles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(1)
+    ratios = []
+    for _ in range(40):
+        groups = [options(rng.uniform(10, 500), rng.uniform(10, 500)) for _ in range(6)]
+        exact, _ = choose_roles(groups, WORK, roles)
+        with monkeypatch.context() as patch:
+            patch.setattr(roles_module, "MAX_ENUMERATED", 1)
+            close, members = choose_roles(groups, WORK, roles)
+        assert len(members) == 6
+        ratios.append(close.request_seconds / exact.request_seconds)
+    assert min(ratios) >= 1 - 1e-9
+    assert sum(ratio < 1 + 1e-9 for ratio in ratios) >= 25
+    assert max(ratios) < 1.2
+
+
+def test_many_replicas_get_roles_quickly() -> None:
+    rng = random.Random(2)
+    groups = [options(rng.uniform(10, 500), rng.uniform(10, 500)) for _ in range(60)]
+    found, members = choose_roles(groups, WORK, Roles.SEPARATE)
+    assert len(members) == 60
+    assert found.request_seconds < 1
