@@ -15,40 +15,25 @@ RUN python -m venv /opt/e2llm
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 
-# An index that does not answer would be tried again by pip for every single package.
-RUN <<'SH'
-set -eu
-[ -n "${PIP_INDEX_URL}" ] || unset PIP_INDEX_URL
-cat > /usr/local/bin/install <<'INSTALL'
-#!/bin/sh
-set -eu
-index="${TORCH_INDEX}"
-if [ -n "$index" ] && ! python -c 'import sys, urllib.request, urllib.error
-try:
-    urllib.request.urlopen(sys.argv[1], timeout=5).close()
-except urllib.error.HTTPError:
-    pass' "$index" 2>/dev/null; then
-    echo "$index does not answer; going on with the default package index alone." >&2
-    index=
-fi
-[ -n "${PIP_INDEX_URL}" ] || unset PIP_INDEX_URL
-exec /opt/e2llm/bin/pip install ${index:+--extra-index-url "$index"} "$@"
-INSTALL
-chmod +x /usr/local/bin/install
+COPY scripts/image-install /usr/local/bin/image-install
 # The dependencies first, in a layer of their own: they change less often than the code.
-mkdir -p broker planner nodes gateway fog
-touch broker/__init__.py planner/__init__.py nodes/__init__.py gateway/__init__.py fog/__init__.py
-install '.[node,planner,gateway]' && /opt/e2llm/bin/pip uninstall --yes e2llm
-SH
+RUN mkdir -p broker planner nodes gateway fog \
+    && for package in broker planner nodes gateway fog; do touch $package/__init__.py; done \
+    && image-install '.[node,planner,gateway]' \
+    && /opt/e2llm/bin/pip uninstall --yes e2llm
 
 COPY broker ./broker
 COPY planner ./planner
 COPY nodes ./nodes
 COPY gateway ./gateway
 COPY fog ./fog
-RUN /opt/e2llm/bin/pip install --no-deps . \
-    && ln -s "$(/opt/e2llm/bin/python -c 'import fog, os; print(os.path.dirname(fog.__file__))')/demo_model" \
-        /opt/e2llm/demo-model
+RUN image-install --no-deps .
+# Under a path that does not depend on Python's version. From another folder: here, Python would
+# find the sources beside it.
+WORKDIR /
+RUN ln -s "$(/opt/e2llm/bin/python -c 'import fog, os; print(os.path.dirname(fog.__file__))')/demo_model" \
+        /opt/e2llm/demo-model \
+    && test -f /opt/e2llm/demo-model/config.json
 
 FROM python:3.11-slim
 COPY --from=build /opt/e2llm /opt/e2llm
