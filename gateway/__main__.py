@@ -20,10 +20,12 @@ from broker.mqtt import MqttTransport
 from broker.settings import SettingsError, read_settings
 from gateway.app import create_app
 from gateway.engine import FogEngine, new_session, status_publication
+from gateway.inference import Inference
 from gateway.journal import open_journal
 from gateway.ledger import DispatchSettings
 from gateway.model import ModelRefusedError, ModelSlot
 from gateway.preparation import keep_published, prepare_model
+from gateway.prompts import Prompts
 from gateway.server import HttpServer, listen
 from gateway.settings import PREFIX, Settings
 from gateway.weights import UrlSigner, load_key
@@ -86,11 +88,21 @@ class Gateway:
         stopping = asyncio.Event()
         refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         transport, engine = self._connect_later(refused)
-        app = create_app(engine, self._slot, settings, self._signer, stopping)
+        prompt_transport, prompts = self._prompts_later(engine)
+        app = create_app(engine, self._slot, settings, self._signer, stopping, prompts)
         server = HttpServer(app, debug=settings.log.upper() == "DEBUG")
         serving = asyncio.create_task(server.serve([listener]))
         logger.info("listening on %s", settings.base_url)
-        working = asyncio.create_task(self._work(transport, engine))
+
+        async def work() -> None:
+            await engine.start()
+            transport.connect()
+            if settings.prompts_per_client:
+                prompts.start()
+                prompt_transport.connect()
+            await self._serve_model(engine)
+
+        working = asyncio.create_task(work())
         told = asyncio.create_task(_told_to_stop())
         try:
             done, _ = await asyncio.wait(
@@ -102,6 +114,8 @@ class Gateway:
             for task in (working, told):
                 task.cancel()
             await asyncio.gather(working, told, return_exceptions=True)
+            # Before the engine, whose end would look like a failure of the fog to them.
+            await prompts.stop()
             await asyncio.gather(serving, engine.stop())
         for future in done - {told, serving}:
             future.result()
@@ -133,9 +147,19 @@ class Gateway:
         )
         return transport, engine
 
-    async def _work(self, transport: MqttTransport, engine: FogEngine) -> None:
-        await engine.start()
-        transport.connect()
+    def _prompts_later(self, engine: FogEngine) -> tuple[MqttTransport, Prompts]:
+        settings = self._settings
+        transport = MqttTransport(settings.address, f"{settings.gateway_id}~prompts")
+        prompts = Prompts(
+            transport,
+            settings.site,
+            Inference(engine, self._slot, settings),
+            max_body_bytes=settings.max_body_bytes,
+            per_client=settings.prompts_per_client,
+        )
+        return transport, prompts
+
+    async def _serve_model(self, engine: FogEngine) -> None:
         model = await prepare_model(self._settings, self._slot, self._software)
         await keep_published(engine, model.manifest, self._signer, self._settings.url_seconds)
 

@@ -22,6 +22,7 @@ from gateway.connection import EventStream, read_body, run_unless_interrupted
 from gateway.errors import ApiError, internal_error, not_ready
 from gateway.inference import CHAT, COMPLETION, Form, Inference, RequestT, unknown_model
 from gateway.model import ModelSlot, ServedModel
+from gateway.prompts import Prompts
 from gateway.requests import Engine
 from gateway.responses import ModelCard, ModelList
 from gateway.schemas import parse_object
@@ -35,6 +36,7 @@ def create_app(
     settings: Settings,
     signer: UrlSigner,
     stopping: asyncio.Event,
+    prompts: Prompts | None = None,
 ) -> FastAPI:
     """Return the ASGI application.
 
@@ -44,6 +46,7 @@ def create_app(
         settings: Limits.
         signer: Checks the URLs of weights.
         stopping: Set when the process is about to stop; ends what is open with an error.
+        prompts: The same over MQTT, for what ``/readyz`` says of it.
     """
     app = FastAPI(title="E2LLM gateway", docs_url=None, redoc_url=None)
     app.add_middleware(RequestIds)
@@ -52,7 +55,7 @@ def create_app(
     app.add_exception_handler(Exception, _answer_bug)
     _add_inference_routes(app, Inference(engine, model, settings), settings, stopping)
     _add_model_routes(app, model)
-    _add_state_routes(app, engine, model)
+    _add_state_routes(app, engine, model, prompts)
     _add_weights_route(app, model, signer)
     return app
 
@@ -110,7 +113,9 @@ def _add_model_routes(app: FastAPI, slot: ModelSlot) -> None:
         return card(slot.served)
 
 
-def _add_state_routes(app: FastAPI, engine: Engine, slot: ModelSlot) -> None:
+def _add_state_routes(
+    app: FastAPI, engine: Engine, slot: ModelSlot, prompts: Prompts | None
+) -> None:
     @app.get("/")
     async def links() -> dict[str, Any]:
         paths = [
@@ -132,8 +137,11 @@ def _add_state_routes(app: FastAPI, engine: Engine, slot: ModelSlot) -> None:
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
         readiness = slot.readiness(engine)
+        content = asdict(readiness)
+        if prompts is not None:
+            content["details"]["prompts"] = prompts.details()
         return JSONResponse(
-            asdict(readiness),
+            content,
             status_code=200 if readiness.ready else 503,
             headers={} if readiness.ready else {"Retry-After": "1"},
         )

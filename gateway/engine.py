@@ -7,10 +7,8 @@ happens there. Decisions are the dispatcher's, knowledge of the fog is `FogView`
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Final
@@ -45,6 +43,7 @@ from gateway.fogview import FogView
 from gateway.intake import Intake
 from gateway.journal import Journal, NoJournal
 from gateway.measures import Measures
+from gateway.receiver import Receiver
 from gateway.requests import (
     EngineError,
     GeneratedToken,
@@ -56,7 +55,6 @@ from gateway.requests import (
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 0.05
-_RECEIVE_SECONDS: Final = 0.5
 
 Stream = asyncio.Queue[GeneratedToken | EngineError]
 
@@ -118,8 +116,7 @@ class FogEngine:
         self._streams: dict[str, Stream] = {}
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._thread: threading.Thread | None = None
-        self._is_stopping = threading.Event()
+        self._receiver = Receiver(transport, self._on_event, "gateway-receive")
 
     # --- life --------------------------------------------------------------------------------
 
@@ -140,11 +137,7 @@ class FogEngine:
             ]
         )
         await self._journal.start()
-        loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(
-            target=self._receive, args=(loop,), name="gateway-receive", daemon=True
-        )
-        self._thread.start()
+        self._receiver.start()
         self._tasks.append(asyncio.create_task(self._tick(), name="gateway-timers"))
 
     async def stop(self) -> None:
@@ -155,14 +148,7 @@ class FogEngine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._is_stopping.set()
-        farewell = self._status(DeviceState.LOST)
-        # May wait for the broker's acknowledgement.
-        await asyncio.to_thread(self._transport.close, farewell)
-        if self._thread is not None:
-            # Wakes it up.
-            self._transport.inbox.put(Disconnected(self._gateway, "the gateway stops"))
-            await asyncio.to_thread(self._thread.join)
+        await self._receiver.stop(self._status(DeviceState.LOST))
         await self._journal.stop()
 
     # --- the engine of the API ---------------------------------------------------------------
@@ -224,22 +210,13 @@ class FogEngine:
     @property
     def dropped(self) -> dict[str, int]:
         """How many messages were ignored, by topic for those that could not be read."""
-        return dict(self._intake.dropped + self._dispatcher.dropped)
+        return dict(self._intake.drops.counts + self._dispatcher.dropped)
 
     # --- the bus -----------------------------------------------------------------------------
 
     @property
     def _view(self) -> FogView:
         return self._intake.view
-
-    def _receive(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Hand every event of the transport to the event loop; runs in its own thread."""
-        while not self._is_stopping.is_set():
-            event = self._transport.receive(_RECEIVE_SECONDS)
-            if event is not None and not self._is_stopping.is_set():
-                # The loop is closed when the process ends without `stop`.
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(self._on_event, event)
 
     def _on_event(self, event: TransportEvent) -> None:
         match event:
@@ -277,7 +254,7 @@ class FogEngine:
     def _meet_own_status(self, status: GatewayStatus) -> None:
         """A status of ours from an earlier run, or its late will: overwrite it."""
         is_ours = status.session == self._session and status.state is DeviceState.READY
-        if is_ours or self._is_stopping.is_set():
+        if is_ours or self._receiver.is_stopping:
             return
         if status.session > self._session:
             # The clock went back since the earlier run.

@@ -6,8 +6,6 @@ topic, counted by kind of topic, and dropped: one bad peer must not stop the gat
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from typing import Any
 
 from broker.codec import DecodeError, decode_control, decode_frame
@@ -26,9 +24,8 @@ from broker.topics import (
     Topic,
 )
 from broker.transport import Received
+from gateway.drops import Drops
 from gateway.fogview import FogView
-
-logger = logging.getLogger(__name__)
 
 _TOPICS: tuple[Topic[Any], ...] = (
     GATEWAY_EVENTS,
@@ -41,9 +38,6 @@ _TOPICS: tuple[Topic[Any], ...] = (
     MODEL,
     GATEWAY_STATUS,
 )
-_MAX_LOGGED = 5
-"""Warnings per kind of topic; the count goes on. A flood must not fill the disk."""
-
 Taken = FogView | GatewayStatus | tuple[str, Event]
 
 
@@ -52,12 +46,12 @@ class Intake:
 
     Attributes:
         view: The fog as far as it is known.
-        dropped: Messages that could not be read, by the topic's template.
+        drops: Messages that could not be read, by the topic's template.
     """
 
     def __init__(self, gateway: str) -> None:
         self.view = FogView()
-        self.dropped: Counter[str] = Counter()
+        self.drops = Drops()
         self._gateway = gateway
         self._serves_own_model = False
 
@@ -78,12 +72,12 @@ class Intake:
             if names is not None:
                 break
         else:
-            self._drop("other", message.topic, "no topic of the contract")
+            self.drops.add("other", message.topic, "no topic of the contract")
             return None
         try:
             return self._take(topic, names, message.payload, now)
         except DecodeError as error:
-            self._drop(topic.template, message.topic, str(error))
+            self.drops.add(topic.template, message.topic, str(error))
             return None
 
     def _take(
@@ -122,10 +116,3 @@ class Intake:
             self.view = self.view.without_device(names["device"])
             return self.view
         return None
-
-    def _drop(self, kind: str, topic: str, reason: str) -> None:
-        self.dropped[kind] += 1
-        if self.dropped[kind] <= _MAX_LOGGED:
-            last = "; more of these are only counted" * (self.dropped[kind] == _MAX_LOGGED)
-            # The reason names fields and types, never content.
-            logger.warning("dropped a message on %s: %s%s", topic, reason[:300], last)

@@ -37,8 +37,10 @@ class Settings:
         weights: Format in which nodes hold weights.
         kv_format: Format of the KV cache.
         queue_limit: Requests that may wait; beyond it 429.
-        max_choices: Choices (``n`` times prompts) of one HTTP request.
-        max_body_bytes: Longest body; beyond it 413.
+        prompts_per_client: Requests over MQTT that one client may have open; beyond it 429.
+            With 0 this gateway takes none, as all but one gateway of a site should.
+        max_choices: Choices (``n`` times prompts) of one request.
+        max_body_bytes: Longest body; beyond it 413. Over MQTT the broker's limit counts too.
         deadline_seconds: After which a request fails; None: never.
         keep_alive_seconds: Silence after which a stream gets a comment.
         url_seconds: How long the URLs of weights are good; renewed at half of it.
@@ -59,6 +61,7 @@ class Settings:
     weights: str = "float32"
     kv_format: str = "float32"
     queue_limit: int = 256
+    prompts_per_client: int = 16
     max_choices: int = 16
     max_body_bytes: int = 4 * 1024 * 1024
     deadline_seconds: float | None = None
@@ -87,6 +90,8 @@ class Settings:
         for name in ("queue_limit", "max_choices", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        if self.prompts_per_client < 0:
+            raise ValueError("prompts_per_client must be at least 0")
         for name in ("deadline_seconds", "keep_alive_seconds", "url_seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:
