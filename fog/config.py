@@ -27,8 +27,10 @@ from fog.tomllines import KeyPath, LineIndex, index_lines
 DEFAULT_FOG: Final = Path(__file__).parent / "fog.toml"
 
 GATEWAY_ID: Final = "gateway"
-RESERVED_IDS: Final = frozenset({"planner", GATEWAY_ID, "broker", "redis"})
-"""Names of the other processes; they are also broker users and log prefixes."""
+CLIENT_ID: Final = "app"
+"""User of the broker for a person's own programs: inference over MQTT."""
+RESERVED_IDS: Final = frozenset({"planner", GATEWAY_ID, CLIENT_ID, "broker", "redis"})
+"""Names that are broker users or log prefixes of something else than a device."""
 
 CORES_SHARE: Final = 0.6
 """Sum of 1/slowdown that one core carries; 1.2 on two cores (design, section 7)."""
@@ -251,7 +253,9 @@ def _parse_device_id(value: object) -> str:
             "starting with a letter or digit, at most 64"
         )
     if value in RESERVED_IDS:
-        raise ValueError(f"{value!r} is the name of another process; choose a different one")
+        raise ValueError(
+            f"{value!r} is the name of another part of the fog; choose a different one"
+        )
     return value
 
 

@@ -8,10 +8,11 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.credentials import load_or_create_credentials
-from fog.config import DEFAULT_FOG, GATEWAY_ID, FogConfig
+from broker.address import BrokerAddress
+from broker.credentials import load_or_create_credentials, write_private
+from fog.config import CLIENT_ID, DEFAULT_FOG, GATEWAY_ID, FogConfig
 from fog.model_choice import ModelChoice
-from fog.ports import free_port
+from fog.ports import LOOPBACK, free_port
 from fog.redis_server import find_redis_server, write_redis_config
 from fog.services import ServicePlan
 from fog.state import StateFolder
@@ -44,7 +45,10 @@ class UpOptions:
 def prepare(
     config: FogConfig, model: ModelChoice, options: UpOptions, folder: StateFolder
 ) -> ServicePlan:
-    """Make folders, ports, credentials and Redis's configuration."""
+    """Make folders, ports, credentials and Redis's configuration.
+
+    One user is for programs of the person: `StateFolder.client_url` has what it needs.
+    """
     folder.forget_last_run()
     for path in (folder.cache, folder.gateway, folder.broker):
         path.mkdir(parents=True, exist_ok=True)
@@ -56,8 +60,10 @@ def prepare(
         folder.broker / "credentials.json",
         nodes=[device.id for device in config.devices],
         gateways=[GATEWAY_ID],
-        clients=[],
+        clients=[CLIENT_ID],
     )
+    address = BrokerAddress(LOOPBACK, broker_port, CLIENT_ID, credentials[CLIENT_ID].password)
+    write_private(folder.client_url, address.url + "\n")
     redis_config = write_redis_config(folder.redis, redis_port, redis_password)
     return ServicePlan(
         config=config,

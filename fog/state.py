@@ -32,6 +32,11 @@ class StateFolder:
         return self.path / "broker"
 
     @property
+    def client_url(self) -> Path:
+        """The broker's address with the credential for a person's own programs."""
+        return self.path / "mqtt-url"
+
+    @property
     def redis(self) -> Path:
         """Data of the Redis server; emptied at every start."""
         return self.path / "redis"

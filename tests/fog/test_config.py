@@ -80,6 +80,7 @@ def test_every_value_is_read_in_its_unit() -> None:
         ("\n[[device]]\nslowdown = 2\n", "my-fog.toml:2: device[0]: needs the key 'id'"),
         (DEVICE + DEVICE, "my-fog.toml:6: device[1].id: 'pi' is already the device of line 2"),
         (DEVICE.replace("pi", "planner"), "my-fog.toml:2: device[0].id: 'planner' is the name of"),
+        (DEVICE.replace("pi", "app"), "my-fog.toml:2: device[0].id: 'app' is the name of"),
         (DEVICE.replace("pi", "a/b"), "my-fog.toml:2: device[0].id: 'a/b' cannot name a device"),
         (DEVICE.replace("= 2", "= 0"), "my-fog.toml:3: device[0].slowdown: must be at least 1"),
         (DEVICE.replace("= 2", "= -3"), "my-fog.toml:3: device[0].slowdown: must be at least 1"),

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from broker.access import Kind
 from broker.address import BrokerAddress
+from broker.credentials import load_credentials
 from fog.config import DEFAULT_FOG, load_config
 from fog.model_choice import DEMO_MODEL, ModelChoiceError, choose_model
 from fog.ports import PortBusyError, check_port, free_port, is_free
+from fog.preparation import UpOptions, prepare
 from fog.processes import ProcessSpec
 from fog.redis_server import write_redis_config
 from fog.services import NODE_STOP_RANK, STOP_RANKS, ServicePlan, build_specs
@@ -53,6 +56,24 @@ def test_every_process_gets_its_own_credential_and_no_other() -> None:
         assert address.port == 21000
         others = [password for user, password in PASSWORDS.items() if user != name]
         assert not any(other in str(spec.environ) for other in others)
+
+
+def test_a_fog_has_one_user_for_programs_of_the_person_and_tells_its_address(
+    tmp_path: Path,
+) -> None:
+    folder = StateFolder(tmp_path / "state")
+    plans = [prepare(CONFIG, choose_model(None), UpOptions(), folder) for _ in range(2)]
+
+    address = BrokerAddress.parse(folder.client_url.read_text())
+
+    credential = load_credentials(folder.broker / "credentials.json")["app"]
+    assert credential.kind is Kind.CLIENT
+    assert (address.username, address.password) == ("app", credential.password)
+    # That of the last start; the password stays.
+    assert (address.host, address.port) == ("127.0.0.1", plans[-1].broker_port)
+    assert plans[0].passwords["app"] == credential.password
+    assert folder.client_url.stat().st_mode & 0o077 == 0
+    assert not any(credential.password in str(spec.environ) for spec in build_specs(plans[-1]))
 
 
 def test_a_node_is_told_its_speed_memory_and_link_and_nothing_of_redis() -> None:
