@@ -1,7 +1,9 @@
-"""Node processes around a real Mosquitto, with a hand-written plan in place of a planner.
+"""Whole services with a hand-written plan in place of a planner.
 
-What a test says is what runs: cuts, roles and devices. The gateway's engine runs inside the
-test; nodes are `python -m nodes`, as on a device.
+What a test says is what runs: cuts, roles and devices. In a `RealFog` the broker is Mosquitto
+and nodes are `python -m nodes`, as on a device; in a `MemoryFog` the same services run in
+threads of the test on a memory broker, whose faults a test chooses. The gateway's engine runs
+inside the test in both.
 """
 
 from __future__ import annotations
@@ -10,20 +12,30 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from broker.codec import decode_control, encode_control
 from broker.control import ModelManifest
+from broker.memory import Fault, MemoryBroker, MemoryTransport
 from broker.mqtt import MqttTransport
 from broker.plan import Assignment, Loaded, LoadState, Plan, PlanState, Replica, StageAssignment
 from broker.topics import DEVICE_ASSIGNMENT, DEVICE_LOADED, PLAN, PLANNER_USER, Topic
-from broker.transport import Publication, Received
+from broker.transport import Inbox, Publication, Received, Transport
 from gateway.engine import FogEngine
 from gateway.requests import Generation
+from nodes.connections import Connections, Filters
+from nodes.context import StageSettings
+from nodes.outgoing import Timers
+from nodes.presence import Presence
+from nodes.profiler import Profiler
+from nodes.service import NodeService
+from nodes.settings import MemoryOffer
 from tests.support.bus import SITE, BrokerProcess
+from tests.support.node_rig import InlineLoader, InstantCalibrator
 
 GATEWAY = "gateway-1"
 CONTEXT_TOKENS = 512
@@ -31,61 +43,23 @@ CHUNK_TOKENS = 32
 PATIENCE_SECONDS = 60.0
 
 
-class RealFog:
-    """Mosquitto, node processes and a gateway engine; `serve` sets model and replicas."""
+class ServiceFog:
+    """A gateway engine and nodes; `serve` sets model and replicas."""
 
-    def __init__(self, folder: Path, devices: Sequence[str], kind: str = "mosquitto") -> None:
+    engine: FogEngine
+
+    def __init__(self, folder: Path, devices: Sequence[str]) -> None:
         self.folder = folder
         self.devices = tuple(devices)
-        self.broker = BrokerProcess(kind, folder, nodes=self.devices, gateways=(GATEWAY,))
-        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         self.version = 0
         self.loaded: dict[str, Loaded] = {}
+        self._planner: Transport
 
-    async def start(self) -> None:
-        """Start everything and connect."""
-        self.broker.start()
-        for device in self.devices:
-            self.start_node(device)
-        self._planner = MqttTransport(self.broker.address(PLANNER_USER), PLANNER_USER)
-        self._planner.subscribe([(DEVICE_LOADED.filter(SITE), DEVICE_LOADED.qos)])
-        self._planner.connect()
-        transport = MqttTransport(self.broker.address(GATEWAY), GATEWAY)
-        self.engine = FogEngine(transport, SITE, GATEWAY)
+    async def _connect(self, planner: Transport, gateway: Transport) -> None:
+        self._planner = planner
+        planner.subscribe([(DEVICE_LOADED.filter(SITE), DEVICE_LOADED.qos)])
+        self.engine = FogEngine(gateway, SITE, GATEWAY)
         await self.engine.start()
-        transport.connect()
-
-    def start_node(self, device: str) -> None:
-        """Start one node process; its log lies in the folder."""
-        environment = {
-            **os.environ,
-            "E2LLM_BROKER": self.broker.address(device).url,
-            "E2LLM_SITE": SITE,
-            "E2LLM_NODE_ID": device,
-            "E2LLM_NODE_MEMORY": "1 GiB",
-            "E2LLM_NODE_STATE": str(self.folder / device),
-            "E2LLM_NODE_CACHE": str(self.folder / "cache"),
-            "OMP_NUM_THREADS": "1",
-        }
-        with (self.folder / f"{device}.log").open("ab") as log:
-            self.nodes[device] = subprocess.Popen(
-                [sys.executable, "-m", "nodes"], stdout=log, stderr=log, env=environment
-            )
-
-    async def stop(self) -> None:
-        """Stop everything."""
-        for process in self.nodes.values():
-            process.terminate()
-        await self.engine.stop()
-        self._planner.close()
-        for process in self.nodes.values():
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if self.broker.process is not None:
-            self.broker.stop()
 
     async def serve(self, manifest: ModelManifest, replicas: Sequence[Replica]) -> Plan:
         """Publish a model and a plan for it, and wait until it is active everywhere."""
@@ -133,8 +107,9 @@ class RealFog:
         return [token.token_id async for token in self.engine.generate(generation)]
 
     def log_of(self, device: str) -> str:
-        """Return what a node printed."""
-        return (self.folder / f"{device}.log").read_text(errors="replace")
+        """Return what a node printed, if it has a log of its own."""
+        log = self.folder / f"{device}.log"
+        return log.read_text(errors="replace") if log.is_file() else ""
 
     def _is_active(self, version: int) -> bool:
         plan = self.engine.plan()
@@ -186,3 +161,126 @@ def _assignment(replica: Replica, index: int) -> StageAssignment:
         head=stage.head,
         kv_tokens=replica.kv_tokens,
     )
+
+
+class RealFog(ServiceFog):
+    """Mosquitto and node processes."""
+
+    def __init__(self, folder: Path, devices: Sequence[str]) -> None:
+        super().__init__(folder, devices)
+        self.broker = BrokerProcess("mosquitto", folder, nodes=self.devices, gateways=(GATEWAY,))
+        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
+
+    async def start(self) -> None:
+        """Start everything and connect."""
+        self.broker.start()
+        for device in self.devices:
+            self.start_node(device)
+        planner = MqttTransport(self.broker.address(PLANNER_USER), PLANNER_USER)
+        gateway = MqttTransport(self.broker.address(GATEWAY), GATEWAY)
+        await self._connect(planner, gateway)
+        planner.connect()
+        gateway.connect()
+
+    def start_node(self, device: str) -> None:
+        """Start one node process; its log lies in the folder."""
+        environment = {
+            **os.environ,
+            "E2LLM_BROKER": self.broker.address(device).url,
+            "E2LLM_SITE": SITE,
+            "E2LLM_NODE_ID": device,
+            "E2LLM_NODE_MEMORY": "1 GiB",
+            "E2LLM_NODE_STATE": str(self.folder / device),
+            "E2LLM_NODE_CACHE": str(self.folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+        }
+        with (self.folder / f"{device}.log").open("ab") as log:
+            self.nodes[device] = subprocess.Popen(
+                [sys.executable, "-m", "nodes"], stdout=log, stderr=log, env=environment
+            )
+
+    async def stop(self) -> None:
+        """Stop everything."""
+        for process in self.nodes.values():
+            process.terminate()
+        await self.engine.stop()
+        self._planner.close()
+        for process in self.nodes.values():
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self.broker.process is not None:
+            self.broker.stop()
+
+
+class MemoryFog(ServiceFog):
+    """The same services in threads on a memory broker.
+
+    Args:
+        fault: What happens to data messages; see `broker.memory.Fault`.
+        timers: Patience of the stages; short, so that a lossy test is quick.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        devices: Sequence[str],
+        fault: Fault | None = None,
+        timers: Timers | None = None,
+    ) -> None:
+        super().__init__(folder, devices)
+        self.broker = MemoryBroker(fault)
+        self._settings = StageSettings(timers or Timers())
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._connections: list[Connections] = []
+
+    async def start(self) -> None:
+        """Start everything and connect."""
+        self._run(self._advance)
+        for device in self.devices:
+            self._start_node(device)
+        planner = MemoryTransport(self.broker, PLANNER_USER)
+        gateway = MemoryTransport(self.broker, GATEWAY)
+        await self._connect(planner, gateway)
+        planner.connect()
+        gateway.connect()
+
+    async def stop(self) -> None:
+        """Stop everything."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(10)
+        for connections in self._connections:
+            connections.close()
+        await self.engine.stop()
+        self._planner.close()
+
+    def _start_node(self, device: str) -> None:
+        presence = Presence(time.time_ns() // 1_000_000)
+        connections = Connections(device, SITE, self._dial, software="test")
+        profiler = Profiler(InstantCalibrator(), MemoryOffer(num_bytes=1 << 30))
+        service = NodeService(connections, presence, profiler, InlineLoader(), stop=self._stop)
+        service.core.settings = self._settings
+        connections.open(presence.session)
+        self._connections.append(connections)
+        self._run(service.run)
+
+    def _dial(
+        self, client: str, filters: Filters, will: Publication | None, inbox: Inbox
+    ) -> Transport:
+        transport = MemoryTransport(self.broker, client, will=will, inbox=inbox)
+        transport.subscribe(filters)
+        transport.connect()
+        return transport
+
+    def _advance(self) -> None:
+        while not self._stop.wait(0.002):
+            self.broker.advance(time.monotonic())
+
+    def _run(self, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, daemon=True)
+        self._threads.append(thread)
+        thread.start()
