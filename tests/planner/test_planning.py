@@ -52,10 +52,13 @@ def check_invariants(
         stages = [(stage.device, stage.layers) for stage in replica.stages]
         assert replica.id == replica_id(model.revision, model.weights, stages)
     roles = {replica.role for replica in plan.replicas}
-    assert roles in ({Role.BOTH}, {Role.PREFILL, Role.DECODE})
+    assert Role.BOTH in roles or roles == {Role.PREFILL, Role.DECODE}
+    if plan.best_single_device is None:
+        # Roles are mixed only where separate ones would be slower than one device alone.
+        assert roles == {Role.PREFILL, Role.DECODE} or len(plan.replicas) == 1
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10_000),
     num_devices=st.integers(1, 6),
