@@ -25,21 +25,6 @@ QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "7 + 5?"}]}
 PROMPT_TEXT = "<turn>user\n7 + 5?\n<turn>assistant\n"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model_folder(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine(lambda generation: [*ids_of("It is 12."), EOS])
-
-
-@pytest.fixture
-def api(engine: FakeEngine, folder: Path, tmp_path: Path) -> Api:
-    return Api(engine, settings_for(folder, tmp_path))
-
-
 def events_of(text: str) -> list[Any]:
     """Return the data of a stream's events; comments are left out."""
     lines = [line for line in text.split("\n\n") if line and not line.startswith(":")]

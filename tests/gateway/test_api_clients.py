@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import openai
 import pytest
@@ -12,26 +11,16 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from gateway.requests import QueueFullError
 from tests.support.fake_engine import FakeEngine
-from tests.support.gateway_api import MODEL, Api, settings_for
-from tests.support.model_folder import EOS, ids_of, write_model_folder
+from tests.support.gateway_api import MODEL, Api
+from tests.support.model_folder import EOS, ids_of
 
 QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "7 + 5?"}]
 WAIT_SECONDS = 20
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model_folder(tmp_path_factory.mktemp("model"))
-
-
 @pytest.fixture
 def engine() -> FakeEngine:
     return FakeEngine(lambda generation: [*ids_of("It is 12 €."), EOS])
-
-
-@pytest.fixture
-def api(engine: FakeEngine, folder: Path, tmp_path: Path) -> Api:
-    return Api(engine, settings_for(folder, tmp_path))
 
 
 @pytest.fixture

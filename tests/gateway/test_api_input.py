@@ -8,17 +8,12 @@ import pytest
 
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_api import MODEL, Api, settings_for
-from tests.support.model_folder import CONTEXT, EOS, VOCABULARY, ids_of, write_model_folder
+from tests.support.model_folder import CONTEXT, EOS, VOCABULARY, ids_of
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 PROMPT = {"model": MODEL, "prompt": "hi"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

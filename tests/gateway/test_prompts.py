@@ -1,4 +1,4 @@
-"""Inference over MQTT, over a fake engine: on the memory broker, and on a real Mosquitto."""
+"""Inference over MQTT, over a fake engine: on the memory broker, and on real ones."""
 
 import asyncio
 import json
@@ -22,8 +22,8 @@ from gateway.prompts import Prompts
 from gateway.requests import GenerationFailedError, NotReadyError, QueueFullError
 from tests.support.bus import SITE, running_broker, wait_for
 from tests.support.fake_engine import FakeEngine
-from tests.support.gateway_api import MODEL, Api, settings_for
-from tests.support.model_folder import EOS, ids_of, write_model_folder
+from tests.support.gateway_api import MODEL, Api
+from tests.support.model_folder import EOS, ids_of
 
 ME = "kitchen-display"
 MAX_BODY, MAX_PAYLOAD, PER_CLIENT = 2000, 3000, 3
@@ -31,21 +31,6 @@ CHAT = {"messages": [{"role": "user", "content": "7 + 5?"}]}
 PATIENCE_SECONDS = 20
 
 Reply = tuple[str, dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model_folder(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine(lambda generation: [*ids_of("It is 12."), EOS])
-
-
-@pytest.fixture
-def api(engine: FakeEngine, folder: Path, tmp_path: Path) -> Api:
-    return Api(engine, settings_for(folder, tmp_path))
 
 
 def prompts_of(api: Api, transport: Transport, max_payload_bytes: int = MAX_PAYLOAD) -> Prompts:
@@ -504,10 +489,18 @@ async def test_readyz_counts_prompts_over_mqtt(site: Site, api: Api, engine: Fak
 # --- a real broker -------------------------------------------------------------------------
 
 
-async def test_over_mosquitto_with_the_rights_of_a_client(
-    mosquitto_path: Path, api: Api, tmp_path: Path
+@pytest.fixture(params=[pytest.param("mosquitto", marks=pytest.mark.mosquitto), "amqtt"])
+def broker_kind(request: pytest.FixtureRequest) -> str:
+    kind: str = request.param
+    if kind == "mosquitto":
+        request.getfixturevalue("mosquitto_path")
+    return kind
+
+
+async def test_over_a_real_broker_with_the_rights_of_a_client(
+    broker_kind: str, api: Api, tmp_path: Path
 ) -> None:
-    with running_broker("mosquitto", tmp_path, gateways=["gw"], clients=[ME, "spy"]) as broker:
+    with running_broker(broker_kind, tmp_path, gateways=["gw"], clients=[ME, "spy"]) as broker:
         gateway = MqttTransport(broker.address("gw"), "gw~prompts")
         prompts = prompts_of(api, gateway)
         prompts.start()

@@ -10,14 +10,8 @@ import pytest
 from gateway.weights import UrlSigner, WrongSignatureError, load_key, with_urls
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_api import BASE_URL, Api, settings_for
-from tests.support.model_folder import write_model_folder
 
 FILE = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
