@@ -62,8 +62,10 @@ class ModelManifest(Control, frozen=True, kw_only=True):
         tensors: Tensor name to its place.
         weights: Format in which nodes hold weights: ``float32`` or ``bfloat16``.
         kv_format: Format of KV cache entries and transfers.
-        folder: The model folder where the gateway sees it; a node that can open it reads
-            there, others use ``urls``.
+        gateway: Id of the gateway that publishes it, and takes it back when it serves
+            another one.
+        folder: The model folder, when nodes on the gateway's own machine may read there;
+            others use ``urls``.
         urls: File name to signed URLs, tried in order.
         expires_at: UTC seconds after which the URLs are refused; the gateway publishes
             fresh ones before.
@@ -75,6 +77,7 @@ class ModelManifest(Control, frozen=True, kw_only=True):
     tensors: dict[str, TensorInfo]
     weights: str = "float32"
     kv_format: str = "float32"
+    gateway: str = ""
     folder: str | None = None
     urls: dict[str, list[str]] = field(default_factory=dict)
     expires_at: float | None = None

@@ -13,6 +13,8 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from broker.codec import encode_control
 from broker.control import DeviceState, GatewayStatus, ModelManifest
 from broker.plan import Plan
@@ -201,7 +203,7 @@ class FogEngine:
         return report.readiness(self._view, self._bus_problem, details)
 
     def publish_model(self, manifest: ModelManifest) -> None:
-        self._manifest = manifest
+        self._manifest = manifest = msgspec.structs.replace(manifest, gateway=self._gateway)
         self._intake.serve(manifest)
         self._fog_changed()
         if self._transport.is_connected:
@@ -238,6 +240,8 @@ class FogEngine:
     def _on_message(self, message: Received) -> None:
         now = self._clock()
         taken = self._intake.take(message, now)
+        if self._manifest is not None and len(self._intake.own_models) > 1:
+            self._publish_manifest()
         if taken is None:
             return
         if isinstance(taken, GatewayStatus):
@@ -274,10 +278,19 @@ class FogEngine:
         self._publish(self._status(DeviceState.READY))
 
     def _publish_manifest(self) -> None:
-        if self._manifest is not None:
-            topic = MODEL.path(self._site, model=_slug(self._manifest.name))
-            payload = encode_control(self._manifest)
-            self._publish(Publication(topic, payload, MODEL.qos, retained=True))
+        if self._manifest is None:
+            return
+        current = _slug(self._manifest.name)
+        # What this gateway served before it was started with another model.
+        for slug in self._intake.own_models - {current}:
+            self._publish_retained(MODEL.path(self._site, model=slug), b"")
+        self._intake.own_models = {current}
+        self._publish_retained(
+            MODEL.path(self._site, model=current), encode_control(self._manifest)
+        )
+
+    def _publish_retained(self, topic: str, payload: bytes) -> None:
+        self._publish(Publication(topic, payload, MODEL.qos, retained=True))
 
     def _publish(self, publication: Publication) -> None:
         try:

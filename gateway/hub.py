@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from gateway.model import ModelRefusedError
 
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-][\w./-]*)?")
 # What serving needs; other formats of the same weights are left where they are.
 _FILES: Final = [
     "config.json",
@@ -43,7 +43,7 @@ def model_folder(model: str, progress: Progress = lambda ratio: None) -> Path:
     """Return the folder of a model; downloads what is not in the cache yet.
 
     Args:
-        model: A folder, or a hub id such as ``owner/name``.
+        model: A folder, or a hub id such as ``owner/name`` or ``owner/name@revision``.
         progress: Told 0..1 while files are downloaded.
 
     Raises:
@@ -75,9 +75,11 @@ def _download(model: str, progress: Progress) -> Path:
     )
 
     endpoint = constants.ENDPOINT
+    repository, _, revision = model.partition("@")
     try:
         folder = snapshot_download(
-            model,
+            repository,
+            revision=revision or None,
             allow_patterns=_FILES,
             tqdm_class=_progress_bar(progress),
         )

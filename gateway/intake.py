@@ -47,12 +47,15 @@ class Intake:
     Attributes:
         view: The fog as far as it is known.
         drops: Messages that could not be read, by the topic's template.
+        own_models: Topic levels under which this gateway, or one before it with the same
+            id, has published a model.
     """
 
     def __init__(self, gateway: str) -> None:
         self.view = FogView()
         self.drops = Drops()
         self._gateway = gateway
+        self.own_models: set[str] = set()
         self._serves_own_model = False
 
     def serve(self, manifest: ModelManifest) -> None:
@@ -106,6 +109,8 @@ class Intake:
             self.view = before.with_plan(content)
         elif topic is PLANNER_STATUS:
             self.view = before.with_planner(content)
+        elif content.gateway == self._gateway:
+            self.own_models.add(names["model"])
         elif not self._serves_own_model:
             self.view = before.with_model(content)
         return self.view if self.view is not before else None

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+import msgspec
+
 from broker.control import ModelManifest
 from gateway.hub import HubUnreachableError, is_hub_id, model_folder
 from gateway.manifest import prepare_manifest
@@ -79,10 +81,14 @@ def read_model(settings: Settings, slot: ModelSlot, software: str) -> ServedMode
         cache=settings.state / "checksums.json",
         progress=lambda ratio: slot.report(f"reading model {settings.model}", ratio),
     )
+    manifest = prepared.manifest
+    if not settings.shares_folder:
+        # The same path on another machine may be another model; there, URLs are the way.
+        manifest = msgspec.structs.replace(manifest, folder=None)
     try:
         return load_model(
             folder,
-            prepared.manifest,
+            manifest,
             problems=prepared.problems,
             created=int(time.time()),
             software=software,

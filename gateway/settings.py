@@ -110,6 +110,11 @@ class Settings:
         return self.id or self.address.username or DEFAULT_ID
 
     @property
+    def shares_folder(self) -> bool:
+        """Whether nodes may read the model folder: on one machine, without a public address."""
+        return self.public_url is None and is_loopback(self.host)
+
+    @property
     def base_url(self) -> str:
         """The address under which others reach this gateway."""
         if self.public_url is not None:

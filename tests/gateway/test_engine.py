@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
+import msgspec
 import pytest
 
 from broker.codec import decode_control, encode_control, encode_frame
@@ -242,11 +243,28 @@ async def test_a_stop_ends_running_requests_and_says_lost() -> None:
 async def test_the_model_and_the_gateways_status_are_retained(site: Site) -> None:
     retained = site.broker.retained
 
-    assert retained[MODEL.path(SITE, model="owner-Tiny-Model")] == encode_control(MANIFEST)
+    mine = msgspec.structs.replace(MANIFEST, gateway=ME)
+    assert retained[MODEL.path(SITE, model="owner-Tiny-Model")] == encode_control(mine)
     status = site.own_status()
     assert status is not None
     assert (status.state, status.session) == (DeviceState.READY, 100)
     assert status.addresses == ["http://127.0.0.1:8080"]
+
+
+async def test_a_model_that_this_gateway_served_before_its_restart_is_taken_back(
+    site: Site,
+) -> None:
+    old, other = (
+        msgspec.structs.replace(MANIFEST, name=name, gateway=gateway)
+        for name, gateway in (("old", ME), ("other", "another-gateway"))
+    )
+
+    for manifest in (old, other):
+        site.say(MODEL, manifest, model=manifest.name)
+
+    await until(lambda: MODEL.path(SITE, model="old") not in site.broker.retained)
+    assert MODEL.path(SITE, model="other") in site.broker.retained
+    assert MODEL.path(SITE, model="owner-Tiny-Model") in site.broker.retained
 
 
 async def test_after_a_lost_connection_all_is_published_again(site: Site) -> None:

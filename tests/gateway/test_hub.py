@@ -97,6 +97,12 @@ def test_a_model_is_downloaded_through_redirects_and_then_kept(
     assert hub.served == []
 
 
+def test_a_revision_is_asked_for_by_its_name(downloader: Downloader, hub: Hub) -> None:
+    downloader.download(f"{MODEL}@v1.0")
+    assert any("/v1.0" in path for _, path, _ in hub.served)
+    assert not any("/main" in path for _, path, _ in hub.served)
+
+
 def test_a_download_that_breaks_off_goes_on_where_it_was(
     downloader: Downloader, hub: Hub, tmp_path: Path
 ) -> None:
