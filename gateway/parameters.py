@@ -160,7 +160,10 @@ def _check_token_ids(
             )
     outside = [token_id for token_id in request.logit_bias if token_id >= vocabulary]
     if outside:
-        raise invalid_value("logit_bias", f"token id {outside[0]} is not in 0..{vocabulary - 1}")
+        raise invalid_value(
+            "logit_bias",
+            f"logit_bias has token id {outside[0]}, which is not in 0..{vocabulary - 1}",
+        )
 
 
 def _given(value: ValueT | None, default: ValueT) -> ValueT:
