@@ -96,6 +96,24 @@ def test_a_gateway_starts_without_a_broker_and_says_so(folder: Path, tmp_path: P
         assert process.wait(STOP_SECONDS) == 0
 
 
+@pytest.mark.parametrize(("per_client", "takes_prompts"), [("1", True), ("0", False)])
+def test_one_gateway_of_a_site_takes_prompts_over_mqtt(
+    folder: Path, tmp_path: Path, per_client: str, takes_prompts: bool
+) -> None:
+    port = free_port()
+    environ = environ_for(folder, tmp_path, port, E2LLM_GATEWAY_PROMPTS_PER_CLIENT=per_client)
+    url = f"http://127.0.0.1:{port}"
+    with gateway(environ) as process:
+        get_when(f"{url}/v1/models", lambda response: bool(response.json()["data"]))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(STOP_SECONDS) == 0
+        assert process.stderr is not None
+        log = process.stderr.read()
+    # Nothing listens at the broker's address, and each connection says so.
+    assert "client gateway-1 of" in log
+    assert ("client gateway-1~prompts of" in log) is takes_prompts
+
+
 def test_a_gateway_stops_at_once_although_a_stream_is_open(folder: Path, tmp_path: Path) -> None:
     port = free_port()
     environ = environ_for(folder, tmp_path, port, E2LLM_GATEWAY_KEEP_ALIVE_SECONDS="0.05")
@@ -214,6 +232,7 @@ def test_the_address_for_others_follows_from_host_and_port(
         ("E2LLM_GATEWAY_WEIGHTS", "int3", "int3"),
         ("E2LLM_GATEWAY_KV_FORMAT", "float8", "float8"),
         ("E2LLM_GATEWAY_QUEUE_LIMIT", "0", "queue_limit"),
+        ("E2LLM_GATEWAY_PROMPTS_PER_CLIENT", "-1", "prompts_per_client"),
         ("E2LLM_GATEWAY_MAX_BODY_BYTES", "0", "max_body_bytes"),
         ("E2LLM_GATEWAY_URL_SECONDS", "0", "url_seconds"),
         ("E2LLM_GATEWAY_DEADLINE_SECONDS", "-1", "deadline_seconds"),
