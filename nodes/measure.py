@@ -33,6 +33,7 @@ from nodes.calibration import Calibration
 from nodes.executor import StageExecutor
 from nodes.hardware import cpu_quota_cores
 from nodes.sampler import choose
+from nodes.selftest import check_rows
 from nodes.weights import LayerWeights
 
 CHUNK_TOKENS: Final = 128
@@ -122,6 +123,9 @@ def measure(
         threads: Threads that torch uses.
         budget_seconds: After this, larger batches and prompts are left out; the first two of
             each are always measured.
+
+    Raises:
+        DependentRowsError: A kernel's rows depend on their neighbours.
     """
     deadline = time.perf_counter() + budget_seconds
     watch = _Stopwatch(threads, deadline, cpu_quota_cores())
@@ -145,6 +149,7 @@ def measure(
         chunk_tokens=min(CHUNK_TOKENS, limit),
         kv_format=kv_format,
     )
+    check_rows(executor, weights)
     head_scale = config.vocab_size / reduced.vocab_size
     block = _Samples()
     _time_decode(block, executor, watch, num_blocks, limit)
