@@ -133,6 +133,27 @@ async def test_a_damaged_tensor_is_named_by_the_node(fog: RealFog, tmp_path: Pat
     shutil.rmtree(whole)
 
 
+async def test_a_restarted_broker_costs_a_pause_and_nothing_was_ever_dropped(
+    fog: RealFog, tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path, "llama")
+    replicas = [
+        make_replica((2, 5), DEVICES[:2], Role.PREFILL),
+        make_replica((1, 3, 5), DEVICES[2:], Role.DECODE),
+    ]
+    await fog.serve(manifest_of(tmp_path, "restarted"), replicas)
+    reference = await fog.answer(greedy("before-restart", (9, 8, 7, 6)))
+    assert fog.dropped_by_broker() == 0
+    stream = fog.engine.generate(greedy("over-restart", (9, 8, 7, 6)))
+    tokens: list[int] = []
+    async for token in stream:
+        tokens.append(token.token_id)
+        if len(tokens) == 10:
+            fog.broker.stop()
+            fog.broker.start()
+    assert tokens == reference
+
+
 async def test_a_killed_node_costs_a_pause_and_no_token(fog: RealFog, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, "qwen3")
     replicas = [
