@@ -86,9 +86,10 @@ def _replica(fog: Fog, member: Member) -> Replica:
     costs = [fog.costs[device] for device in performance.devices]
     model = fog.model
     stages = []
+    offloads = performance.offloads or (0,) * len(costs)
     for index, (cost, (start, end)) in enumerate(zip(costs, performance.ranges, strict=True)):
-        decode = cost.decode_table(start, end)
-        prompt = cost.prefill.stage_seconds(start, end)
+        decode = cost.decode_table(start, end, offloads[index])
+        prompt = cost.prefill.stage_seconds(start, end, offloads[index])
         stages.append(
             Stage(
                 device=cost.id,
@@ -152,11 +153,14 @@ def _place_reason(fog: Fog, replica: Replica, member: Member, index: int) -> str
     pace = ", the slowest stage" if stage.predicted_seconds == slowest else ""
     ends = [name for name, held in (("embedding", stage.embedding), ("head", stage.head)) if held]
     used = fog.model.stage_bytes(start, end, member.performance.kv_tokens)
+    moved = member.performance.offloads[index] if member.performance.offloads else 0
+    used -= sum(fog.model.ffn_bytes[start : start + moved])
+    host = f", the feed-forward weights of {moved} layers are in host memory" if moved else ""
     return (
         f"stage {index + 1} of {len(replica.stages)} of {replica.role} replica {replica.id}: "
         f"layers {start} to {end - 1}{''.join(f' and {name}' for name in ends)}, "
         f"{format_seconds(stage.predicted_seconds)} per {what}"
         f"{pace if len(replica.stages) > 1 else ''}; weights and KV cache of "
         f"{member.performance.kv_tokens} positions take {format_bytes(used)} of the "
-        f"{format_bytes(cost.memory_bytes)} offered"
+        f"{format_bytes(cost.memory_bytes)} offered{host}"
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from broker.control import DecodeTime, LayerTimes, PrefillTime
 from broker.grouping import interpolate
@@ -81,18 +82,31 @@ class PhaseCost:
         layers: [L], each block.
         embedding: The embedding look-up.
         head: Final norm, head and sampling.
+        offload_extra: [L], what a block takes longer with its feed-forward part in host
+            memory; empty for a device that keeps everything in its own.
     """
 
     layers: tuple[float, ...]
     embedding: float
     head: float
+    offload_extra: tuple[float, ...] = ()
 
-    def stage_seconds(self, start: int, end: int) -> float:
-        """Return the compute of a stage with layers ``[start, end)`` and the ends it has."""
-        total = sum(self.layers[start:end])
+    def stage_seconds(self, start: int, end: int, offloads: int = 0) -> float:
+        """Return the compute of a stage with layers ``[start, end)`` and the ends it has.
+
+        The first ``offloads`` of the layers have their feed-forward part in host memory.
+        """
+        total = sum(self.layers[start:end]) + sum(self.offload_extra[start : start + offloads])
         total += self.embedding if start == 0 else 0.0
         total += self.head if end == len(self.layers) else 0.0
         return total
+
+
+class Hop(NamedTuple):
+    """A direct way to another device: latency, and the time for one position's hidden states."""
+
+    latency_seconds: float
+    row_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +118,9 @@ class DeviceCost:
         decode: [B], one decode step of 1, 2, ... B rows at the mean context.
         latency_seconds: One way between device and broker.
         row_seconds: The link's time for the hidden states of one position.
+        bytes_per_second: The link's rate.
+        host_memory_bytes: Host memory for feed-forward weights.
+        peers: Device id to the direct way there.
     """
 
     id: str
@@ -112,11 +129,14 @@ class DeviceCost:
     decode: tuple[PhaseCost, ...]
     latency_seconds: float
     row_seconds: float
+    bytes_per_second: float
+    host_memory_bytes: int = 0
+    peers: Mapping[str, Hop] = field(default_factory=dict)
 
-    def decode_table(self, start: int, end: int) -> list[BatchSeconds]:
+    def decode_table(self, start: int, end: int, offloads: int = 0) -> list[BatchSeconds]:
         """Return a stage's decode times at the knots of `table_batches`."""
         return [
-            BatchSeconds(rows, self.decode[rows - 1].stage_seconds(start, end))
+            BatchSeconds(rows, self.decode[rows - 1].stage_seconds(start, end, offloads))
             for rows in table_batches(len(self.decode))
         ]
 
@@ -147,6 +167,15 @@ def device_cost(
     kinds = sorted(set(model.block_kinds))
     prefill_of = {kind: prefill(device.blocks[kind]) for kind in kinds}
     decode_of = {kind: decode(device.blocks[kind]) for kind in kinds}
+    offloads = bool(model.ffn_bytes and device.host_memory_bytes and device.offloaded)
+    prefill_extra: dict[str, float] = {}
+    decode_extra: dict[str, list[float]] = {}
+    for kind in kinds if offloads else ():
+        times = device.offloaded[kind]
+        prefill_extra[kind] = max(prefill(times) - prefill_of[kind], 0.0)
+        pairs = zip(decode(times), decode_of[kind], strict=True)
+        decode_extra[kind] = [max(longer - shorter, 0.0) for longer, shorter in pairs]
+    extra_kinds = model.block_kinds if offloads else ()
     embedding, head = decode(device.embedding), decode(device.head)
     return DeviceCost(
         id=device.id,
@@ -155,26 +184,46 @@ def device_cost(
             tuple(prefill_of[kind] for kind in model.block_kinds),
             prefill(device.embedding),
             prefill(device.head),
+            tuple(prefill_extra[kind] for kind in extra_kinds),
         ),
         decode=tuple(
             PhaseCost(
                 tuple(decode_of[kind][row] for kind in model.block_kinds),
                 embedding[row],
                 head[row],
+                tuple(decode_extra[kind][row] for kind in extra_kinds),
             )
             for row in range(max_rows)
         ),
         latency_seconds=device.link.latency_seconds,
         row_seconds=model.activation_bytes / device.link.bytes_per_second,
+        bytes_per_second=device.link.bytes_per_second,
+        host_memory_bytes=device.host_memory_bytes if offloads else 0,
+        peers={
+            peer: Hop(link.latency_seconds, model.activation_bytes / link.bytes_per_second)
+            for peer, link in device.peers.items()
+        },
     )
 
 
 def hop_seconds(sender: DeviceCost, receiver: DeviceCost, rows: int = 1) -> float:
-    """Return the way of ``rows`` positions from one device over the broker to another.
+    """Return the way of ``rows`` positions from one device to another.
 
-    The broker stores and forwards, so both links carry the bytes one after the other.
+    Directly where they have a way of their own, else over the broker, which stores and
+    forwards: both links carry the bytes one after the other.
     """
     if sender.id == receiver.id:
         return 0.0
+    direct = sender.peers.get(receiver.id)
+    if direct is not None:
+        return direct.latency_seconds + rows * direct.row_seconds
     latency = sender.latency_seconds + receiver.latency_seconds
     return latency + rows * (sender.row_seconds + receiver.row_seconds)
+
+
+def link_seconds(sender: DeviceCost, receiver: DeviceCost, rows: int = 1) -> float:
+    """Return how long the slowest link of a hop is busy with ``rows`` positions."""
+    direct = sender.peers.get(receiver.id)
+    if direct is not None:
+        return rows * direct.row_seconds
+    return rows * max(sender.row_seconds, receiver.row_seconds)

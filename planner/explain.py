@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.cost import DeviceCost
 from planner.model import InfeasiblePlanError
 from planner.replicas import Fog
 from planner.search import Solution
@@ -24,7 +25,7 @@ def infeasible(fog: Fog) -> InfeasiblePlanError:
     """Return the error for a fog in which no group of devices holds the model."""
     model = fog.model
     kv = fog.context_tokens * sum(model.kv_bytes)
-    offered = sum(cost.memory_bytes for cost in fog.costs)
+    offered = sum(offered_bytes(cost) for cost in fog.costs)
     # Held by several devices, both ends need their own copy of a tied matrix.
     weights = model.weight_bytes + (model.shared_bytes if len(fog.costs) > 1 else 0)
     needed = weights + kv
@@ -41,10 +42,10 @@ def infeasible(fog: Fog) -> InfeasiblePlanError:
             f"{demand}: {format_bytes(missing)} are missing; {remedy}", missing
         )
     smallest = smallest_stage_bytes(fog)
-    useless = [cost for cost in fog.costs if cost.memory_bytes < smallest]
+    useless = [cost for cost in fog.costs if offered_bytes(cost) < smallest]
     if useless:
-        names = ", ".join(f"{c.id} ({format_bytes(c.memory_bytes)})" for c in useless)
-        usable = offered - sum(cost.memory_bytes for cost in useless)
+        names = ", ".join(f"{c.id} ({format_bytes(offered_bytes(c))})" for c in useless)
+        usable = offered - sum(offered_bytes(cost) for cost in useless)
         missing = max(needed - usable, 0)
         lack = f", without them {format_bytes(missing)} are missing" if missing else ""
         return InfeasiblePlanError(
@@ -57,6 +58,11 @@ def infeasible(fog: Fog) -> InfeasiblePlanError:
         f"{demand}, but no split into whole layers fits: a layer with its KV cache needs "
         f"{format_bytes(smallest)}, and with embedding or head up to {format_bytes(ends)}; {remedy}"
     )
+
+
+def offered_bytes(cost: DeviceCost) -> int:
+    """Return what a device offers, host memory for feed-forward weights included."""
+    return cost.memory_bytes + cost.host_memory_bytes
 
 
 def smallest_stage_bytes(fog: Fog) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from broker.control import LayerTimes, Link
@@ -38,6 +38,10 @@ class DeviceSpec:
         head: Times of final norm, head and sampling.
         link: One-way latency and rate to the broker.
         speed: Speed now relative to the measured times; 0.5 doubles every time.
+        host_memory_bytes: Host memory for feed-forward weights that ``memory_bytes`` has no
+            room for; 0 where memory is unified, and for devices that cannot compute there.
+        offloaded: Kind of block to its times with the feed-forward part in host memory.
+        peers: Device id to the direct way there; to all others it leads over the broker.
     """
 
     id: str
@@ -47,9 +51,12 @@ class DeviceSpec:
     head: LayerTimes
     link: Link
     speed: float = 1.0
+    host_memory_bytes: int = 0
+    offloaded: Mapping[str, LayerTimes] = field(default_factory=dict)
+    peers: Mapping[str, Link] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.memory_bytes < 0:
+        if self.memory_bytes < 0 or self.host_memory_bytes < 0:
             raise ValueError(f"device {self.id}: memory_bytes must not be negative")
         if not (math.isfinite(self.speed) and self.speed > 0):
             raise ValueError(f"device {self.id}: speed must be a number greater than 0")
@@ -70,6 +77,8 @@ class ModelSpec:
         shared_bytes: What a stage with both ends holds only once (tied weights).
         activation_bytes: One position's hidden states between two stages.
         context_limit: Most positions that the model is made for.
+        ffn_bytes: [L], the part of each block's weights that may lie in host memory; empty
+            where nothing may.
     """
 
     name: str
@@ -84,6 +93,7 @@ class ModelSpec:
     activation_bytes: int
     context_limit: int
     shared_bytes: int = 0
+    ffn_bytes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         num_layers = len(self.block_kinds)
@@ -91,6 +101,14 @@ class ModelSpec:
             raise ValueError(f"model {self.name}: kinds and bytes must name every block")
         if min(*self.block_bytes, *self.kv_bytes, self.embedding_bytes, self.head_bytes) < 0:
             raise ValueError(f"model {self.name}: bytes must not be negative")
+        if self.ffn_bytes and (
+            len(self.ffn_bytes) != num_layers
+            or any(
+                not 0 <= part <= whole
+                for part, whole in zip(self.ffn_bytes, self.block_bytes, strict=True)
+            )
+        ):
+            raise ValueError(f"model {self.name}: ffn_bytes must be a part of every block")
 
     @property
     def num_layers(self) -> int:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil, inf
+from typing import NamedTuple
 
 from broker.placement import KV_BLOCK_TOKENS, kv_reserved_tokens
-from planner.cost import DeviceCost, device_cost, hop_seconds
+from planner.cost import DeviceCost, device_cost, hop_seconds, link_seconds
 from planner.model import DeviceSpec, ModelSpec, Objective, Workload
 from planner.partition import best_split
-from planner.split import Pace, Split, SplitProblem
+from planner.split import Offload, Pace, Split, SplitProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Performance:
         kv_tokens: KV positions that every stage can hold.
         ttft_seconds: Prefill of one prompt of the planned length on the idle replica.
         tpot_seconds: Time between two tokens of a lone request.
+        offloads: Layers of each stage with their feed-forward part in host memory.
     """
 
     devices: tuple[int, ...]
@@ -44,6 +46,7 @@ class Performance:
     kv_tokens: int
     ttft_seconds: float
     tpot_seconds: float
+    offloads: tuple[int, ...] = ()
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
@@ -59,6 +62,19 @@ class Options:
     prefill: Performance
     decode: Performance
     both: Performance
+
+
+class _StageCost(NamedTuple):
+    cost: DeviceCost
+    start: int
+    end: int
+    offloads: int
+
+    def prefill_seconds(self) -> float:
+        return self.cost.prefill.stage_seconds(self.start, self.end, self.offloads)
+
+    def decode_seconds(self, rows: int) -> float:
+        return self.cost.decode[rows - 1].stage_seconds(self.start, self.end, self.offloads)
 
 
 class Fog:
@@ -85,6 +101,7 @@ class Fog:
             device_cost(device, model, self.workload, objective.max_slots)
             for device in sorted(devices, key=lambda device: device.id)
         )
+        self._has_ways = any(cost.peers for cost in self.costs)
         self._options: dict[int, Options | None] = {}
 
     @property
@@ -112,7 +129,7 @@ class Fog:
         members = [d for d in range(self.num_devices) if group >> d & 1]
         if not members or len(members) > self.model.num_layers:
             return None
-        memory = sum(self.costs[d].memory_bytes for d in members)
+        memory = sum(self.costs[d].memory_bytes + self.costs[d].host_memory_bytes for d in members)
         if memory < self.model.stage_bytes(0, self.model.num_layers, self.context_tokens):
             return None
         prefill = self._best_prefill(members)
@@ -138,6 +155,12 @@ class Fog:
         model = self.model
         costs = [self.costs[d] for d in members]
         phases = [cost.prefill if rows is None else cost.decode[rows - 1] for cost in costs]
+        offload = None
+        if any(cost.host_memory_bytes for cost in costs):
+            none = (0.0,) * model.num_layers
+            extras = [phase.offload_extra or none for phase in phases]
+            hosts = [cost.host_memory_bytes for cost in costs]
+            offload = Offload(model.ffn_bytes, extras, hosts)
         return SplitProblem(
             layer_seconds=[phase.layers for phase in phases],
             first_seconds=[phase.embedding for phase in phases],
@@ -150,6 +173,10 @@ class Fog:
             last_bytes=model.head_bytes,
             shared_bytes=model.shared_bytes,
             memory_bytes=[cost.memory_bytes for cost in costs],
+            offload=offload,
+            hop_seconds=[[hop_seconds(a, b) for b in costs] for a in costs]
+            if self._has_ways
+            else (),
         )
 
     def _best_prefill(self, members: Sequence[int]) -> Performance | None:
@@ -165,7 +192,7 @@ class Fog:
             split = best_split(self._problem(members, kv_tokens, None), Pace())
             if split is None:
                 continue
-            found = self.performance([members[i] for i in split.order], split.counts)
+            found = self._promised(members, split)
             if best is None or found.prefill_rate > best.prefill_rate * (1 + 1e-9):
                 best = found
         return best
@@ -186,19 +213,24 @@ class Fog:
                 high = slots - 1
         split = self._best_step(members, max(low, 1), inf)
         assert split is not None, "a group that holds one request has a split"
-        return self.performance([members[i] for i in split.order], split.counts)
+        return self._promised(members, split)
+
+    def _promised(self, members: Sequence[int], split: Split) -> Performance:
+        devices = [members[i] for i in split.order]
+        return self.performance(devices, split.counts, split.offloads)
 
     def _best_step(
         self, members: Sequence[int], slots: int, limit: float, any_will_do: bool = False
     ) -> Split | None:
         """Return the split with the fastest decode step of ``slots`` requests, if any."""
         kv_tokens = max(self.context_tokens, slots * self.request_tokens)
-        hops = self._hop_seconds(members)
+        # Where the order matters, the problem knows the hops.
+        hops = 0.0 if self._has_ways else self._hop_seconds(members)
         best: Split | None = None
         for groups, rows in _groupings(slots, len(members)):
             pace = Pace(laps=groups, weight=1.0, extra_seconds=hops)
             bound = limit if best is None else min(limit, best.seconds)
-            if groups * self._link_seconds(members, rows) > bound:
+            if not self._has_ways and groups * self._link_seconds(members, rows) > bound:
                 continue
             problem = self._problem(members, kv_tokens, rows)
             split = best_split(problem, pace, bound, any_will_do)
@@ -210,22 +242,24 @@ class Fog:
 
     # --- promises -------------------------------------------------------------------------
 
-    def performance(self, devices: Sequence[int], counts: Sequence[int]) -> Performance:
-        """Return what a given split promises, in both phases."""
-        work, model = self.workload, self.model
+    def performance(
+        self, devices: Sequence[int], counts: Sequence[int], offloads: Sequence[int] = ()
+    ) -> Performance:
+        """Return what a given split promises, in both phases.
+
+        Without ``offloads`` everything is in the devices' own memory.
+        """
+        work = self.workload
         ends = list(accumulate(counts))
-        ranges = list(zip([0, *ends[:-1]], ends, strict=True))
+        offloads = tuple(offloads) or (0,) * len(counts)
         stages = [
-            (self.costs[d], start, end) for d, (start, end) in zip(devices, ranges, strict=True)
+            _StageCost(self.costs[d], end - count, end, moved)
+            for d, count, end, moved in zip(devices, counts, ends, offloads, strict=True)
         ]
-        room = min(
-            (cost.memory_bytes - model.stage_bytes(start, end))
-            // max(sum(model.kv_bytes[start:end]), 1)
-            for cost, start, end in stages
-        )
+        room = min(self._room_tokens(stage) for stage in stages)
         hops = self._hop_seconds(devices)
 
-        prompt_seconds = [cost.prefill.stage_seconds(start, end) for cost, start, end in stages]
+        prompt_seconds = [stage.prefill_seconds() for stage in stages]
         slowest = max(*prompt_seconds, self._link_seconds(devices, work.prompt_tokens))
         chunks = ceil(work.prompt_tokens / work.chunk_tokens)
         # Stages overlap within one prompt, chunk by chunk; the slowest sets the pace.
@@ -258,34 +292,46 @@ class Fog:
             kv_tokens=min(room, useful) // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS,
             ttft_seconds=ttft,
             tpot_seconds=alone,
+            offloads=offloads,
         )
 
-    def _step_seconds(
-        self, stages: Sequence[tuple[DeviceCost, int, int]], hops: float, slots: int
-    ) -> float:
+    def _room_tokens(self, stage: _StageCost) -> int:
+        """Return the KV positions for which a stage has room beside its weights."""
+        model, layers = self.model, slice(stage.start, stage.end)
+        room = stage.cost.memory_bytes - model.stage_bytes(stage.start, stage.end)
+        room += sum(model.ffn_bytes[stage.start : stage.start + stage.offloads])
+        return room // max(sum(model.kv_bytes[layers]), 1)
+
+    def _step_seconds(self, stages: Sequence[_StageCost], hops: float, slots: int) -> float:
         """Return the shortest decode step over the numbers of groups in flight.
 
         As `broker.grouping.best_grouping`, and each link must carry every group as well.
         """
         best = inf
+        busiest = _busiest_link([stage.cost for stage in stages])
         for groups, rows in _groupings(slots, len(stages)):
-            times = [cost.decode[rows - 1].stage_seconds(start, end) for cost, start, end in stages]
-            link = max(cost.row_seconds for cost, _, _ in stages) * rows if len(stages) > 1 else 0.0
+            times = [stage.decode_seconds(rows) for stage in stages]
+            link = busiest * rows
             best = min(best, max(sum(times) + hops, groups * max(*times, link)))
         return best
 
     def _hop_seconds(self, devices: Sequence[int]) -> float:
-        """Return all hops of the ring. The order does not matter: all pass the broker."""
+        """Return all hops of the ring. Over the broker the order does not matter."""
         if len(devices) == 1:
             return 0.0
         costs = [self.costs[d] for d in devices]
         return sum(hop_seconds(costs[i - 1], cost) for i, cost in enumerate(costs))
 
     def _link_seconds(self, devices: Sequence[int], rows: int) -> float:
-        """Return how long the slowest link of a group carries ``rows`` positions."""
-        if len(devices) == 1:
-            return 0.0
-        return rows * max(self.costs[d].row_seconds for d in devices)
+        """Return how long the slowest link of a ring carries ``rows`` positions."""
+        return rows * _busiest_link([self.costs[d] for d in devices])
+
+
+def _busiest_link(costs: Sequence[DeviceCost]) -> float:
+    """Return the seconds per position of the slowest link of a ring."""
+    if len(costs) == 1:
+        return 0.0
+    return max(link_seconds(costs[i - 1], cost) for i, cost in enumerate(costs))
 
 
 def _groupings(slots: int, num_stages: int) -> list[tuple[int, int]]:
