@@ -309,10 +309,12 @@ class NodeService:
         assert key is not None, "only a running stage paces"
         revision = self.holdings.revision_of(key)
         calibrated = self._profiler.calibrated_seconds(revision, cost)
+        late_before = self._pacer.late_steps
         took = self._pacer.finish(calibrated)
         if cost.is_decode:
             predicted = None if calibrated is None else calibrated * self._pacer.slowdown
-            self._steps.add(self._clock(), key[0], cost.rows, took, predicted)
+            is_late = self._pacer.late_steps > late_before
+            self._steps.add(self._clock(), key[0], cost.rows, took, predicted, is_late=is_late)
 
     # --- time ------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ class _Step:
     rows: int
     seconds: float
     predicted_seconds: float | None
+    is_late: bool
 
 
 class StepLog:
@@ -26,10 +27,26 @@ class StepLog:
         self._steps: deque[_Step] = deque(maxlen=10_000)
 
     def add(
-        self, now: float, replica: str, rows: int, seconds: float, predicted: float | None
+        self,
+        now: float,
+        replica: str,
+        rows: int,
+        seconds: float,
+        predicted: float | None,
+        *,
+        is_late: bool = False,
     ) -> None:
-        """A decode step of ``rows`` rows ended now."""
-        self._steps.append(_Step(now, replica, rows, seconds, predicted))
+        """A decode step of ``rows`` rows ended now.
+
+        Args:
+            now: Monotonic seconds.
+            replica: Its id.
+            rows: Requests that got a token.
+            seconds: What the step took.
+            predicted: What it should have taken; None when that was not measured.
+            is_late: An emulated device could not end it in time, because its host was busy.
+        """
+        self._steps.append(_Step(now, replica, rows, seconds, predicted, is_late))
 
     def forget_old(self, now: float) -> None:
         """Drop what is older than the window."""
@@ -37,8 +54,13 @@ class StepLog:
             self._steps.popleft()
 
     def speed_ratio(self) -> float:
-        """Return predicted over measured seconds; 1.0 when too little ran to tell."""
-        known = [s for s in self._steps if s.predicted_seconds is not None]
+        """Return predicted over measured seconds; 1.0 when too little ran to tell.
+
+        Late steps of an emulated device are left out: they tell of its host, which other
+        emulated devices share, and are reported by their number. Were they counted, a fog
+        that uses its cores fully would look slower than planned, and be planned anew.
+        """
+        known = [s for s in self._steps if s.predicted_seconds is not None and not s.is_late]
         if len(known) < _FEWEST_STEPS:
             return 1.0
         measured = sum(step.seconds for step in known)

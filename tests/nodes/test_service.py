@@ -2,6 +2,7 @@
 
 import logging
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -352,6 +353,48 @@ def test_telemetry_tells_of_recent_steps(rig: NodeRig, manifest: ModelManifest) 
     assert telemetry.tokens_per_second > 0
     assert telemetry.queue_length == 0
     assert telemetry.late_steps == 0
+
+
+class BusyRig(NodeRig):
+    """A node on a busy host: what it computes waits 50 ms for a core."""
+
+    is_computing = False
+
+    @property
+    def now(self) -> float:
+        if self.is_computing:
+            self._seconds += 0.05
+        return self._seconds
+
+    @now.setter
+    def now(self, seconds: float) -> None:
+        self._seconds = seconds
+
+
+def test_an_emulated_node_on_a_busy_host_reports_late_steps_and_no_loss_of_speed(
+    manifest: ModelManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = BusyRig(slowdown=2.0)
+    run_next = rig.service.core.run_next
+
+    def run_next_on_a_busy_host(clock: Callable[[], float]) -> bool:
+        rig.is_computing = True
+        did_run = run_next(clock)
+        rig.is_computing = False
+        return did_run
+
+    monkeypatch.setattr(rig.service.core, "run_next", run_next_on_a_busy_host)
+    rig.start()
+    replica = rig.serve(manifest)
+    ask(rig, replica, "one", 12)
+    rig.run(0.05)
+    open_request(rig, replica, "one", 12)
+    rig.run_until(lambda: len(answer(rig, "one")) == 12)
+    rig.run(2.5)
+    telemetry = rig.heard(DEVICE_TELEMETRY)[-1]
+    assert telemetry.stage_seconds[replica.id] > 0.04
+    assert telemetry.late_steps >= 11
+    assert telemetry.speed_ratio == 1.0
 
 
 def test_an_idle_node_has_its_profile_speed(rig: NodeRig) -> None:
