@@ -7,6 +7,7 @@ from enum import Enum, auto
 from math import nan
 from typing import TYPE_CHECKING
 
+from planner.simulation.metrics import Record
 from planner.simulation.scenario import KvReservation, SimRequest
 
 if TYPE_CHECKING:
@@ -54,6 +55,27 @@ class Life:
             prompt_tokens=prompt,
             answer_tokens=left,
             reserved_tokens=prompt + left if whole else prompt + 1,
+        )
+
+    def record(self) -> Record:
+        """Return what the run leaves of it."""
+        return Record(
+            arrival=self.request.arrival_seconds,
+            prompt_tokens=self.request.prompt_tokens,
+            answer_tokens=self.request.answer_tokens,
+            prefill_start=self.prefill_start,
+            first_token=self.first_token,
+            decode_start=self.decode_start,
+            finish=self.finish,
+            prefill_seconds=self.prefill_seconds,
+            prefill_tokens=self.prefill_tokens,
+            decode_seconds=self.decode_seconds,
+            decode_tokens=self.decode_tokens,
+            generated_tokens=self.generated_tokens,
+            attempts=self.attempts,
+            prefill_replica=self.prefill_replica,
+            decode_replica=self.decode_replica,
+            is_refused=self.is_refused,
         )
 
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from heapq import heapify, heappop, heappush
 from math import inf, isnan
-from typing import NamedTuple
 
 from broker.placement import KV_BLOCK_TOKENS
 from planner.simulation.attempts import Attempt, Step
+from planner.simulation.chunks import ChunkPipeline
 from planner.simulation.ledger import Ledger
 from planner.simulation.pace import pace_of
+from planner.simulation.rows import Rows
 from planner.simulation.scenario import SimReplica
 
 
@@ -27,15 +27,6 @@ class _Span(Enum):
     PREFILL = auto()
     DECODE = auto()
     MIXED = auto()
-
-
-class _Entry(NamedTuple):
-    """A chunk of the current prompt: when it enters, what is then done, when it leaves."""
-
-    start: float
-    position: int
-    free: tuple[float, ...]
-    leaves: float
 
 
 class Engine(Ledger):
@@ -81,16 +72,12 @@ class Engine(Ledger):
         self._pace = pace_of(replica, tuple(slowdowns))
         self._prompts: deque[Attempt] = deque()
         self._ready: deque[Attempt] = deque()
-        # (round in which it ends, index, attempt): a heap.
-        self._rows: list[tuple[int, int, Attempt]] = []
-        self._round = 0
-        # Sum over rows of context - round, which rounds do not change.
-        self._offsets = 0
+        self._rows = Rows()
+        self._chunks = ChunkPipeline(len(self._pace.delays))
         self._span = _Span.IDLE
         self._start = 0.0
         self._num_rounds = 0
-        self._free = [0.0] * len(self._pace.delays)
-        self._entries: list[_Entry] = []
+        # What a mixed round takes of each prompt: up to which position.
         self._picked: list[tuple[Attempt, int]] = []
 
     # --- what routers see -------------------------------------------------------------------
@@ -107,8 +94,8 @@ class Engine(Ledger):
             return self._pending_tokens
         length = self.timer_seconds - self._start
         share = (self._clock() - self._start) / length if length > 0 else 1.0
-        size = self._entries[-1].position - self._prompts[0].position
-        return max(self._pending_tokens - int(min(share, 1.0) * size), 0)
+        done = int(min(share, 1.0) * self._chunks.num_entering)
+        return max(self._pending_tokens - done, 0)
 
     def prompt_seconds(self, num_tokens: int) -> float:
         """Return the planned time of a prompt that waits for nothing, beside its streams."""
@@ -124,8 +111,7 @@ class Engine(Ledger):
 
     def generated_tokens(self) -> list[int]:
         """Return the tokens that each decoding request has, most first."""
-        now = self._round + self._rounds_done(self._clock())
-        return sorted((now - attempt.start_round for _, _, attempt in self._rows), reverse=True)
+        return self._rows.generated(self._rounds_done(self._clock()))
 
     # --- what the simulator does ------------------------------------------------------------
 
@@ -170,10 +156,8 @@ class Engine(Ledger):
     def fail(self) -> None:
         """Stop for good: rows keep the tokens of complete rounds."""
         now = self._clock()
-        self._round += self._rounds_done(now)
-        for _, _, attempt in self._rows:
-            self._end_row(attempt, now)
-        self._rows = []
+        self._rows.round += self._rounds_done(now)
+        self._rows.pop_all(now)
         self._prompts.clear()
         self._ready.clear()
         self.inbox.clear()
@@ -192,14 +176,19 @@ class Engine(Ledger):
             has_row = bool(self._ready) and len(self._rows) < self.slots
             if has_row or self._prompts or self._is_changed:
                 self._cut_rounds(now)
-        elif self._span is _Span.PREFILL and (self._ready or self._is_changed):
-            self._cut_chunks(now)
+        elif (
+            self._span is _Span.PREFILL
+            and (self._ready or self._is_changed)
+            and self._chunks.cut(now)
+        ):
+            self._set_timer(max(self._chunks.entry_free, now))
 
     def on_timer(self) -> None:
         """End the span at its boundary and begin the next one."""
         now = self._clock()
         if self._span is _Span.PREFILL:
-            self._end_chunks()
+            position, leaves = self._chunks.end(self._pace, self.busy_seconds)
+            self._advance_prompt(self._prompts[0], position, leaves)
         elif self._span is not _Span.IDLE:
             self._end_rounds(now)
         self._begin(now)
@@ -213,14 +202,16 @@ class Engine(Ledger):
             self._pace = pace_of(self.replica, tuple(self._slowdowns))
             self._is_changed = False
         while self._ready and len(self._rows) < self.slots:
-            self._start_row(self._ready.popleft(), now)
+            attempt = self._ready.popleft()
+            attempt.life.decode_replica = self.id
+            self._rows.add(attempt, now)
         if self._is_growing:
             self._make_room(now)
         while self._prompts and self._prompts[0].is_over:
             self._prompts.popleft()
         has_prompt = bool(self._prompts) and self.hold_prompt(self._prompts[0])
         self._start = now
-        if self._rows and (has_prompt or max(self._free) > now):
+        if self._rows and (has_prompt or self._chunks.empty_at > now):
             self._begin_mixed(now, has_prompt)
         elif self._rows:
             self._begin_rounds(now)
@@ -230,158 +221,27 @@ class Engine(Ledger):
             self._span = _Span.IDLE
             self._set_timer(inf)
 
-    # --- decode -----------------------------------------------------------------------------
-
-    @property
-    def _context(self) -> float:
-        """Mean context of the rows in the first round of the span."""
-        return self._round + self._offsets / len(self._rows)
-
-    def _start_row(self, attempt: Attempt, now: float) -> None:
-        attempt.start_round = self._round
-        attempt.decode_start = now
-        life = attempt.life
-        if isnan(life.decode_start):
-            life.decode_start = now
-        life.decode_replica = self.id
-        self._offsets += attempt.prompt_tokens + 1 - self._round
-        heappush(self._rows, (self._round + attempt.answer_tokens, life.index, attempt))
-
     def _begin_rounds(self, now: float) -> None:
+        """Decode until the first row ends or memory is full."""
         rows = len(self._rows)
-        most = 1 if self._stepwise else self._rows[0][0] - self._round
+        most = 1 if self._stepwise else self._rows.rounds_left
         if self._is_growing and self.kv_tokens < inf:
             # No further than one block each: whoever is let in meanwhile left that free.
             free = int((self.kv_tokens - self.held_tokens) // rows)
             most = min(most, free, KV_BLOCK_TOKENS)
         self._span = _Span.DECODE
         self._num_rounds = most
-        self._set_timer(now + self._pace.run_seconds(rows, self._context, most))
-
-    def _cut_rounds(self, now: float) -> None:
-        rows, context, elapsed = len(self._rows), self._context, now - self._start
-        rounds = self._pace.rounds_until(rows, context, elapsed, self._num_rounds)
-        if rounds < self._num_rounds:
-            self._num_rounds = rounds
-            end = self._start + self._pace.run_seconds(rows, context, rounds)
-            self._set_timer(max(end, now))
-
-    def _rounds_done(self, now: float) -> int:
-        """Return the rounds of the present span that are complete."""
-        if self._span is not _Span.DECODE:
-            return 0
-        rows, context, elapsed = len(self._rows), self._context, now - self._start
-        rounds = self._pace.rounds_until(rows, context, elapsed, self._num_rounds)
-        done = self._pace.run_seconds(rows, context, rounds) <= elapsed + 1e-9
-        return rounds if done else rounds - 1
-
-    def _end_rounds(self, now: float) -> None:
-        rows, rounds = len(self._rows), self._num_rounds
-        middle = self._context + (rounds - 1) / 2
-        for stage, seconds in enumerate(self._pace.decode_busy(rows, middle)):
-            self.busy_seconds[stage] += rounds * seconds
-        self._round += rounds
-        if self._is_growing:
-            self.held_tokens += rounds * rows
-        while self._rows and self._rows[0][0] <= self._round:
-            self._release_row(heappop(self._rows)[2], now, Step.FINISHED)
-        for attempt, position in self._picked:
-            self._advance_prompt(attempt, position, now, now)
-        self._picked = []
-
-    def _end_row(self, attempt: Attempt, now: float) -> None:
-        rounds = self._round - attempt.start_round
-        self._offsets -= attempt.prompt_tokens + 1 - attempt.start_round
-        if self._is_growing:
-            attempt.decode_held += rounds
-        life = attempt.life
-        life.generated_tokens += rounds
-        life.decode_tokens += rounds
-        life.decode_seconds += now - attempt.decode_start
-
-    def _release_row(self, attempt: Attempt, now: float, step: Step) -> None:
-        self._end_row(attempt, now)
-        attempt.is_over = True
-        self.forget_decode(attempt)
-        self.outbox.append((step, now, attempt))
-
-    def _make_room(self, now: float) -> None:
-        """Send the youngest rows back to the queue until all others can grow by one."""
-        while self._rows and self.held_tokens + len(self._rows) > self.kv_tokens:
-            youngest = max(self._rows, key=lambda row: row[1])
-            self._rows.remove(youngest)
-            heapify(self._rows)
-            self._release_row(youngest[2], now, Step.EVICTED)
-
-    # --- prefill ----------------------------------------------------------------------------
+        self._set_timer(now + self._pace.run_seconds(rows, self._rows.context, most))
 
     def _begin_chunks(self, now: float) -> None:
+        """Prefill the first prompt, nothing else being here."""
         attempt = self._prompts[0]
         self._start_prompt(attempt, now)
-        position = attempt.position
-        while position < attempt.prompt_tokens:
-            start = max(now, self._free[0])
-            size = self._pace.chunk_tokens(attempt.prompt_tokens, position)
-            chunk = self._pace.chunk_seconds(size, position)
-            leaves = self._pace.pass_chunk(self._free, start, chunk)
-            position += size
-            self._entries.append(_Entry(start, position, tuple(self._free), leaves))
+        leaves = self._chunks.enter(self._pace, attempt, now)
         self._span = _Span.PREFILL
-        self._set_timer(self._free[0])
+        self._set_timer(self._chunks.entry_free)
         if attempt.position == 0:
-            self.outbox.append((Step.FIRST_CHUNK, self._entries[0].leaves, attempt))
-
-    def _cut_chunks(self, now: float) -> None:
-        entered = [entry for entry in self._entries if entry.start <= now]
-        if len(entered) < len(self._entries):
-            self._entries = entered
-            self._free = list(entered[-1].free)
-            self._set_timer(max(self._free[0], now))
-
-    def _end_chunks(self) -> None:
-        attempt = self._prompts[0]
-        position = attempt.position
-        for entry in self._entries:
-            self._count_busy(self._pace.chunk_seconds(entry.position - position, position))
-            position = entry.position
-        last = self._entries[-1]
-        self._entries = []
-        # The first chunk was reported when it was sent on its way.
-        self._advance_prompt(attempt, position, last.leaves, None)
-
-    def _start_prompt(self, attempt: Attempt, now: float) -> None:
-        if not isnan(attempt.prefill_start):
-            return
-        attempt.prefill_start = now
-        life = attempt.life
-        if isnan(life.prefill_start):
-            life.prefill_start = now
-        life.prefill_replica = self.id
-        self.outbox.append((Step.STARTED, now, attempt))
-
-    def _advance_prompt(
-        self, attempt: Attempt, position: int, done: float, first_chunk: float | None
-    ) -> None:
-        """Account a prompt up to ``position``; report its end at ``done``."""
-        if attempt.is_over:
-            # Its replica for decode was lost meanwhile.
-            attempt.position = position
-            if attempt in self._prompts:
-                self._prompts.remove(attempt)
-            return
-        if attempt.position == 0 and first_chunk is not None:
-            self.outbox.append((Step.FIRST_CHUNK, first_chunk, attempt))
-        self._pending_tokens -= position - attempt.position
-        attempt.position = position
-        if position == attempt.prompt_tokens:
-            self._prompts.remove(attempt)
-            self.outbox.append((Step.PREFILLED, done, attempt))
-
-    def _count_busy(self, chunk: tuple[float, ...]) -> None:
-        for stage, seconds in enumerate(self._pace.stage_times(chunk)):
-            self.busy_seconds[stage] += seconds
-
-    # --- both -------------------------------------------------------------------------------
+            self.outbox.append((Step.FIRST_CHUNK, leaves, attempt))
 
     def _begin_mixed(self, now: float, has_prompt: bool) -> None:
         """Begin one round with at most one chunk before each group."""
@@ -401,8 +261,80 @@ class Engine(Ledger):
                 position += size
             self._picked.append((attempt, position))
         for chunk in chunks:
-            self._count_busy(chunk)
-        occupied = [max(free - now, 0.0) for free in self._free]
+            self._pace.count_chunk(chunk, self.busy_seconds)
+        occupied = self._chunks.occupied(now)
+        seconds = self._pace.mixed_seconds(rows, self._rows.context, chunks, occupied)
         self._span = _Span.MIXED
         self._num_rounds = 1
-        self._set_timer(now + self._pace.mixed_seconds(rows, self._context, chunks, occupied))
+        self._set_timer(now + seconds)
+
+    # --- rounds -----------------------------------------------------------------------------
+
+    def _cut_rounds(self, now: float) -> None:
+        rows, context, elapsed = len(self._rows), self._rows.context, now - self._start
+        rounds = self._pace.rounds_until(rows, context, elapsed, self._num_rounds)
+        if rounds < self._num_rounds:
+            self._num_rounds = rounds
+            end = self._start + self._pace.run_seconds(rows, context, rounds)
+            self._set_timer(max(end, now))
+
+    def _rounds_done(self, now: float) -> int:
+        """Return the rounds of the present span that are complete."""
+        if self._span is not _Span.DECODE:
+            return 0
+        rows, context, elapsed = len(self._rows), self._rows.context, now - self._start
+        rounds = self._pace.rounds_until(rows, context, elapsed, self._num_rounds)
+        is_complete = self._pace.run_seconds(rows, context, rounds) <= elapsed + 1e-9
+        return rounds if is_complete else rounds - 1
+
+    def _end_rounds(self, now: float) -> None:
+        rows, rounds = len(self._rows), self._num_rounds
+        middle = self._rows.context + (rounds - 1) / 2
+        for stage, seconds in enumerate(self._pace.decode_busy(rows, middle)):
+            self.busy_seconds[stage] += rounds * seconds
+        self._rows.round += rounds
+        if self._is_growing:
+            self.held_tokens += rounds * rows
+        for attempt in self._rows.pop_ended(now):
+            self._release(attempt, now, Step.FINISHED)
+        for attempt, position in self._picked:
+            if attempt.position == 0 and not attempt.is_over:
+                self.outbox.append((Step.FIRST_CHUNK, now, attempt))
+            self._advance_prompt(attempt, position, now)
+        self._picked = []
+
+    def _release(self, attempt: Attempt, now: float, step: Step) -> None:
+        if self._is_growing:
+            attempt.decode_held += self._rows.round - attempt.start_round
+        attempt.is_over = True
+        self.forget_decode(attempt)
+        self.outbox.append((step, now, attempt))
+
+    def _make_room(self, now: float) -> None:
+        """Send the youngest rows back to the queue until all others can grow by one."""
+        while self._rows and self.held_tokens + len(self._rows) > self.kv_tokens:
+            self._release(self._rows.pop_youngest(now), now, Step.EVICTED)
+
+    # --- prompts ----------------------------------------------------------------------------
+
+    def _start_prompt(self, attempt: Attempt, now: float) -> None:
+        if not isnan(attempt.prefill_start):
+            return
+        attempt.prefill_start = now
+        life = attempt.life
+        if isnan(life.prefill_start):
+            life.prefill_start = now
+        life.prefill_replica = self.id
+        self.outbox.append((Step.STARTED, now, attempt))
+
+    def _advance_prompt(self, attempt: Attempt, position: int, leaves: float) -> None:
+        """Account a prompt up to ``position``; its last chunk leaves the replica then."""
+        if attempt.is_over:
+            # Its replica for decode was lost meanwhile, and its positions are forgotten.
+            self._prompts.remove(attempt)
+            return
+        self._pending_tokens -= position - attempt.position
+        attempt.position = position
+        if position == attempt.prompt_tokens:
+            self._prompts.remove(attempt)
+            self.outbox.append((Step.PREFILLED, leaves, attempt))

@@ -34,7 +34,7 @@ class Ledger:
         self.planned = planned_pace(replica)
         self.prefill_tokens_per_second = self.planned.prefill_rate(mean_prompt_tokens)
         full = int(min(self.slots, 16))
-        seconds = self.planned.round_seconds(full, replica.planned_context)
+        seconds = self.planned.planned_seconds(full)
         self.decode_tokens_per_second = full / max(seconds, 1e-12)
         self._is_growing = is_growing
         self._pending_tokens = 0
@@ -46,8 +46,8 @@ class Ledger:
 
     def step_seconds(self, num_rows: int) -> float:
         """Return the planned time from one token of a request to its next."""
-        rows = int(max(min(num_rows, self.slots), 1))
-        return self.planned.round_seconds(rows, self.replica.planned_context)
+        rows = num_rows if num_rows < self.slots else int(self.slots)
+        return self.planned.planned_seconds(max(rows, 1))
 
     def bind_prompt(self, attempt: Attempt) -> None:
         """Count a prompt that will be prefilled here."""

@@ -108,11 +108,15 @@ class Links(Generic[OwnerT]):
 
     def next_seconds(self) -> float:
         """Return when something changes next; infinite when nothing is under way."""
-        next_done = min(
-            (flow.bytes_left / flow.rate for flow in self._flows if flow.rate > 0), default=inf
-        )
-        next_arrival = min((at for at, _ in self._arriving), default=inf)
-        return min(self._now + next_done, next_arrival)
+        if not self._flows and not self._arriving:
+            return inf
+        due = inf
+        for flow in self._flows:
+            if flow.rate > 0:
+                due = min(due, self._now + flow.bytes_left / flow.rate)
+        for at, _ in self._arriving:
+            due = min(due, at)
+        return due
 
     def arrived(self, now: float) -> list[Transfer[OwnerT]]:
         """Go on to ``now`` and return the transfers that are complete."""
@@ -147,6 +151,8 @@ class Links(Generic[OwnerT]):
     def _share(self) -> None:
         """Give every flow its rate."""
         flows = self._flows
+        if not flows:
+            return
         if len(flows) == 1:
             flows[0].rate = min(self._capacity[name] for name in flows[0].links)
         elif self._network.sharing is Sharing.FIFO:

@@ -61,6 +61,9 @@ class Pace:
         self._cells: dict[tuple[int, int], tuple[float, float]] = {}
         self._chunks: dict[tuple[int, int], tuple[float, ...]] = {}
         self._prompts: dict[int, float] = {}
+        self._rates: dict[int, float] = {}
+        self._busy: dict[int, list[float]] = {}
+        self._planned: dict[int, float] = {}
 
     # --- decode -----------------------------------------------------------------------------
 
@@ -120,8 +123,7 @@ class Pace:
         """Return the fewest rounds, 1 to ``most``, that take ``seconds`` or longer."""
         if self.is_context_free:
             step = self._cell(num_rows, 0)[0]
-            low = min(max(ceil(seconds / step - 1e-9), 1), most) if step > 0 else most
-            return low
+            return min(max(ceil(seconds / step - 1e-9), 1), most) if step > 0 else most
         low, high = 1, most
         while low < high:
             middle = (low + high) // 2
@@ -133,8 +135,21 @@ class Pace:
 
     def decode_busy(self, num_rows: int, context: float) -> list[float]:
         """Return what each stage computes in one round without prefill."""
-        groups, rows = self.groups(num_rows)
-        return [groups * seconds for seconds in self._stage_seconds(rows, context)]
+        found = self._busy.get(num_rows)
+        if found is None:
+            groups, rows = self.groups(num_rows)
+            found = [groups * seconds for seconds in self._stage_seconds(rows, context)]
+            if self.is_context_free:
+                self._busy[num_rows] = found
+        return found
+
+    def planned_seconds(self, num_rows: int) -> float:
+        """Return the time of a round at the planned context."""
+        found = self._planned.get(num_rows)
+        if found is None:
+            found = self.round_seconds(num_rows, self.replica.planned_context)
+            self._planned[num_rows] = found
+        return found
 
     # --- prefill ----------------------------------------------------------------------------
 
@@ -159,9 +174,10 @@ class Pace:
             found = self._chunks[num_tokens, position] = tuple(times)
         return found
 
-    def stage_times(self, chunk: tuple[float, ...]) -> tuple[float, ...]:
-        """Return a chunk's times in the stages alone."""
-        return chunk[::2] if self._has_links else chunk
+    def count_chunk(self, chunk: tuple[float, ...], busy_seconds: list[float]) -> None:
+        """Add a chunk's time in each stage to ``busy_seconds``."""
+        for stage, seconds in enumerate(chunk[::2] if self._has_links else chunk):
+            busy_seconds[stage] += seconds
 
     def pass_chunk(self, free: list[float], start: float, chunk: tuple[float, ...]) -> float:
         """Take a chunk through the pipeline; return when it leaves.
@@ -191,14 +207,17 @@ class Pace:
 
     def prefill_rate(self, num_tokens: int) -> float:
         """Return positions per second, the pipeline full of prompts of ``num_tokens``."""
-        totals = [0.0] * len(self.delays)
-        position = 0
-        while position < num_tokens:
-            size = self.chunk_tokens(num_tokens, position)
-            for index, seconds in enumerate(self.chunk_seconds(size, position)):
-                totals[index] += seconds
-            position += size
-        return num_tokens / max(*totals, 1e-12)
+        found = self._rates.get(num_tokens)
+        if found is None:
+            totals = [0.0] * len(self.delays)
+            position = 0
+            while position < num_tokens:
+                size = self.chunk_tokens(num_tokens, position)
+                for index, seconds in enumerate(self.chunk_seconds(size, position)):
+                    totals[index] += seconds
+                position += size
+            found = self._rates[num_tokens] = num_tokens / max(*totals, 1e-12)
+        return found
 
     # --- both -------------------------------------------------------------------------------
 

@@ -6,11 +6,13 @@ from bisect import insort
 from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf, isnan
+from statistics import fmean
 from typing import Any
 
 from planner.simulation.attempts import Attempt, Life, Step
 from planner.simulation.engine import Engine
-from planner.simulation.metrics import Record, Result, StageUse
+from planner.simulation.fleet import Fleet
+from planner.simulation.metrics import Result
 from planner.simulation.network import Links
 from planner.simulation.routing import (
     Bind,
@@ -28,7 +30,6 @@ from planner.simulation.scenario import (
     KvReservation,
     PlanChange,
     Scenario,
-    SimReplica,
 )
 from planner.simulation.sending import Sender
 
@@ -54,16 +55,11 @@ class _Simulation:
         self._num_events = 0
         requests = sorted(scenario.requests, key=lambda request: request.arrival_seconds)
         self._lives = [Life(index, request) for index, request in enumerate(requests)]
-        answers = sum(request.answer_tokens for request in requests) / len(requests)
-        self._expected = scenario.expected_answer_tokens or answers
-        self._mean_prompt = max(
-            round(sum(request.prompt_tokens for request in requests) / len(requests)), 1
+        self._expected = scenario.expected_answer_tokens or fmean(
+            request.answer_tokens for request in requests
         )
-        self._is_growing = scenario.reservation is KvReservation.GROWING
-        self._slowdowns: dict[str, float] = {}
-        self._lost: set[str] = set()
-        self._engines: dict[str, Engine] = {}
-        self._gone: list[Engine] = []
+        prompt_tokens = round(fmean(request.prompt_tokens for request in requests))
+        self._fleet = Fleet(scenario, prompt_tokens, lambda: self._now)
         self._versions: dict[Engine, int] = {}
         self._queue: list[tuple[int, Attempt]] = []
         self._stranded: list[Attempt] = []
@@ -71,8 +67,6 @@ class _Simulation:
         self._links: Links[Attempt] = Links(scenario.network)
         self._links_version = 0
         self._sender = Sender(scenario, self._links)
-        for replica in scenario.replicas:
-            self._add(replica)
 
     def run(self) -> Result:
         for life in self._lives:
@@ -104,19 +98,6 @@ class _Simulation:
         heappush(self._events, (when, self._num_events, handle, arguments))
 
     # --- replicas ---------------------------------------------------------------------------
-
-    def _add(self, replica: SimReplica) -> None:
-        lost = sorted({stage.device for stage in replica.stages} & self._lost)
-        if lost:
-            raise ValueError(f"replica {replica.id} of a new plan uses lost {', '.join(lost)}")
-        self._engines[replica.id] = Engine(
-            replica,
-            [self._slowdowns.get(stage.device, 1.0) for stage in replica.stages],
-            self._mean_prompt,
-            lambda: self._now,
-            is_growing=self._is_growing,
-            stepwise=self._scenario.stepwise,
-        )
 
     def _after(self, engine: Engine) -> None:
         """Take over what an engine said since it was touched."""
@@ -200,7 +181,7 @@ class _Simulation:
 
     def _states(self, attempt: Attempt) -> list[Engine] | None:
         """Return the replicas that can hold a request; None: it is refused, or must wait."""
-        states = [engine for engine in self._engines.values() if not engine.is_retiring]
+        states = self._fleet.serving()
         if not states:
             self._stranded.append(attempt)
             return None
@@ -220,7 +201,7 @@ class _Simulation:
             prompt_tokens=attempt.prompt_tokens,
             expected_tokens=max(self._expected - attempt.life.generated_tokens, 1.0),
             reserved_tokens=attempt.reserved_tokens,
-            is_growing=self._is_growing,
+            is_growing=self._scenario.reservation is KvReservation.GROWING,
         )
 
     def _prefilled(self, attempt: Attempt) -> None:
@@ -270,7 +251,7 @@ class _Simulation:
             self._watch_links()
         for engine in (attempt.prefill, attempt.decode):
             # A lost replica is not asked to clean up.
-            if isinstance(engine, Engine) and engine.id in self._engines:
+            if isinstance(engine, Engine) and engine in self._fleet:
                 engine.drop(attempt)
                 self._after(engine)
         self._bind_queue()
@@ -328,37 +309,19 @@ class _Simulation:
     # --- what goes wrong --------------------------------------------------------------------
 
     def _lose(self, fault: DeviceLoss) -> None:
-        self._lost.add(fault.device)
-        failed = [
-            engine
-            for engine in self._engines.values()
-            if any(stage.device == fault.device for stage in engine.replica.stages)
-        ]
-        for engine in failed:
-            engine.fail()
-            del self._engines[engine.id]
-            self._gone.append(engine)
+        failed = self._fleet.lose(fault.device)
         hit = [a for a in self._live if a.prefill in failed or a.decode in failed]
         for attempt in sorted(hit, key=lambda attempt: attempt.life.index):
             self._drop(attempt)
             self._at(self._now + fault.notice_seconds, self._arrive, attempt.life)
 
     def _slow_down(self, fault: DeviceSlowdown) -> None:
-        self._slowdowns[fault.device] = fault.factor
-        for engine in self._engines.values():
-            engine.slow_down(fault.device, fault.factor)
+        self._fleet.slow_down(fault.device, fault.factor)
+        for engine in self._fleet:
             self._after(engine)
 
     def _change_plan(self, change: PlanChange) -> None:
-        planned = {replica.id: replica for replica in change.replicas}
-        for engine in self._engines.values():
-            engine.is_retiring = engine.id not in planned
-        for name, replica in planned.items():
-            if name in self._engines:
-                # Changing only a role moves no weights, and no request either.
-                self._engines[name].role = self._engines[name].pool = replica.role
-            else:
-                self._add(replica)
+        self._fleet.change_plan(change.replicas)
         waiting, self._stranded = self._stranded, []
         for attempt in waiting:
             self._route(attempt)
@@ -366,11 +329,11 @@ class _Simulation:
 
     def _restart_youngest(self) -> bool:
         """Break a stall: each of some replicas is full of prompts that wait for another's."""
-        waiting = [attempt for engine in self._engines.values() for attempt in engine.inbox]
+        waiting = [attempt for engine in self._fleet for attempt in engine.inbox]
         if not waiting:
             assert not self._live, "whoever is bound goes on by itself"
             return False
-        attempt = max(waiting, key=lambda attempt: attempt.life.index)
+        attempt = max(waiting, key=lambda one: one.life.index)
         self._drop(attempt)
         self._arrive(attempt.life)
         return True
@@ -381,33 +344,8 @@ class _Simulation:
         begin = self._lives[0].request.arrival_seconds
         duration = max(self._now - begin, 1e-12)
         return Result(
-            records=tuple(_record(life) for life in self._lives),
-            stages=tuple(
-                StageUse(engine.id, stage.device, busy, busy / duration)
-                for engine in [*self._gone, *self._engines.values()]
-                for stage, busy in zip(engine.replica.stages, engine.busy_seconds, strict=True)
-            ),
+            records=tuple(life.record() for life in self._lives),
+            stages=self._fleet.stage_uses(duration),
             duration_seconds=duration,
             kv_bytes_moved=self._links.moved_bytes,
         )
-
-
-def _record(life: Life) -> Record:
-    return Record(
-        arrival=life.request.arrival_seconds,
-        prompt_tokens=life.request.prompt_tokens,
-        answer_tokens=life.request.answer_tokens,
-        prefill_start=life.prefill_start,
-        first_token=life.first_token,
-        decode_start=life.decode_start,
-        finish=life.finish,
-        prefill_seconds=life.prefill_seconds,
-        prefill_tokens=life.prefill_tokens,
-        decode_seconds=life.decode_seconds,
-        decode_tokens=life.decode_tokens,
-        generated_tokens=life.generated_tokens,
-        attempts=life.attempts,
-        prefill_replica=life.prefill_replica,
-        decode_replica=life.decode_replica,
-        is_refused=life.is_refused,
-    )
