@@ -164,6 +164,9 @@ class Bind(StrEnum):
     """Prefill when it arrives, decode after that."""
     LATE = "late"
     """Both when both can grant: one first-come queue (design, section 4)."""
+    JUST_IN_TIME = "just-in-time"
+    """As late, and also when a slot will probably be free once the KV is there: no slot then
+    waits for a prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +215,8 @@ SPLITWISE_MIXED: Final = Routing(
 """Splitwise's pools with its mixed pool."""
 LATE_BINDING: Final = Routing(bind=Bind.LATE)
 """Ours: one queue, bound when both can grant, least expected finish."""
+JUST_IN_TIME: Final = Routing(bind=Bind.JUST_IN_TIME)
+"""Ours, with prompts prefilled ahead of the slots that become free."""
 
 
 # --- choices ------------------------------------------------------------------------------
@@ -229,32 +234,41 @@ def decode_candidates(states: Iterable[StateT]) -> list[StateT]:
     return [s for s in states if s.role is not Role.PREFILL] or states
 
 
-def choose_prefill(states: Sequence[StateT], demand: Demand, routing: Routing) -> StateT:
-    """Return the prefill replica; of one that does both, the decode wait counts too."""
+def decode_options(states: Sequence[StateT], prefill: StateT) -> list[StateT]:
+    """Return where a prompt of ``prefill`` may decode, itself first.
 
-    def key(state: StateT) -> tuple[float, float]:
-        value = routing.prefill(state, demand)
-        if state.role is Role.BOTH:
-            value += routing.decode(state, demand)
-        tie = state.prompt_seconds(demand.prompt_tokens) if routing.ties_by_speed else 0.0
-        return value, tie
-
-    return min(prefill_candidates(states), key=key)
+    One that does both keeps its requests or gives them to replicas that only decode, never
+    to another that does both: moving KV between equals gains nothing.
+    """
+    candidates = decode_candidates(states)
+    if not any(state is prefill for state in candidates):
+        return candidates
+    return [prefill, *(s for s in candidates if s.role is Role.DECODE and s is not prefill)]
 
 
 def choose_decode(
     states: Sequence[StateT], demand: Demand, routing: Routing, prefill: StateT
 ) -> StateT:
-    """Return the decode replica; a prompt stays where it was when both are done there."""
-    candidates = decode_candidates(states)
-    if any(state.id == prefill.id for state in candidates):
-        return prefill
+    """Return the decode replica for a prompt of ``prefill``; ties go to where it is."""
+
+    def key(state: StateT) -> tuple[float, bool, float]:
+        tie = state.step_seconds(state.num_decodes + 1) if routing.ties_by_speed else 0.0
+        return routing.decode(state, demand), state is not prefill, tie
+
+    return min(decode_options(states, prefill), key=key)
+
+
+def choose_prefill(states: Sequence[StateT], demand: Demand, routing: Routing) -> StateT:
+    """Return the prefill replica; the best decode replica for its prompt counts with it."""
+    values = {state.id: routing.decode(state, demand) for state in decode_candidates(states)}
 
     def key(state: StateT) -> tuple[float, float]:
-        tie = state.step_seconds(state.num_decodes + 1) if routing.ties_by_speed else 0.0
-        return routing.decode(state, demand), tie
+        after = min(values[option.id] for option in decode_options(states, state))
+        tie = state.prompt_seconds(demand.prompt_tokens) if routing.ties_by_speed else 0.0
+        return routing.prefill(state, demand) + after, tie
 
-    return min(candidates, key=key)
+    candidates = prefill_candidates(states)
+    return candidates[0] if len(candidates) == 1 else min(candidates, key=key)
 
 
 def choose_pair(
@@ -349,47 +363,50 @@ def has_room(state: Memory, num_tokens: int, *, is_growing: bool = False) -> boo
     return state.held_tokens + num_tokens + spare <= state.kv_tokens
 
 
-def can_grant(prefill: ReplicaState, decode: ReplicaState, demand: Demand) -> bool:
-    """Whether both could begin with the request now: a place and memory in each."""
-    if decode.num_decodes >= decode.slots or prefill.num_prompts >= prefill.prefill_slots:
-        return False
-    if not has_room(decode, demand.reserved_tokens, is_growing=demand.is_growing):
-        return False
-    if prefill is decode:
-        return True
-    return has_room(prefill, demand.prompt_tokens, is_growing=demand.is_growing)
-
-
-def finish_seconds(
-    prefill: ReplicaState, decode: ReplicaState, demand: Demand, transfer_seconds: float
-) -> float:
-    """Return the expected seconds until the answer's last token, by planned speeds."""
-    return (
-        estimated_prefill_wait(prefill, demand)
-        + prefill.prompt_seconds(demand.prompt_tokens)
-        + transfer_seconds
-        + demand.expected_tokens * decode.step_seconds(decode.num_decodes + 1)
-    )
-
-
 def bind_late(
     states: Sequence[StateT],
     demand: Demand,
     transfer_seconds: Callable[[StateT, StateT], float],
+    *,
+    just_in_time: bool = False,
 ) -> tuple[StateT, StateT] | None:
     """Return the pair that can grant now with the least expected finish; None: wait.
 
-    Ties go to the pair that moves no KV, then to the earlier in the plan.
+    A slot is granted when it is free, or ``just_in_time`` when it is expected to be once the
+    prompt's KV is there. Ties go to the pair that moves no KV, then to the earlier in the
+    plan.
     """
+    decodes = [
+        s
+        for s in decode_candidates(states)
+        if (just_in_time or s.num_decodes < s.slots)
+        and has_room(s, demand.reserved_tokens, is_growing=demand.is_growing)
+    ]
+    prefills = [s for s in prefill_candidates(states) if s.num_prompts < s.prefill_slots]
+    if not decodes or not prefills:
+        return None
+    prompt = {
+        s.id: estimated_prefill_wait(s, demand) + s.prompt_seconds(demand.prompt_tokens)
+        for s in prefills
+    }
     best: tuple[StateT, StateT] | None = None
     best_key = (math.inf, True)
-    prefills = [s for s in prefill_candidates(states) if s.num_prompts < s.prefill_slots]
-    decodes = [s for s in decode_candidates(states) if s.num_decodes < s.slots]
-    for prefill in prefills:
-        for decode in decodes:
-            if can_grant(prefill, decode, demand):
-                seconds = finish_seconds(prefill, decode, demand, transfer_seconds(prefill, decode))
-                key = (seconds, prefill is not decode)
-                if key < best_key:
-                    best, best_key = (prefill, decode), key
+    for decode in decodes:
+        is_free = decode.num_decodes < decode.slots
+        slot_wait = 0.0 if is_free else estimated_decode_wait(decode, demand)
+        answer_seconds = demand.expected_tokens * decode.step_seconds(decode.num_decodes + 1)
+        for prefill in prefills:
+            ready = prompt[prefill.id] + transfer_seconds(prefill, decode)
+            if slot_wait > ready or not _has_prompt_room(prefill, decode, demand):
+                continue
+            key = (ready + answer_seconds, prefill is not decode)
+            if key < best_key:
+                best, best_key = (prefill, decode), key
     return best
+
+
+def _has_prompt_room(prefill: Memory, decode: Memory, demand: Demand) -> bool:
+    """Whether the prompt fits; where it decodes too, its reservation holds it."""
+    return prefill is decode or has_room(
+        prefill, demand.prompt_tokens, is_growing=demand.is_growing
+    )

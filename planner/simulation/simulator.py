@@ -126,8 +126,10 @@ class _Simulation:
             return
         elif step is Step.PREFILLED:
             self._prefilled(attempt)
-        elif self._sender.begins_with(step, attempt):
-            self._ask_to_send(attempt)
+        else:
+            if self._sender.begins_with(step, attempt):
+                self._ask_to_send(attempt)
+            return
         self._bind_queue()
 
     # --- a request's life -------------------------------------------------------------------
@@ -137,7 +139,7 @@ class _Simulation:
         self._bind_queue()
 
     def _route(self, attempt: Attempt) -> None:
-        if self._routing.bind is Bind.LATE:
+        if self._routing.bind in (Bind.LATE, Bind.JUST_IN_TIME):
             insort(self._queue, (attempt.life.index, attempt))
             return
         states = self._states(attempt)
@@ -149,6 +151,7 @@ class _Simulation:
             prefill, decode = choose_pair(states, demand, routing)
         else:
             prefill = choose_prefill(states, demand, routing)
+            # One that does both keeps its requests: only then is memory for the answer sure.
             decode = prefill if prefill in decode_candidates(states) else None
         if routing.mixed_pool is not None and decode is not None:
             lend(prefill, decode)
@@ -161,7 +164,12 @@ class _Simulation:
             states = self._states(attempt)
             if states is not None:
                 exposed = self._sender.exposed_seconds(attempt.prompt_tokens)
-                pair = bind_late(states, self._demand(attempt), exposed)
+                pair = bind_late(
+                    states,
+                    self._demand(attempt),
+                    exposed,
+                    just_in_time=self._routing.bind is Bind.JUST_IN_TIME,
+                )
                 if pair is None:
                     return
                 prefill, decode = pair

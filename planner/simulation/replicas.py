@@ -1,0 +1,184 @@
+"""From plans and measured devices to simulated replicas. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from broker.control import LayerTimes
+from broker.plan import LayerRange, Plan, Replica, Stage
+from planner.cost import decode_seconds, prefill_seconds
+from planner.model import DeviceSpec, ModelSpec, Workload
+from planner.simulation.scenario import (
+    GroupRule,
+    Network,
+    SimReplica,
+    SimStage,
+)
+from planner.simulation.tables import DecodeTable, PrefillCurve, decode_times, prefill_rate
+
+# A stage measured to take no time at all would finish before it began.
+_LEAST_SECONDS = 1e-9
+
+
+def replicas_from_plan(
+    plan: Plan,
+    devices: Iterable[DeviceSpec],
+    model: ModelSpec,
+    workload: Workload,
+    *,
+    groups: GroupRule = GroupRule.BEST,
+) -> tuple[SimReplica, ...]:
+    """Return a plan's replicas with the times that its devices measured.
+
+    Prefill follows the measured lengths and decode the measured batches and contexts, so the
+    simulation knows more than the plan, which has one prompt length and one mean context.
+
+    Args:
+        plan: Who holds which layers, in which role, with how many slots.
+        devices: At least those of the plan, at their speed now.
+        model: The plan's model.
+        workload: Gives the mean context for which routers know decode times.
+        groups: How rows are cut into groups.
+
+    Raises:
+        ValueError: The plan names a device that is not among ``devices``.
+    """
+    known = {device.id: device for device in devices}
+    missing = sorted({s.device for r in plan.replicas for s in r.stages} - set(known))
+    if missing:
+        raise ValueError(f"the plan uses devices without a profile: {', '.join(missing)}")
+    found = []
+    for replica in plan.replicas:
+        members = [known[stage.device] for stage in replica.stages]
+        found.append(
+            SimReplica(
+                id=replica.id,
+                role=replica.role,
+                stages=tuple(
+                    _measured_stage(members[index - 1], members[index], model, stage.layers)
+                    for index, stage in enumerate(replica.stages)
+                ),
+                slots=max(replica.slots, 1),
+                kv_tokens=replica.kv_tokens,
+                chunk_tokens=plan.chunk_tokens,
+                prefill_slots=max(replica.prefill_slots, 1),
+                groups=groups,
+                planned_context=workload.prompt_tokens + workload.answer_tokens // 2,
+            )
+        )
+    return tuple(found)
+
+
+def _measured_stage(
+    before: DeviceSpec, device: DeviceSpec, model: ModelSpec, layers: LayerRange
+) -> SimStage:
+    parts: list[tuple[int, LayerTimes]] = []
+    kinds: defaultdict[str, int] = defaultdict(int)
+    for kind in model.block_kinds[layers.start : layers.end]:
+        kinds[kind] += 1
+    parts += [(count, device.blocks[kind]) for kind, count in sorted(kinds.items())]
+    if layers.start == 0:
+        parts.append((1, device.embedding))
+    if layers.end == model.num_layers:
+        parts.append((1, device.head))
+    seconds = 1 / before.link.bytes_per_second + 1 / device.link.bytes_per_second
+    return SimStage(
+        device=device.id,
+        prefill_seconds=_prefill_curve(parts, device.speed),
+        decode_seconds=_decode_table(parts, device.speed),
+        layers=(layers.start, layers.end),
+        hop_seconds=before.link.latency_seconds + device.link.latency_seconds,
+        hop_row_seconds=model.activation_bytes * seconds,
+    )
+
+
+def _prefill_curve(parts: Sequence[tuple[int, LayerTimes]], speed: float) -> PrefillCurve:
+    lengths = sorted({time.num_tokens for _, times in parts for time in times.prefill})
+    # One more point beyond the last, so that the curve goes on as the planner's does.
+    lengths.append(2 * lengths[-1])
+    points: list[tuple[float, float]] = []
+    for length in lengths:
+        total = sum(count * prefill_seconds(times.prefill, length) for count, times in parts)
+        points.append((float(length), max(total / speed, _LEAST_SECONDS)))
+    return PrefillCurve(tuple(points))
+
+
+def _decode_table(parts: Sequence[tuple[int, LayerTimes]], speed: float) -> DecodeTable:
+    rows = sorted({time.batch for _, times in parts for time in times.decode})
+    contexts = sorted({time.context for _, times in parts for time in times.decode})
+    # As above, in both directions.
+    rows.append(2 * rows[-1])
+    contexts.append(2 * max(contexts[-1], 1))
+    return DecodeTable(
+        tuple(rows),
+        tuple(contexts),
+        tuple(
+            tuple(
+                max(
+                    sum(n * decode_seconds(times.decode, r, c) for n, times in parts) / speed,
+                    _LEAST_SECONDS,
+                )
+                for c in contexts
+            )
+            for r in rows
+        ),
+    )
+
+
+def replicas_from_rates(
+    plan: Plan, *, groups: GroupRule = GroupRule.BEST
+) -> tuple[SimReplica, ...]:
+    """Return a plan's replicas from the plan alone: its decode tables and predicted rates.
+
+    Without the devices' profiles a plan says how fast a replica prefills, not how its stages
+    share that. Every stage gets the rate of the whole, which is right for throughput; one
+    prompt alone then takes its stages' sum, shortened by chunks.
+    """
+    return tuple(
+        _replica_from_rates(replica, plan.chunk_tokens, groups) for replica in plan.replicas
+    )
+
+
+def _replica_from_rates(replica: Replica, chunk_tokens: int, groups: GroupRule) -> SimReplica:
+    rate = replica.predicted.prefill_tokens_per_second
+    if not rate > 0:
+        raise ValueError(f"replica {replica.id} has no predicted prefill rate")
+    curve = prefill_rate(rate)
+
+    def stage(found: Stage) -> SimStage:
+        if not found.decode_seconds:
+            raise ValueError(
+                f"replica {replica.id}: the stage on {found.device} has no decode times"
+            )
+        table = decode_times(
+            [(p.batch, max(p.seconds, _LEAST_SECONDS)) for p in found.decode_seconds]
+        )
+        return SimStage(
+            device=found.device,
+            prefill_seconds=curve,
+            decode_seconds=table,
+            layers=(found.layers.start, found.layers.end),
+            hop_seconds=found.hop_seconds,
+        )
+
+    return SimReplica(
+        id=replica.id,
+        role=replica.role,
+        stages=tuple(stage(found) for found in replica.stages),
+        slots=max(replica.slots, 1),
+        kv_tokens=replica.kv_tokens,
+        chunk_tokens=chunk_tokens,
+        prefill_slots=max(replica.prefill_slots, 1),
+        groups=groups,
+    )
+
+
+def network_of(devices: Iterable[DeviceSpec]) -> Network:
+    """Return the star of the devices' measured links to the broker."""
+    return Network(links={device.id: device.link for device in devices})
+
+
+def kv_bytes_per_token(model: ModelSpec) -> int:
+    """Return the KV cache of one position in all layers."""
+    return sum(model.kv_bytes)
