@@ -79,7 +79,7 @@ def test_a_fog_has_one_user_for_programs_of_the_person_and_tells_its_address(
 def test_a_node_is_told_its_speed_memory_and_link_and_nothing_of_redis() -> None:
     environ = specs()["pi4-cellar"].environ
     assert environ["E2LLM_NODE_ID"] == "pi4-cellar"
-    assert float(environ["E2LLM_NODE_SLOWDOWN"]) == 10
+    assert float(environ["E2LLM_NODE_SLOWDOWN"]) == 12
     assert environ["E2LLM_NODE_MEMORY"] == "30 %"
     assert float(environ["E2LLM_NODE_LINK_DELAY_SECONDS"]) == pytest.approx(0.004)
     assert float(environ["E2LLM_NODE_LINK_BYTES_PER_SECOND"]) == pytest.approx(6_250_000)
