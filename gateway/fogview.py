@@ -118,8 +118,18 @@ class FogView:
         return replace(self, devices=MappingProxyType(devices))
 
     def with_planner(self, status: PlannerStatus) -> FogView:
-        """Take the planner's status in; a will of an earlier session changes nothing."""
-        if self.planner is not None and status.session < self.planner.session:
+        """Take the planner's status in; a will of an earlier session changes nothing.
+
+        ``ready`` counts whatever its session: only a planner that lives and leads says it,
+        and it says it again over any other word (see `planner.authority`).
+        """
+        known = self.planner
+        is_late_will = (
+            known is not None
+            and status.state is not DeviceState.READY
+            and status.session < known.session
+        )
+        if is_late_will or status == known:
             return self
         return replace(self, planner=status)
 

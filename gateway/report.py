@@ -93,6 +93,7 @@ def readiness(view: FogView, bus_problem: str | None, details: dict[str, Any]) -
         "plan_version": view.active.version if view.active is not None else None,
         "planner": planner.state.value if planner is not None else "unknown",
         "planner_problem": planner.problem if planner is not None else None,
+        "planner_redis": planner.redis if planner is not None else None,
         "devices": {
             state.value: sum(
                 device.status is not None and device.status.state is state

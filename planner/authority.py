@@ -22,6 +22,10 @@ class Authority:
         site: The fog's name.
         session: Of this start.
         lease_seconds: How long a claim holds that is not repeated.
+
+    The session of a status names the life of a planner that speaks, so that a reader can
+    tell a late will from the word of the one who lives. It gives no rank: a planner that
+    leads says ``ready`` again whenever another one's word or will lies over its own.
     """
 
     def __init__(self, site: str, session: int, lease_seconds: float) -> None:
@@ -29,20 +33,27 @@ class Authority:
         self._session = session
         self._lease_seconds = lease_seconds
         self._lease: bool | None = None
+        self._lease_until_seconds = 0.0
         self._other: PlannerStatus | None = None
         self._other_until_seconds = 0.0
         self._announced: PlannerStatus | None = None
         self._announced_seconds = 0.0
 
-    def hear_store(self, lease: bool | None) -> None:
-        """Take in whether the store gave the lease; None when it does not answer."""
+    def hear_store(self, lease: bool | None, asked_seconds: float) -> None:
+        """Take in whether the store gave the lease; None when it does not answer.
+
+        ``asked_seconds`` is from before the store was asked, so that the lease never ends
+        there earlier than here.
+        """
         self._lease = lease
+        self._lease_until_seconds = asked_seconds + self._lease_seconds
 
     def hear_planner(self, status: PlannerStatus | None, now: float) -> None:
         """Take in a planner's status from the bus, the own echo included."""
-        if status is not None and status == self._announced:
+        is_ours = status is not None and status.session == self._session
+        if is_ours and status is not None and status.state is DeviceState.READY:
             return
-        # Another one's word, or will, lies over ours: say it again.
+        # Another one's word, or a will, lies over ours: say it again.
         self._announced = None
         if status is None or status.session == self._session:
             return
@@ -52,12 +63,12 @@ class Authority:
     def leads(self, now: float) -> bool:
         """Return whether this planner may publish.
 
-        With a store the lease decides. Without one the word on the bus is the lease: a
-        planner yields to one that has the store, else to the older one, for as long as
-        that one repeats its status.
+        With a store the lease decides, until it ends: somebody else may have it then. Without
+        one the word on the bus is the lease: a planner yields to one that has the store, else
+        to the older one, for as long as that one repeats its status.
         """
         if self._lease is not None:
-            return self._lease
+            return self._lease and now < self._lease_until_seconds
         other = self._other
         if other is None or now >= self._other_until_seconds:
             return True
@@ -75,8 +86,8 @@ class Authority:
             problem=problem,
             redis=self._lease is not None,
         )
-        # Without a store the repeated status is what keeps another planner quiet.
-        repeat = self._lease is None and (now - self._announced_seconds >= self._lease_seconds / 3)
+        # The repeated status is what keeps a planner quiet that does not reach the store.
+        repeat = now - self._announced_seconds >= self._lease_seconds / 3
         if status == self._announced and not repeat:
             return []
         self._announced = status

@@ -34,6 +34,8 @@ class Control:
     Attributes:
         decisions: Plans started and problems met, oldest first, for log and history; the
             shell takes them out.
+        wants_look: A search has ended, which may have taken longer than the lease lasts:
+            nothing is published before the next look into the store.
     """
 
     def __init__(self, settings: PlannerSettings, session: int) -> None:
@@ -43,12 +45,15 @@ class Control:
         self.rollout = Rollout(settings.site, settings.drain_seconds)
         self.authority = Authority(settings.site, session, settings.lease_seconds)
         self.decisions: list[str] = []
+        self.wants_look = False
         self._up_seconds: float | None = None
         self._heard_store = False
         self._must_republish = False
         self._counts: dict[str, int] = {}
         self._ratios: dict[str, float] = {}
         self._idle_speeds: dict[str, float] = {}
+        # A plan that nobody has heard of yet, and what the log is told when it starts.
+        self._found: tuple[Plan, str] | None = None
         self._blocked: tuple[object, ...] | None = None
         self._infeasible: str | None = None
         self._problem_told: str | None = None
@@ -66,6 +71,8 @@ class Control:
                     self._up_seconds = now
                 self._must_republish = True
             case BusDown():
+                # What is published now would wait, and be old when it arrives.
+                self._up_seconds = None
                 self._must_republish = True
             case PlanSeen(plan) if plan is not None:
                 if self.rollout.hear(plan):
@@ -74,7 +81,8 @@ class Control:
                 self.authority.hear_planner(status, now)
             case StoreSeen():
                 self._heard_store = True
-                self.authority.hear_store(event.lease)
+                self.wants_look = False
+                self.authority.hear_store(event.lease, now)
                 self.rollout.version = max(self.rollout.version, event.last_version)
                 self._look(now)
             case LoadedSeen(device, loaded) if loaded is not None:
@@ -127,13 +135,18 @@ class Control:
     # --- time -----------------------------------------------------------------------------
 
     def tick(self, now: float, utc_seconds: float = 0.0) -> list[Publication]:
-        """Decide what is due; nothing before all retained state had time to arrive."""
-        if self._up_seconds is None or not self._heard_store:
+        """Decide what is due; nothing before all retained state had time to arrive.
+
+        A tick that searches for a plan publishes nothing. The next one does, when the look
+        that `wants_look` asks for has renewed the lease.
+        """
+        if self._up_seconds is None or not self._heard_store or self.wants_look:
             return []
         if now - self._up_seconds < self.settings.settle_seconds:
             return []
         if not self.authority.leads(now):
             self.authority.forget_announced()
+            self._give_up_found("another planner has the lease")
             return []
         publications: list[Publication] = []
         if self._must_republish:
@@ -145,7 +158,13 @@ class Control:
         except NoModelError as error:
             problem: str | None = str(error)
         else:
-            publications += self._advance(model, now, utc_seconds)
+            usable, left_out = self.knowledge.usable(model, now)
+            publications += self._give_up(model, usable, now)
+            publications += self.rollout.step(self.knowledge, model, now)
+            publications += self._start_found(model, usable, now, utc_seconds)
+            if not publications and self._search(model, usable, left_out, now):
+                self.wants_look = True
+                return []
             problem = self._problem(model, now)
         # Numbers of a progress change often; the log is told of each kind of problem once.
         kind = problem.partition(":")[0] if problem is not None else None
@@ -156,32 +175,53 @@ class Control:
 
     # --- planning -------------------------------------------------------------------------
 
-    def _advance(self, model: ModelSpec, now: float, utc_seconds: float) -> list[Publication]:
-        usable, left_out = self.knowledge.usable(model, now)
-        publications = self._give_up(model, usable, now)
-        publications += self.rollout.step(self.knowledge, model, now)
+    def _search(
+        self, model: ModelSpec, usable: dict[str, DeviceSpec], left_out: dict[str, str], now: float
+    ) -> bool:
+        """Search for a plan if something calls for one; return whether a search was made."""
         trigger = self._trigger(model, usable, left_out, now)
         if trigger is None:
             self._blocked = self._infeasible = None
-            return publications
+            return False
         signature = (
             model.revision,
             *((d.id, d.memory_bytes, round(d.speed, 2)) for d in usable.values()),
         )
         if signature == self._blocked:
-            return publications
+            return False
         try:
-            plan = self._next_plan(model, list(usable.values()), left_out, trigger)
+            self._found = self._next_plan(model, list(usable.values()), left_out, trigger)
         except InfeasiblePlanError as error:
             self._blocked, self._infeasible = signature, f"no plan: {error}"
             self.decisions.append(f"{trigger}: {self._infeasible}")
-            return publications
-        self._blocked = self._infeasible = None
+        else:
+            self._blocked = self._infeasible = None
+        return True
+
+    def _start_found(
+        self, model: ModelSpec, usable: dict[str, DeviceSpec], now: float, utc_seconds: float
+    ) -> list[Publication]:
+        """Carry out what the last search found, unless the fog changed meanwhile."""
+        if self._found is None:
+            return []
+        plan, decision = self._found
+        is_next = plan.version == self.rollout.version + 1
+        is_same_model = (plan.revision, plan.weights) == (model.revision, model.weights)
+        are_here = all(s.device in usable for r in plan.replicas for s in r.stages)
+        if not (is_next and is_same_model and are_here) or self._too_small(plan, model, usable):
+            self._give_up_found("the fog changed while it was searched for")
+            return []
+        self._found = None
+        self.decisions.append(decision)
         self._counts = {}
         self._idle_speeds = {name: spec.speed for name, spec in usable.items()}
         plan = msgspec.structs.replace(plan, created_at=utc_seconds)
-        publications += self.rollout.start(plan, self.knowledge, model, now)
-        return publications
+        return self.rollout.start(plan, self.knowledge, model, now)
+
+    def _give_up_found(self, why: str) -> None:
+        if self._found is not None:
+            self.decisions.append(f"plan {self._found[0].version} is not published: {why}")
+            self._found = None
 
     def _give_up(
         self, model: ModelSpec, usable: dict[str, DeviceSpec], now: float
@@ -268,7 +308,7 @@ class Control:
         devices: list[DeviceSpec],
         left_out: dict[str, str],
         trigger: str,
-    ) -> Plan:
+    ) -> tuple[Plan, str]:
         settings = self.settings
         workload, objective = fitted_workload(settings.workload, model), settings.objective
         running = self.rollout.active
@@ -291,14 +331,18 @@ class Control:
         version = self.rollout.version + 1
         what = "keeps the replicas" if decision.is_kept else "plans"
         rate = plan.predicted.requests_per_second or 0.0
-        self.decisions.append(
+        text = (
             f"plan {version}: {trigger}; {what}: {decision.reason}; {len(plan.replicas)} replicas "
             f"on {len(plan.reasons) - len(plan.idle)} devices, {rate:.3g} requests per second; "
             f"{plan.optimality}"
         )
-        return msgspec.structs.replace(
-            plan, trigger=f"{trigger}; {decision.reason}", idle=[*plan.idle, *out]
+        plan = msgspec.structs.replace(
+            plan,
+            version=version,
+            trigger=f"{trigger}; {decision.reason}",
+            idle=[*plan.idle, *out],
         )
+        return plan, text
 
     # --- status ---------------------------------------------------------------------------
 

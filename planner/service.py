@@ -86,19 +86,32 @@ class PlannerService:
 
     def step(self, timeout_seconds: float) -> None:
         """Take in all that arrived, waiting so long for the first, and act on the time."""
+        self._take_in(timeout_seconds)
+        now = self._clock()
+        if self._transport.is_connected:
+            self._heartbeat.beat(now)
+        if self._look_seconds is None or now >= self._look_seconds or self.control.wants_look:
+            self._look()
+        self._publish(self.control.tick(self._clock(), self._utc()))
+        if self.control.wants_look:
+            # A search took its time: first comes what happened meanwhile, the lease included.
+            self._take_in(0)
+            self._look()
+            self._publish(self.control.tick(self._clock(), self._utc()))
+        self._record(self._clock())
+
+    def _take_in(self, timeout_seconds: float) -> None:
         event = self._transport.receive(timeout_seconds)
         while event is not None:
             self._receive(event)
             event = self._transport.receive(0) if not self._transport.inbox.empty() else None
+
+    def _look(self) -> None:
+        """Renew the lease and read telemetry; the time is from before the store is asked."""
         now = self._clock()
-        if self._transport.is_connected:
-            self._heartbeat.beat(now)
-        if self._look_seconds is None or now >= self._look_seconds:
-            self._look_seconds = now + self._settings.look_seconds
-            seen = self._store.look(self.control.knowledge.devices, now)
-            self._publish(self.control.handle(seen, now))
-        self._publish(self.control.tick(now, self._utc()))
-        self._record(now)
+        self._look_seconds = now + self._settings.look_seconds
+        seen = self._store.look(self.control.knowledge.devices, now)
+        self._publish(self.control.handle(seen, now))
 
     def _receive(self, event: object) -> None:
         now = self._clock()

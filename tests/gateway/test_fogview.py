@@ -100,6 +100,15 @@ def test_a_planners_late_will_is_ignored() -> None:
     assert view.with_planner(PlannerStatus(state=LOST, session=8)) is view
 
 
+def test_a_ready_planner_counts_whatever_its_clock_said_when_it_started() -> None:
+    view = FogView().with_planner(PlannerStatus(state=LOST, session=9))
+    alive = PlannerStatus(state=READY, session=8)
+    view = view.with_planner(alive)
+    assert view.planner == alive
+    # Repeated, it is no news.
+    assert view.with_planner(alive) is view
+
+
 # --- completeness ------------------------------------------------------------------------------
 
 
@@ -244,6 +253,16 @@ def test_a_complete_replica_makes_the_gateway_ready_whatever_the_planner_says() 
     assert answer.ready
     assert answer.details["journal"] is False
     assert answer.details["planner_problem"] == "Redis is gone"
+
+
+@pytest.mark.parametrize("redis", [True, False])
+def test_readiness_says_whether_the_planner_reaches_redis(redis: bool) -> None:
+    view = ready_view().with_planner(PlannerStatus(state=READY, session=2, redis=redis))
+    assert readiness(view, None, {}).details["planner_redis"] is redis
+
+
+def test_readiness_does_not_guess_before_the_planner_was_heard() -> None:
+    assert readiness(FogView(), None, {}).details["planner_redis"] is None
 
 
 def test_without_the_bus_nothing_is_ready() -> None:

@@ -93,10 +93,17 @@ class Bench:
             self.now += step
             if self.now % 2 < step:
                 self.look()
-            self._take(self.control.tick(self.now, 1.7e9 + self.now))
+            self.tick()
             if self.obedient:
                 self.load(*self.assignments)
         return self
+
+    def tick(self) -> None:
+        """Decide, and look again after a search, as the service does."""
+        self._take(self.control.tick(self.now, 1.7e9 + self.now))
+        if self.control.wants_look:
+            self.look()
+            self._take(self.control.tick(self.now, 1.7e9 + self.now))
 
     def look(self) -> None:
         self.handle(StoreSeen(self.lease, self.last_version, dict(self.telemetry)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from broker.control import DeviceState, ModelManifest, Telemetry
 from broker.plan import LoadState, PlannerStatus, PlanState, Role
 from planner.events import (
+    BusDown,
     BusUp,
     LoadedSeen,
     ModelSeen,
@@ -411,6 +412,70 @@ def test_a_planner_without_its_lease_publishes_nothing_and_takes_over_knowingly(
     assert standby.plan.version == leader.plan.version + 1
 
 
+def test_a_lease_that_was_not_renewed_in_time_is_lost() -> None:
+    bench = serving()
+    bench.look()
+    published = bench.published
+    bench.leave(bench.plan.replicas[0].stages[0].device)
+    bench.now += 10
+    bench.tick()
+    assert bench.published == published
+    bench.look()
+    bench.tick()
+    assert bench.plan.version == 2
+
+
+def test_nothing_is_published_between_a_search_and_the_next_look() -> None:
+    bench = serving()
+    bench.leave(bench.plan.replicas[0].stages[0].device)
+    assert bench.control.tick(bench.now) == []
+    assert bench.control.tick(bench.now) == []
+    bench.handle(StoreSeen(False))
+    assert bench.control.tick(bench.now) == []
+    assert bench.control.decisions[-1] == ("plan 2 is not published: another planner has the lease")
+    assert bench.control.rollout.version == 1
+
+
+def test_a_plan_whose_device_leaves_while_it_is_searched_for_is_not_published() -> None:
+    bench = serving()
+    first, second = (replica.stages[0].device for replica in bench.plan.replicas[:2])
+    bench.leave(first)
+    assert bench.control.tick(bench.now) == []
+    bench.leave(second)
+    bench.look()
+    bench.tick()
+    assert bench.plan.version == 2
+    assert not bench.devices() & {first, second}
+    assert "plan 2 is not published: the fog changed while it was searched for" in (
+        bench.control.decisions
+    )
+
+
+def test_a_plan_of_another_planner_makes_what_was_searched_for_too_late() -> None:
+    bench = serving()
+    gone = bench.plan.replicas[0].stages[0].device
+    other = Bench(session=50).connect()
+    bench.retained_for(other)
+    other.leave(gone).run(4)
+    assert other.plan.version == 2
+    bench.leave(gone)
+    assert bench.control.tick(bench.now) == []
+    bench.handle(PlanSeen(other.plan))
+    bench.run(4)
+    assert bench.control.rollout.active == other.plan
+    assert bench.plan.version == 1
+
+
+def test_nothing_is_published_while_the_bus_is_down() -> None:
+    bench = serving()
+    bench.handle(BusDown())
+    published = bench.published
+    bench.leave(bench.plan.replicas[0].stages[0].device).run(5)
+    assert bench.published == published
+    bench.handle(BusUp())
+    assert bench.run(5).plan.version == 2
+
+
 def test_without_a_store_the_planner_goes_on_and_says_so() -> None:
     bench = Bench().connect().model().join(*"abcdef")
     bench.lease = None
@@ -463,7 +528,8 @@ def test_nothing_is_published_before_the_store_was_asked() -> None:
     bench.now += 10
     assert bench.control.tick(bench.now) == []
     bench.handle(StoreSeen(True))
-    assert bench.control.tick(bench.now) != []
+    bench.tick()
+    assert bench.published > 0
 
 
 def fogs_telemetry(ratio: float) -> Telemetry:

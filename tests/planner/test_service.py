@@ -5,88 +5,26 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import fakeredis
 import pytest
 
-from broker.codec import decode_control, encode_control
-from broker.control import Control, DeviceState, Telemetry
-from broker.memory import MemoryBroker, MemoryTransport
-from broker.plan import Plan, PlannerStatus, PlanState
+from broker.control import DeviceState, Telemetry
+from broker.plan import PlannerStatus, PlanState
 from broker.topics import (
     DEVICE_ASSIGNMENT,
-    DEVICE_LOADED,
     DEVICE_PROFILE,
     DEVICE_STATUS,
     DEVICE_TELEMETRY,
-    MODEL,
-    PLAN,
     PLANNER_STATUS,
-    Topic,
 )
 from broker.transport import Publication, Refused
 from planner.events import TOPICS
-from planner.service import PlannerService, RefusedError, farewell
-from planner.store import Store, telemetry_key
+from planner.service import RefusedError
+from planner.store import telemetry_key
 from tests.planner import fogs
-from tests.planner.harness import SPEEDS, settings
-
-SITE = "local"
-MessageT = TypeVar("MessageT")
-
-
-class Fog:
-    """A planner, its broker and store, and devices that load whatever they are told."""
-
-    def __init__(self, store: Store, session: int = 100, bus: MemoryBroker | None = None) -> None:
-        self.bus = bus or MemoryBroker()
-        self.now = 50.0
-        self.transport = MemoryTransport(
-            self.bus, f"planner-{session}", will=farewell(settings(), session)
-        )
-        self.service = PlannerService(
-            self.transport, store, settings(), session, clock=lambda: self.now, utc=lambda: 1.7e9
-        )
-        self.transport.connect()
-        self.devices = MemoryTransport(self.bus, f"devices-{session}")
-        self.devices.connect()
-
-    def say(self, topic: Topic[Any], message: Control, **names: str) -> None:
-        path = topic.path(SITE, **names)
-        self.devices.publish(Publication(path, encode_control(message), topic.qos, topic.retained))
-
-    def start(self) -> Fog:
-        self.say(MODEL, fogs.manifest(), model="demo")
-        for name, seconds in SPEEDS.items():
-            self.say(DEVICE_STATUS, fogs.status(), device=name)
-            self.say(DEVICE_PROFILE, fogs.profile(0.001 * seconds), device=name)
-        return self
-
-    def run(self, seconds: float) -> Fog:
-        for _ in range(int(seconds / 0.5)):
-            self.now += 0.5
-            self.service.step(0)
-            self._load()
-        return self
-
-    def _load(self) -> None:
-        for name in SPEEDS:
-            wanted = self.retained(DEVICE_ASSIGNMENT, device=name)
-            if wanted is not None:
-                stages = [f"{s.replica}/{s.stage}" for s in (*wanted.hold, *wanted.prepare)]
-                self.say(DEVICE_LOADED, fogs.loaded(wanted.version, stages), device=name)
-
-    def retained(self, topic: Topic[MessageT], **names: str) -> MessageT | None:
-        payload = self.bus.retained.get(topic.path(SITE, **names))
-        found: MessageT | None = None if payload is None else decode_control(payload, topic.message)
-        return found
-
-    @property
-    def plan(self) -> Plan:
-        found = self.retained(PLAN)
-        assert found is not None
-        return found
+from tests.planner.planner_rig import SITE, Fog, store
 
 
 @pytest.fixture
@@ -94,10 +32,6 @@ def redis_client() -> Iterator[fakeredis.FakeRedis]:
     client = fakeredis.FakeRedis(decode_responses=True)
     yield client
     client.close()
-
-
-def store(client: fakeredis.FakeRedis | None, session: int = 100) -> Store:
-    return Store(client, SITE, session, telemetry_seconds=30.0, lease_seconds=10.0)
 
 
 @pytest.fixture
@@ -182,8 +116,7 @@ def test_a_broker_that_lost_everything_gets_all_retained_state_again(fog: Fog) -
         fog.devices.publish(Publication(topic, b"", retained=True))
     assert fog.bus.retained == {}
     fog.transport.connect()
-    fog.now += 1
-    fog.service.step(0)
+    fog.run(2)
     assert fog.plan == plan
     assert fog.retained(DEVICE_ASSIGNMENT, device="a") is not None
 
