@@ -64,7 +64,7 @@ class Reports:
         self._publish_loaded(self._holdings.loaded, now)
 
     def contradict(self) -> None:
-        """Somebody said something else under our id: say ``ready`` again, soon."""
+        """Somebody said something else under our id, or cleared it: announce again, soon."""
         self._status_due = True
 
     def publish_profile(self) -> None:
@@ -82,7 +82,7 @@ class Reports:
     def tick(self, now: float, pacer: Pacer, steps: StepLog, complaints: Complaints) -> None:
         """Publish what is due."""
         if self._status_due and now - self._status_at >= _STATUS_SECONDS:
-            self._publish_status(now)
+            self.announce(now)
         loaded = self._holdings.loaded
         if loaded != self._loaded and self._is_due(loaded, now):
             self._publish_loaded(loaded, now)

@@ -188,8 +188,13 @@ class NodeService:
                 return
         for topic, handle in self._routes:
             names = topic.match(message.topic)
-            if names is None or not message.payload:
-                continue  # An empty retained message only says that a topic was cleared.
+            if names is None:
+                continue
+            if not message.payload:
+                # Cleared, which matters where it makes others forget that we are here.
+                if topic is DEVICE_STATUS:
+                    self._reports.contradict()
+                return
             try:
                 handle(decode_control(message.payload, topic.message), names, now)
             except DecodeError as error:

@@ -209,3 +209,18 @@ def retained_payload(reader: MqttTransport, path: str) -> bytes:
     """Return what the broker retains; subscribing again brings it again."""
     reader.subscribe([(path, QoS.AT_LEAST_ONCE)])
     return wait_for(reader, Received, lambda r: r.topic == path and r.retained).payload
+
+
+def test_a_device_that_somebody_cleared_from_the_bus_comes_back(fog: RunningFog) -> None:
+    device = fog.replica("decode")["stages"][1]["device"]
+    status = DEVICE_STATUS.path(SITE, device=device)
+
+    with answering(fog), fog.bus(device) as bus:
+        retained_payload(bus, status)
+        for topic in (DEVICE_LOADED, DEVICE_PROFILE, DEVICE_STATUS):
+            # An empty payload is no rubbish: it takes back what was retained.
+            path = topic.path(SITE, device=device)
+            bus.publish(Publication(path, b"", topic.qos, retained=True))
+        wait_for(bus, Received, lambda r: r.topic == status and not r.payload)
+        wait_for(bus, Received, lambda r: r.topic == status and bool(r.payload))
+        fog.wait_until_whole()

@@ -155,6 +155,18 @@ def test_after_every_connect_all_retained_state_is_published_again(
     assert rig.broker.retained == before
 
 
+def test_a_node_whose_retained_state_was_cleared_says_it_again(
+    rig: NodeRig, manifest: ModelManifest
+) -> None:
+    rig.serve(manifest)
+    before = dict(rig.broker.retained)
+    for topic in (DEVICE_STATUS, DEVICE_PROFILE, DEVICE_LOADED):
+        rig.publish(topic, b"", device="pi")
+    assert rig.retained(DEVICE_STATUS) is None
+    rig.run(1.5)
+    assert rig.broker.retained == before
+
+
 def test_a_clean_stop_says_lost_before_it_disconnects(rig: NodeRig) -> None:
     rig.connections.close()
     assert rig.retained(DEVICE_STATUS).state is DeviceState.LOST
