@@ -30,7 +30,7 @@ class _Span(Enum):
 
 
 class Engine(Ledger):
-    """A replica's state and work. It is a `routing.ReplicaState`.
+    """A replica's state and work. It is a `states.ReplicaState`.
 
     Args:
         replica: What it is.
@@ -38,6 +38,7 @@ class Engine(Ledger):
         mean_prompt_tokens: For which the planned prefill rate is stated.
         clock: Returns the time now.
         is_growing: Rows reserve what they have, not what they will need.
+        knows_speeds: Routers see its true speed.
         stepwise: One round per event.
 
     Attributes:
@@ -56,6 +57,7 @@ class Engine(Ledger):
         clock: Callable[[], float],
         *,
         is_growing: bool = False,
+        knows_speeds: bool = False,
         stepwise: bool = False,
     ) -> None:
         super().__init__(replica, mean_prompt_tokens, is_growing)
@@ -69,7 +71,10 @@ class Engine(Ledger):
         self._is_changed = False
         self._clock = clock
         self._stepwise = stepwise
+        self._knows_speeds = knows_speeds
         self._pace = pace_of(replica, tuple(slowdowns))
+        if knows_speeds:
+            self.believe(self._pace)
         self._prompts: deque[Attempt] = deque()
         self._ready: deque[Attempt] = deque()
         self._rows = Rows()
@@ -201,6 +206,8 @@ class Engine(Ledger):
         if self._is_changed:
             self._pace = pace_of(self.replica, tuple(self._slowdowns))
             self._is_changed = False
+            if self._knows_speeds:
+                self.believe(self._pace)
         while self._ready and len(self._rows) < self.slots:
             attempt = self._ready.popleft()
             attempt.life.decode_replica = self.id

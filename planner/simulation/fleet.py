@@ -93,5 +93,6 @@ class Fleet:
             self._mean_prompt_tokens,
             self._clock,
             is_growing=self._scenario.reservation is KvReservation.GROWING,
+            knows_speeds=self._scenario.routing.knows_speeds,
             stepwise=self._scenario.stepwise,
         )

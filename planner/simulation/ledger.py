@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Final
 
 from planner.simulation.attempts import Attempt
-from planner.simulation.pace import planned_pace
-from planner.simulation.routing import has_room
+from planner.simulation.pace import Pace, planned_pace
 from planner.simulation.scenario import SimReplica
+from planner.simulation.states import has_room
+
+# Rows for which the decode rate of a replica without slots is stated.
+_FULL_ROWS: Final = 16
 
 
 class Ledger:
@@ -31,13 +35,17 @@ class Ledger:
         self.num_decodes = 0
         self.held_tokens = 0
         self.reserved_tokens = 0
-        self.planned = planned_pace(replica)
-        self.prefill_tokens_per_second = self.planned.prefill_rate(mean_prompt_tokens)
-        full = int(min(self.slots, 16))
-        seconds = self.planned.planned_seconds(full)
-        self.decode_tokens_per_second = full / max(seconds, 1e-12)
+        self._mean_prompt_tokens = mean_prompt_tokens
+        self.believe(planned_pace(replica))
         self._is_growing = is_growing
         self._pending_tokens = 0
+
+    def believe(self, pace: Pace) -> None:
+        """Let routers count with these speeds."""
+        self.planned = pace
+        self.prefill_tokens_per_second = pace.prefill_rate(self._mean_prompt_tokens)
+        full = int(min(self.slots, _FULL_ROWS))
+        self.decode_tokens_per_second = full / max(pace.planned_seconds(full), 1e-12)
 
     @property
     def is_unused(self) -> bool:

@@ -10,20 +10,13 @@ from statistics import fmean
 from typing import Any
 
 from planner.simulation.attempts import Attempt, Life, Step
+from planner.simulation.binding import bind_late
+from planner.simulation.choices import choose_decode, choose_pair, choose_prefill, lend
 from planner.simulation.engine import Engine
 from planner.simulation.fleet import Fleet
 from planner.simulation.metrics import Result
 from planner.simulation.network import Links
-from planner.simulation.routing import (
-    Bind,
-    Demand,
-    bind_late,
-    choose_decode,
-    choose_pair,
-    choose_prefill,
-    decode_candidates,
-    lend,
-)
+from planner.simulation.routing import Bind
 from planner.simulation.scenario import (
     DeviceLoss,
     DeviceSlowdown,
@@ -32,6 +25,7 @@ from planner.simulation.scenario import (
     Scenario,
 )
 from planner.simulation.sending import Sender
+from planner.simulation.states import Demand, decode_candidates
 
 
 def simulate(scenario: Scenario) -> Result:
@@ -164,12 +158,7 @@ class _Simulation:
             states = self._states(attempt)
             if states is not None:
                 exposed = self._sender.exposed_seconds(attempt.prompt_tokens)
-                pair = bind_late(
-                    states,
-                    self._demand(attempt),
-                    exposed,
-                    just_in_time=self._routing.bind is Bind.JUST_IN_TIME,
-                )
+                pair = bind_late(states, self._demand(attempt), self._routing, exposed)
                 if pair is None:
                     return
                 prefill, decode = pair
