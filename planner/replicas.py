@@ -7,14 +7,15 @@ evaluated once and remembered, because the search meets them again and again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from math import ceil, inf
 from typing import NamedTuple
 
 from broker.placement import KV_BLOCK_TOKENS, kv_reserved_tokens
 from planner.cost import DeviceCost, device_cost, hop_seconds, link_seconds
+from planner.linear_stages import LinearStages
 from planner.model import DeviceSpec, ModelSpec, Objective, Workload
 from planner.partition import best_split
 from planner.split import Offload, Pace, Split, SplitProblem
@@ -63,6 +64,14 @@ class Options:
     decode: Performance
     both: Performance
 
+    def exchanged(self, others: Mapping[int, int]) -> Options:
+        """Return the same of other devices that are equal to these."""
+
+        def of(found: Performance) -> Performance:
+            return replace(found, devices=tuple([others[d] for d in found.devices]))
+
+        return Options(of(self.prefill), of(self.decode), of(self.both))
+
 
 class _StageCost(NamedTuple):
     cost: DeviceCost
@@ -102,7 +111,16 @@ class Fog:
             for device in sorted(devices, key=lambda device: device.id)
         )
         self._has_ways = any(cost.peers for cost in self.costs)
+        self._lines = (
+            LinearStages(self.costs, model) if LinearStages.describes(self.costs, model) else None
+        )
         self._options: dict[int, Options | None] = {}
+        # Equal devices are exchanged, not evaluated again.
+        known: dict[tuple[object, ...], int] = {}
+        self._kinds = [
+            known.setdefault(_kind(cost, self._has_ways), len(known)) for cost in self.costs
+        ]
+        self._twins: dict[tuple[int, ...], tuple[list[int], Options | None]] = {}
 
     @property
     def num_devices(self) -> int:
@@ -122,11 +140,18 @@ class Fog:
     def options(self, group: int) -> Options | None:
         """Return what a group (a bit mask) is worth; None when the model does not fit in it."""
         if group not in self._options:
-            self._options[group] = self._evaluate(group)
+            members = _members(group)
+            members.sort(key=self._kinds.__getitem__)
+            kinds = tuple([self._kinds[d] for d in members])
+            if kinds not in self._twins:
+                self._twins[kinds] = members, self._evaluate(members)
+            twins, options = self._twins[kinds]
+            if options is not None and twins is not members:
+                options = options.exchanged(dict(zip(twins, members, strict=True)))
+            self._options[group] = options
         return self._options[group]
 
-    def _evaluate(self, group: int) -> Options | None:
-        members = [d for d in range(self.num_devices) if group >> d & 1]
+    def _evaluate(self, members: Sequence[int]) -> Options | None:
         if not members or len(members) > self.model.num_layers:
             return None
         memory = sum(self.costs[d].memory_bytes + self.costs[d].host_memory_bytes for d in members)
@@ -179,6 +204,20 @@ class Fog:
             else (),
         )
 
+    def _split(
+        self,
+        members: Sequence[int],
+        kv_tokens: int,
+        rows: int | None,
+        pace: Pace,
+        limit: float = inf,
+        any_will_do: bool = False,
+    ) -> Split | None:
+        """Return the best split of the group's problem, the fastest way there is."""
+        if self._lines is not None:
+            return self._lines.best_split(members, rows, kv_tokens, pace, limit, any_will_do)
+        return best_split(self._problem(members, kv_tokens, rows), pace, limit, any_will_do)
+
     def _best_prefill(self, members: Sequence[int]) -> Performance | None:
         """Balance the stages for prompts; room for more prompts at once may cost balance."""
         prompt = kv_reserved_tokens(self.workload.prompt_tokens)
@@ -189,7 +228,7 @@ class Fog:
             if kv_tokens in tried:
                 continue
             tried.add(kv_tokens)
-            split = best_split(self._problem(members, kv_tokens, None), Pace())
+            split = self._split(members, kv_tokens, None, Pace())
             if split is None:
                 continue
             found = self._promised(members, split)
@@ -205,12 +244,14 @@ class Fog:
         """
         limit = 1 / self.workload.min_tps
         low, high = 0, self.objective.max_slots
+        # Where streams are fast, only the cap stops them: that number is tried first.
+        slots = high
         while low < high:
-            slots = (low + high + 1) // 2
             if self._best_step(members, slots, limit, any_will_do=True) is not None:
                 low = slots
             else:
                 high = slots - 1
+            slots = (low + high + 1) // 2
         split = self._best_step(members, max(low, 1), inf)
         assert split is not None, "a group that holds one request has a split"
         return self._promised(members, split)
@@ -226,14 +267,14 @@ class Fog:
         kv_tokens = max(self.context_tokens, slots * self.request_tokens)
         # Where the order matters, the problem knows the hops.
         hops = 0.0 if self._has_ways else self._hop_seconds(members)
+        link = 0.0 if self._has_ways else self._link_seconds(members, 1)
         best: Split | None = None
         for groups, rows in _groupings(slots, len(members)):
             pace = Pace(laps=groups, weight=1.0, extra_seconds=hops)
             bound = limit if best is None else min(limit, best.seconds)
-            if not self._has_ways and groups * self._link_seconds(members, rows) > bound:
+            if groups * rows * link > bound:
                 continue
-            problem = self._problem(members, kv_tokens, rows)
-            split = best_split(problem, pace, bound, any_will_do)
+            split = self._split(members, kv_tokens, rows, pace, bound, any_will_do)
             if split is not None and any_will_do:
                 return split
             if split is not None and split.is_better_than(best):
@@ -325,6 +366,24 @@ class Fog:
     def _link_seconds(self, devices: Sequence[int], rows: int) -> float:
         """Return how long the slowest link of a ring carries ``rows`` positions."""
         return rows * _busiest_link([self.costs[d] for d in devices])
+
+
+def _members(group: int) -> list[int]:
+    members = []
+    while group:
+        lowest = group & -group
+        members.append(lowest.bit_length() - 1)
+        group ^= lowest
+    return members
+
+
+def _kind(cost: DeviceCost, has_ways: bool) -> tuple[object, ...]:
+    """Return what two devices have in common that can stand for each other."""
+    if has_ways:
+        return (cost.id,)
+    return tuple(
+        getattr(cost, field.name) for field in fields(cost) if field.name not in ("id", "peers")
+    )
 
 
 def _busiest_link(costs: Sequence[DeviceCost]) -> float:
