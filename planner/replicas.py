@@ -117,9 +117,8 @@ class Fog:
         self._options: dict[int, Options | None] = {}
         # Equal devices are exchanged, not evaluated again.
         known: dict[tuple[object, ...], int] = {}
-        self._kinds = [
-            known.setdefault(_kind(cost, self._has_ways), len(known)) for cost in self.costs
-        ]
+        kinds = [_kind(cost, self._has_ways) for cost in self.costs]
+        self._kinds = [known.setdefault(kind, len(known)) for kind in kinds]
         self._twins: dict[tuple[int, ...], tuple[list[int], Options | None]] = {}
 
     @property
