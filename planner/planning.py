@@ -23,6 +23,7 @@ from planner.search import Groupings, Solution
 
 # With `Roles.AUTO`, separate roles may cost this factor in throughput.
 _AUTO_FACTOR: Final = 2.0
+_MIXED: Final = "; roles are mixed"
 
 _Search = Callable[[Roles], tuple[Solution, str]]
 """Which roles may be used to the best solution, and in words how good it is."""
@@ -114,14 +115,22 @@ def reassess(
         if replica.num_layers == model.num_layers and found.kv_tokens >= fog.context_tokens:
             options.append(Options(found, found, found))
 
+    # How good its stages were, without what was said of the roles of then.
+    optimality = running.optimality.partition(_MIXED)[0]
+
     def choose(roles: Roles) -> tuple[Solution, str]:
-        return Solution(*choose_roles(options, fog.workload, roles)), running.optimality
+        return Solution(*choose_roles(options, fog.workload, roles)), optimality
 
     return _planned(fog, choose) if options else None
 
 
 def _planned(fog: Fog, search: _Search) -> Outcome:
-    """Search as the objective says about roles, and never for less than the best device."""
+    """Search as the objective says about roles, and never for less than the best device.
+
+    Serving at least what the best device serves alone goes before keeping roles separate:
+    when every plan with separate roles is slower than that device, roles may be mixed under
+    `Roles.SEPARATE` too, and the plan says so.
+    """
     roles = fog.objective.roles
     wanted = Roles.SEPARATE if roles is Roles.AUTO else roles
     solution, optimality = search(wanted)
@@ -140,7 +149,11 @@ def _planned(fog: Fog, search: _Search) -> Outcome:
         if factor is not None:
             mixed, mixed_optimality = search(Roles.MIXED)
             if mixed.score.request_seconds * factor < rival_seconds * (1 - 1e-9):
-                solution, optimality = mixed, mixed_optimality
+                solution = mixed
+                optimality = (
+                    f"{mixed_optimality}{_MIXED}: separate ones would serve "
+                    f"{1 / rival_seconds:.3g} requests per second"
+                )
     return Outcome(assemble(fog, solution, optimality), solution.score)
 
 

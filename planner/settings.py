@@ -32,7 +32,8 @@ class PlannerSettings:
         min_tps: Tokens per second that every stream gets at least.
         chunk_tokens: Prefill chunk grid; less when a chunk would be too large a message.
         max_slots: Most requests that a replica decodes at once.
-        roles: ``separate``, ``auto`` or ``mixed``.
+        roles: ``separate``, ``auto`` or ``mixed``. Also with ``separate`` replicas do both
+            where only one is possible, or separate roles would be slower than one device.
         exact_devices: Up to so many devices plans are certified by enumeration.
         seed: Of the genetic algorithm.
         telemetry_seconds: Telemetry older than this is silence.

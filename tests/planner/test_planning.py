@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import planner
@@ -52,19 +52,28 @@ def check_invariants(
         stages = [(stage.device, stage.layers) for stage in replica.stages]
         assert replica.id == replica_id(model.revision, model.weights, stages)
     roles = {replica.role for replica in plan.replicas}
-    assert Role.BOTH in roles or roles == {Role.PREFILL, Role.DECODE}
-    if plan.best_single_device is None:
+    if Role.BOTH in roles and len(plan.replicas) > 1:
         # Roles are mixed only where separate ones would be slower than one device alone.
-        assert roles == {Role.PREFILL, Role.DECODE} or len(plan.replicas) == 1
+        fog = Fog(devices, model, workload, Objective())
+        separate = enumerate_groupings(fog, Roles.SEPARATE).score.request_seconds
+        assert plan.best_single_device is not None
+        alone = plan.best_single_device.predicted.requests_per_second
+        assert alone is not None
+        assert alone > 1 / separate
+        assert plan.optimality.count("roles are mixed: separate ones would serve") == 1
+    else:
+        assert roles in ({Role.BOTH}, {Role.PREFILL, Role.DECODE})
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 10_000),
     num_devices=st.integers(1, 6),
     low=st.sampled_from([0.05, 0.3, 0.9]),
     num_layers=st.sampled_from([1, 3, 8]),
 )
+# One device is so much faster that separate roles would be slower than it is alone.
+@example(seed=2751, num_devices=2, low=0.9, num_layers=1)
 def test_every_plan_keeps_the_invariants_or_says_what_is_missing(
     seed: int, num_devices: int, low: float, num_layers: int
 ) -> None:
@@ -299,6 +308,18 @@ def test_the_running_plan_is_assessed_with_the_speeds_of_now() -> None:
     assert worse.score.request_seconds > kept.score.request_seconds
     lost = reassess(outcome.plan, devices[1:], model, WORKLOAD)
     assert lost is None or len(lost.plan.replicas) < len(outcome.plan.replicas)
+
+
+def test_what_is_said_of_mixed_roles_is_said_once_however_often_the_plan_is_assessed() -> None:
+    devices, model = fogs.random_fog(2751, 2, 1, 0.9, 1.4)
+    plan = planner.plan(devices, model, WORKLOAD)
+    assert {replica.role for replica in plan.replicas} == {Role.PREFILL, Role.BOTH}
+    for _ in range(2):
+        kept = reassess(plan, devices, model, WORKLOAD)
+        assert kept is not None
+        assert kept.plan.optimality == plan.optimality
+        plan = kept.plan
+    check_invariants(plan, devices, model, WORKLOAD)
 
 
 def test_the_oracle_compares_every_grouping() -> None:
