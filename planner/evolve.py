@@ -16,8 +16,7 @@ from typing import Any, Final
 from deap import base, tools
 
 from planner.model import Roles
-from planner.replicas import Fog
-from planner.search import NOTHING, Groupings, Solution
+from planner.search import NOTHING, Groupings, GroupTable, Solution
 
 # The paper's mix: mutate 30 % of the children, and of these 20 % by a swap in the order,
 # 50 % by new sizes from a random point on, 15 % by all sizes new, 15 % by both new.
@@ -59,7 +58,7 @@ class _Individual:
 
 
 def evolve(
-    fog: Fog,
+    fog: GroupTable,
     roles: Roles,
     seed: int,
     groupings: Groupings | None = None,
@@ -75,16 +74,20 @@ def evolve(
         start: Groupings (replicas as lists of device indexes) to begin with, as that of the
             running plan.
     """
+    # An empty `Groupings` is false, so `or` would lose what is to be shared.
+    shared = Groupings(fog, roles) if groupings is None else groupings
     # DEAP draws from the global generator: seeded here and given back as it was.
     state = random.getstate()
     random.seed(seed)
     try:
-        return _evolve(fog, groupings or Groupings(fog, roles), start)
+        return _evolve(fog, shared, start)
     finally:
         random.setstate(state)
 
 
-def _evolve(fog: Fog, groupings: Groupings, start: Iterable[Sequence[Sequence[int]]]) -> Solution:
+def _evolve(
+    fog: GroupTable, groupings: Groupings, start: Iterable[Sequence[Sequence[int]]]
+) -> Solution:
     objective, num_devices = fog.objective, fog.num_devices
     if not num_devices:
         return NOTHING

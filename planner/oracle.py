@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from planner.model import Roles
-from planner.replicas import Fog
 from planner.roles import Score
-from planner.search import NOTHING, Groupings, Solution
+from planner.search import NOTHING, Groupings, GroupTable, Solution
 
 
-def enumerate_groupings(fog: Fog, roles: Roles, groupings: Groupings | None = None) -> Solution:
+def enumerate_groupings(
+    fog: GroupTable, roles: Roles, groupings: Groupings | None = None
+) -> Solution:
     """Return the best of all groupings of the fog's devices.
 
     There are Bell(n + 1) of them for n devices, the idle ones forming a group of their own:

@@ -7,7 +7,7 @@ part of its time to each phase, and the parts are chosen so that the phases end 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import inf
@@ -51,10 +51,14 @@ class Member:
     performance: Performance
 
 
+RoleRule = Callable[[Sequence[Member]], bool]
+"""Whether a set of replicas with their roles may be used at all."""
+
+
 def choose_roles(
-    groups: Sequence[Options], workload: Workload, roles: Roles
+    groups: Sequence[Options], workload: Workload, roles: Roles, rule: RoleRule | None = None
 ) -> tuple[Score, tuple[Member, ...]]:
-    """Return the best roles for groups that each hold the model.
+    """Return the best roles for groups that each hold the model, among those the rule admits.
 
     Exact while the assignments are few. For many groups: sorted by PS/DS, the first k
     prefill, for every k, and the best of these is repaired by changing one role at a time
@@ -65,11 +69,11 @@ def choose_roles(
     allowed = _allowed(len(groups), roles)
     if len(allowed) ** len(groups) <= MAX_ENUMERATED:
         candidates: Iterable[tuple[Role, ...]] = product(allowed, repeat=len(groups))
-        return _best(groups, candidates, workload, roles)
-    score, members = _best(groups, _thresholds(groups, allowed), workload, roles)
+        return _best(groups, candidates, workload, roles, rule)
+    score, members = _best(groups, _thresholds(groups, allowed), workload, roles, rule)
     while True:
         chosen = tuple(member.role for member in members)
-        better = _best(groups, _neighbours(chosen, allowed), workload, roles)
+        better = _best(groups, _neighbours(chosen, allowed), workload, roles, rule)
         if better[0] >= score:
             return score, members
         score, members = better
@@ -110,6 +114,7 @@ def _best(
     candidates: Iterable[tuple[Role, ...]],
     workload: Workload,
     roles: Roles,
+    rule: RoleRule | None,
 ) -> tuple[Score, tuple[Member, ...]]:
     best = WORST
     best_members: tuple[Member, ...] = ()
@@ -119,7 +124,7 @@ def _best(
             for role, group in zip(chosen, groups, strict=True)
         )
         found = score(members, workload, roles)
-        if found < best:
+        if found < best and (rule is None or rule(members)):
             best, best_members = found, members
     return best, best_members
 

@@ -4,10 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from planner.model import Roles
-from planner.replicas import Fog
-from planner.roles import WORST, Member, Score, choose_roles
+from planner.model import Objective, Roles, Workload
+from planner.replicas import Options
+from planner.roles import WORST, Member, RoleRule, Score, choose_roles
+
+
+class GroupTable(Protocol):
+    """What a search needs to know of a fog: what each group of its devices is worth.
+
+    `planner.replicas.Fog` is one by our formulas, `planner.paper.replicas.PaperFog` by those
+    of the paper.
+    """
+
+    @property
+    def workload(self) -> Workload:
+        """The requests that are planned for."""
+
+    @property
+    def objective(self) -> Objective:
+        """What makes a plan better, and how hard to look."""
+
+    @property
+    def num_devices(self) -> int:
+        """Devices, usable or not."""
+
+    def options(self, group: int) -> Options | None:
+        """Return what a group (a bit mask) is worth; None when the model does not fit in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +52,12 @@ class Solution:
 
 
 class Groupings:
-    """Scores of groupings for one fog and one rule about roles, each computed once."""
+    """Scores of groupings for one fog and one choice of roles, each computed once."""
 
-    def __init__(self, fog: Fog, roles: Roles) -> None:
+    def __init__(self, fog: GroupTable, roles: Roles, rule: RoleRule | None = None) -> None:
         self.fog = fog
         self.roles = roles
+        self.rule = rule
         self._scores: dict[tuple[int, ...], Solution] = {}
 
     def solution(self, groups: Iterable[int]) -> Solution:
@@ -41,7 +66,7 @@ class Groupings:
         found = self._scores.get(usable)
         if found is None:
             options = [option for g in usable if (option := self.fog.options(g)) is not None]
-            score, members = choose_roles(options, self.fog.workload, self.roles)
+            score, members = choose_roles(options, self.fog.workload, self.roles, self.rule)
             found = self._scores[usable] = Solution(score, members)
         return found
 

@@ -1,0 +1,98 @@
+"""Do the plans that the E2LLM paper prints come out of our planner?
+
+    python benchmarks/paper_plans.py [--seeds 20] [--json FILE]
+
+Plans the paper's seven devices and two workloads exactly (all groupings, all roles) and with
+the genetic algorithm, under the calibrated profile, and prints our plans beside the published
+ones as a Markdown report. ``docs/paper.md`` says what may be concluded from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+from planner.paper import (
+    PaperWorkload,
+    Policy,
+    Reading,
+    best_plan,
+    compare,
+    compare_groups,
+    evolved_plan,
+    load_calibration,
+)
+from planner.paper.report import (
+    CAVEAT,
+    groups_table,
+    plan_entries,
+    plans_table,
+    readings_table,
+    replicas_table,
+    table,
+)
+
+ROOT = Path(__file__).parent.parent
+PAIRS = [(workload, policy) for workload in PaperWorkload for policy in Policy]
+
+
+def main() -> None:
+    """Print the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seeds", type=int, default=20, help="runs of the genetic algorithm")
+    parser.add_argument("--json", type=Path, help="write the plans here as well")
+    arguments = parser.parse_args()
+
+    comparisons = [compare(workload, policy) for workload, policy in PAIRS]
+    sources = [number.source for number in load_calibration().numbers]
+    counts = ", ".join(f"{sources.count(s)} {s}" for s in sorted(set(sources)))
+    readings = [best_plan(w, p, reading) for w, p in PAIRS for reading in Reading]
+    sections = [
+        f"# The paper's plans\n\nCommit {_commit()}, {platform.machine()}, Python "
+        f"{platform.python_version()}. Numbers of the calibration: {counts}.\n\n{CAVEAT}",
+        f"## Decode groups\n\n{groups_table(compare_groups())}",
+        f"## Plans\n\n{plans_table(comparisons)}",
+        f"### Replicas of the optima\n\n{replicas_table(c.best for c in comparisons)}",
+        f"## Readings of prefill speed\n\n{readings_table(readings)}",
+        f"## Genetic algorithm, {arguments.seeds} seeds\n\n{_evolution(arguments.seeds)}",
+    ]
+    print("\n\n".join(sections))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"plans": plan_entries(comparisons)}, indent=2) + "\n")
+
+
+def _evolution(num_seeds: int) -> str:
+    rows = []
+    for workload, policy in PAIRS:
+        best = best_plan(workload, policy).objective_seconds
+        seconds, gaps = [], []
+        for seed in range(num_seeds):
+            began = time.process_time()
+            found = evolved_plan(workload, policy, seed)
+            seconds.append(time.process_time() - began)
+            gaps.append(found.objective_seconds / best - 1)
+        rows.append(
+            (
+                workload,
+                policy,
+                f"{sum(gap < 1e-9 for gap in gaps)} of {num_seeds}",
+                f"{max(gaps):.2%}",
+                f"{max(seconds):.2f}",
+            )
+        )
+    header = ("workload", "policy", "equals the optimum", "largest gap", "slowest, CPU seconds")
+    return table(header, rows)
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()
