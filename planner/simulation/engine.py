@@ -176,7 +176,9 @@ class Engine(Ledger):
         """Look whether something that has changed starts work or cuts the present span."""
         now = self._clock()
         if self._span is _Span.IDLE:
-            self._begin(now)
+            # By a timer, so that all that comes at this moment begins together.
+            if self.timer_seconds > now:
+                self._set_timer(now)
         elif self._span is _Span.DECODE:
             has_row = bool(self._ready) and len(self._rows) < self.slots
             if has_row or self._prompts or self._is_changed:
