@@ -102,11 +102,12 @@ class PhaseCost:
         return total
 
 
-class Hop(NamedTuple):
-    """A direct way to another device: latency, and the time for one position's hidden states."""
+class Way(NamedTuple):
+    """A direct way to another device; ``row_seconds`` is for one position's hidden states."""
 
     latency_seconds: float
     row_seconds: float
+    bytes_per_second: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class DeviceCost:
     row_seconds: float
     bytes_per_second: float
     host_memory_bytes: int = 0
-    peers: Mapping[str, Hop] = field(default_factory=dict)
+    peers: Mapping[str, Way] = field(default_factory=dict)
 
     def decode_table(self, start: int, end: int, offloads: int = 0) -> list[BatchSeconds]:
         """Return a stage's decode times at the knots of `table_batches`."""
@@ -200,7 +201,11 @@ def device_cost(
         bytes_per_second=device.link.bytes_per_second,
         host_memory_bytes=device.host_memory_bytes if offloads else 0,
         peers={
-            peer: Hop(link.latency_seconds, model.activation_bytes / link.bytes_per_second)
+            peer: Way(
+                link.latency_seconds,
+                model.activation_bytes / link.bytes_per_second,
+                link.bytes_per_second,
+            )
             for peer, link in device.peers.items()
         },
     )

@@ -50,6 +50,11 @@ class Performance:
     offloads: tuple[int, ...] = ()
 
     @property
+    def stages(self) -> tuple[tuple[int, ...], ...]:
+        """Devices, layers and layers in host memory: equal for equal stages."""
+        return self.devices, self.counts, self.offloads
+
+    @property
     def ranges(self) -> list[tuple[int, int]]:
         """Half-open layer range of each stage."""
         ends = list(accumulate(self.counts))
@@ -160,7 +165,7 @@ class Fog:
         if prefill is None:
             return None
         decode = self._best_decode(members)
-        if prefill.devices == decode.devices and prefill.counts == decode.counts:
+        if prefill.stages == decode.stages:
             return Options(prefill, prefill, prefill)
         return Options(prefill, decode, min(decode, prefill, key=self.both_seconds))
 

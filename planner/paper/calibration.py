@@ -83,6 +83,10 @@ class Calibration:
         """Every device's way to the switch."""
         return self.devices[0].link
 
+    def kv_seconds(self, prompt_tokens: int) -> float:
+        """Return how long a prompt's KV cache takes from device to device, link to itself."""
+        return prompt_tokens * self.kv_bytes_per_token / self.link.bytes_per_second
+
 
 @cache
 def load_calibration(path: Path = CALIBRATION_FILE) -> Calibration:
