@@ -44,7 +44,7 @@ def test_a_device_holds_with_host_memory_what_it_could_not_alone() -> None:
 
 
 def test_host_memory_that_is_not_needed_changes_nothing() -> None:
-    devices = [fogs.device(name, 0.001, 2 * WHOLE) for name in ("a", "b")]
+    devices = [fogs.device(name, 0.001, 10 * WHOLE) for name in ("a", "b")]
     more = [with_host(device, 10_000_000) for device in devices]
     without, beside = (plan(each, MODEL, WORKLOAD, Objective()) for each in (devices, more))
     stages = [
