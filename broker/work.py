@@ -112,6 +112,10 @@ class Reserve(RequestData, frozen=True, tag="reserve"):
     max_tokens: int
     queue_seconds: float = 60.0
 
+    def __post_init__(self) -> None:
+        if self.known_tokens < 1 or self.max_tokens < 0:
+            raise ValueError("a reservation is for at least one known token")
+
 
 class Open(RequestData, frozen=True, tag="open"):
     """Begin a request at every stage of both replicas; stages answer `Opened`.
@@ -139,6 +143,8 @@ class Open(RequestData, frozen=True, tag="open"):
     def __post_init__(self) -> None:
         if self.num_prompt_tokens < 1:
             raise ValueError("a prompt has at least one token")
+        if self.num_generated_tokens < 0 or self.max_tokens < 1:
+            raise ValueError("an answer has at least one token, and never fewer than none so far")
         if self.prompt_ids and len(self.prompt_ids) != self.num_prompt_tokens:
             raise ValueError("prompt_ids does not have num_prompt_tokens ids")
         if self.generated_ids and len(self.generated_ids) != self.num_generated_tokens:

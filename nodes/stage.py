@@ -269,7 +269,6 @@ class StageCore:
             self._streams.open_senders(request, now)
         if decodes and not prefills:
             self._context.prefill_replica(request)  # refuses an unknown one before room is taken
-            self._streams.open_receiver(request)
         if self.conductor is not None and not self.conductor.open(message, now):
             return False
         try:
@@ -278,6 +277,9 @@ class StageCore:
             failed = RowFailed(**ids(message.key), error=str(error), retry=True)
             self._context.to_stage(0, failed)
             return False
+        if decodes and not prefills:
+            # After the room: its map is as long as the prompt, whatever that claims to be.
+            self._streams.open_receiver(request)
         self._requests.add(request)
         return True
 

@@ -2,17 +2,26 @@
 
 import contextlib
 import random
+import struct
 from typing import Any
 
 import msgspec
 import pytest
 
 from broker import events, work
-from broker.codec import DecodeError, decode_control, decode_frame, encode_control, encode_frame
+from broker.codec import (
+    FRAME_VERSION,
+    MAGIC,
+    DecodeError,
+    decode_control,
+    decode_frame,
+    encode_control,
+    encode_frame,
+)
 from broker.control import DeviceState, DeviceStatus, Telemetry
 from broker.plan import LayerRange, Plan
 from broker.topics import ALL_TOPICS
-from broker.work import ITEMSIZE, Forward, KvChunk, Reserve, TensorMeta, Work
+from broker.work import ITEMSIZE, Forward, KvChunk, Reserve, ReserveKind, TensorMeta, Work
 
 FORWARD = Forward(
     request_id="q", attempt=1, start_position=16, tensor=TensorMeta("float32", (2, 3))
@@ -84,6 +93,28 @@ def test_values_that_types_cannot_rule_out_are_refused_when_decoding() -> None:
     payload = b'{"layers": [3, 1]}'
     with pytest.raises(DecodeError, match="not a layer range"):
         decode_control(payload, msgspec.defstruct("Holder", [("layers", LayerRange)]))
+
+
+@pytest.mark.parametrize(("known_tokens", "max_tokens"), [(0, 5), (-(10**9), 5), (5, -1)])
+def test_a_reservation_that_would_give_room_back_is_refused(
+    known_tokens: int, max_tokens: int
+) -> None:
+    header = msgspec.to_builtins(
+        Reserve(
+            request_id="q",
+            attempt=1,
+            gateway="g",
+            kind=ReserveKind.DECODE,
+            known_tokens=1,
+            max_tokens=1,
+        )
+    )
+    packed = msgspec.msgpack.encode(
+        header | {"known_tokens": known_tokens, "max_tokens": max_tokens}
+    )
+    frame = struct.pack("<2sBBI", MAGIC, FRAME_VERSION, 0, len(packed)) + packed
+    with pytest.raises(DecodeError, match="at least one known token"):
+        decode_frame(frame, Work)
 
 
 def test_nothing_and_nonsense_are_refused_as_json() -> None:

@@ -121,8 +121,8 @@ def credential(fog: RunningFog, user: str) -> Credential:
 def test_rubbish_on_every_topic_is_logged_and_counted_while_requests_are_answered(
     fog: RunningFog,
 ) -> None:
-    decode = fog.replica("decode")
-    stages = decode["stages"]
+    stages = fog.replica("decode")["stages"]
+    replicas = fog.replica("prefill")["id"], fog.replica("decode")["id"]
     # Neighbours in a ring believe each other most; planner and gateway reach everybody.
     users = [stages[0]["device"], stages[-1]["device"], GATEWAY_ID, PLANNER_USER, CLIENT_ID]
     nodes_before, gateway_before = dropped_by_nodes(fog), dropped_by_gateway(fog)
@@ -137,7 +137,7 @@ def test_rubbish_on_every_topic_is_logged_and_counted_while_requests_are_answere
                 for path, topic in paths.items():
                     payloads = [
                         *unreadable(topic, rng),
-                        *absurd(topic, user, decode["id"], HIDDEN_SIZE),
+                        *absurd(topic, user, replicas, HIDDEN_SIZE),
                     ]
                     for payload in payloads:
                         bus.publish(Publication(path, payload))

@@ -9,6 +9,9 @@ import sys
 import sysconfig
 import venv
 from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,53 +110,13 @@ def run(*command: object) -> str:
     return finished.stdout
 
 
-def test_a_damaged_checkpoint_is_refused_with_the_names_of_the_damaged_tensors(
-    tmp_path: Path,
-) -> None:
-    missing = "model.layers.5.mlp.down_proj.weight"
-    model = copy_of_the_model(tmp_path)
-    file = model / "model.safetensors"
-    tensors = load_file(file)
-    del tensors[missing]
-    save_file(tensors, file)
-    file.write_bytes(file.read_bytes()[:-100])
-    cut_off = last_tensor(file)
-
-    # Long enough for the devices to say so themselves.
-    options = ("--fog", str(fog_file(tmp_path)), "--model", str(model), "--timeout", "5")
-    outcome = up_once(tmp_path, QUESTION, *options)
-
-    assert outcome.exit_code == 1
-    assert outcome.stdout == ""
-    error = last_words(outcome)
-    assert f"missing: {missing}" in error
-    assert f"cut off: {cut_off}" in error
-    assert re.search(rf"device (left|right) cannot load .*({missing}|{cut_off})", error)
-
-
-def test_a_fog_with_too_little_memory_is_told_how_much_is_missing(tmp_path: Path) -> None:
-    fog = fog_file(tmp_path, memory="2 MB")
-
-    outcome = up_once(tmp_path, QUESTION, "--fog", str(fog), "--timeout", "4")
-
-    assert outcome.exit_code == 1
-    assert outcome.stdout == ""
-    error = last_words(outcome)
-    sizes = {
-        word: float(number)
-        for word, number in re.findall(r"(needs|offers|devices:) ([0-9.]+) MB", error)
-    }
-    # Shown with one decimal each.
-    assert sizes["offers"] == 4.0
-    assert sizes["devices:"] == pytest.approx(sizes["needs"] - sizes["offers"], abs=0.11)
-    assert "are missing" in error
-
-
 def test_a_model_comes_from_the_hub_also_when_the_line_drops(tmp_path: Path) -> None:
     hub = Hub(models={"owner/demo": DEMO_MODEL}, drops=1)
 
     with hub_server(hub) as url:
-        outcome = up_from_hub(tmp_path, url, "owner/demo")
+        options = ("--fog", str(fog_file(tmp_path)), "--model", "owner/demo")
+        home = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hub-cache")}
+        outcome = up_once(tmp_path, QUESTION, *options, environ=home)
 
     assert "12" in outcome.answer["text"]
     assert outcome.answer["plan"]["model"] == "owner/demo"
@@ -165,38 +128,115 @@ def test_a_model_comes_from_the_hub_also_when_the_line_drops(tmp_path: Path) -> 
     assert stored.total() == len(stored) + 1
 
 
-@pytest.mark.parametrize("model", ["owner/private", "owner/nothing"])
-def test_a_model_that_the_hub_does_not_give_ends_the_start_with_one_clear_sentence(
-    tmp_path: Path, model: str
-) -> None:
+@dataclass(frozen=True)
+class Refusals:
+    """How four starts ended that could not go well.
+
+    Attributes:
+        damaged: The checkpoint lacked `missing`, and its last tensor, `cut_off`, was cut off.
+        small: Two devices offered 2 MB each.
+        private: The hub wanted a token.
+        unknown: The hub does not have the model.
+        hub_url: Where that hub was.
+    """
+
+    damaged: Outcome
+    missing: str
+    cut_off: str
+    small: Outcome
+    private: Outcome
+    unknown: Outcome
+    hub_url: str
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> Refusals:
+    """All at once, since most of their time is patience."""
+    # Long enough for devices to start on a busy machine, and for them to have a say.
+    patience = ("--timeout", "12")
+    model = copy_of_the_model(tmp_path_factory.mktemp("damaged"))
+    missing, cut_off = damage(model / "model.safetensors")
     hub = Hub(models={"owner/private": DEMO_MODEL}, private={"owner/private"})
 
-    with hub_server(hub) as url:
-        outcome = up_from_hub(tmp_path, url, model)
+    def start(
+        memory: str, *options: str, environ: Mapping[str, str] | None = None
+    ) -> Future[Outcome]:
+        folder = tmp_path_factory.mktemp("refused")
+        fog = ("--fog", str(fog_file(folder, memory)))
+        arguments = (*fog, *patience, *options)
+        return pool.submit(lambda: up_once(folder, QUESTION, *arguments, environ=environ))
 
-    assert outcome.exit_code == 1
-    assert outcome.stdout == ""
-    error = last_words(outcome)
-    assert f"{url} has no model {model}, or it is private: check the id, or set HF_TOKEN" in error
-    assert "Traceback" not in error
+    with hub_server(hub) as url, ThreadPoolExecutor() as pool:
+        home = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path_factory.mktemp("hub"))}
+        damaged = start("80 %", "--model", str(model))
+        small = start("2 MB")
+        private = start("80 %", "--model", "owner/private", environ=home)
+        unknown = start("80 %", "--model", "owner/nothing", environ=home)
+        return Refusals(
+            damaged=damaged.result(),
+            missing=missing,
+            cut_off=cut_off,
+            small=small.result(),
+            private=private.result(),
+            unknown=unknown.result(),
+            hub_url=url,
+        )
 
 
-def up_from_hub(folder: Path, endpoint: str, model: str) -> Outcome:
-    options = ("--fog", str(fog_file(folder)), "--model", model)
-    return up_once(
-        folder, QUESTION, *options, HF_ENDPOINT=endpoint, HF_HOME=str(folder / "hub-cache")
-    )
+def test_a_damaged_checkpoint_is_refused_with_the_names_of_the_damaged_tensors(
+    refusals: Refusals,
+) -> None:
+    error = last_words(refusals.damaged)
+
+    assert f"missing: {refusals.missing}" in error
+    assert f"cut off: {refusals.cut_off}" in error
+    either = f"({refusals.missing}|{refusals.cut_off})"
+    assert re.search(f"device (left|right) cannot load .*{either}", error)
+
+
+def test_a_fog_with_too_little_memory_is_told_how_much_is_missing(refusals: Refusals) -> None:
+    error = last_words(refusals.small)
+
+    sizes = {
+        word: float(number)
+        for word, number in re.findall(r"(needs|offers|devices:) ([0-9.]+) MB", error)
+    }
+    assert sizes["offers"] == 4.0
+    # Shown with one decimal each.
+    assert sizes["devices:"] == pytest.approx(sizes["needs"] - sizes["offers"], abs=0.11)
+    assert "MB are missing" in error
+
+
+def test_a_model_that_the_hub_does_not_give_ends_the_start_with_one_clear_sentence(
+    refusals: Refusals,
+) -> None:
+    for name in ("private", "unknown"):
+        outcome: Outcome = getattr(refusals, name)
+        model = {"private": "owner/private", "unknown": "owner/nothing"}[name]
+        error = last_words(outcome)
+        assert (
+            f"{refusals.hub_url} has no model {model}, or it is private: "
+            "check the id, or set HF_TOKEN"
+        ) in error
+        assert "Traceback" not in error
+
+
+def damage(file: Path) -> tuple[str, str]:
+    """Leave one tensor of a safetensors file out and cut off another; return their names."""
+    missing = "model.layers.5.mlp.down_proj.weight"
+    tensors = load_file(file)
+    del tensors[missing]
+    save_file(tensors, file)
+    content = file.read_bytes()
+    file.write_bytes(content[:-100])
+    (length,) = struct.unpack("<Q", content[:8])
+    header: dict[str, Any] = json.loads(content[8 : 8 + length])
+    header.pop("__metadata__", None)
+    return missing, max(header, key=lambda name: int(header[name]["data_offsets"][1]))
 
 
 def last_words(outcome: Outcome) -> str:
-    """Return what `up` said at last, without its progress."""
+    """Return what a failed `up` said at last, without its progress; nothing is on stdout."""
+    assert outcome.exit_code == 1, outcome.stderr
+    assert outcome.stdout == ""
     return outcome.stderr[outcome.stderr.index("e2llm: ") :]
-
-
-def last_tensor(file: Path) -> str:
-    """Return the tensor whose bytes come last."""
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header: dict[str, Any] = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    return max(header, key=lambda name: int(header[name]["data_offsets"][1]))

@@ -314,6 +314,20 @@ def test_a_stage_without_room_sends_the_request_back_to_the_queue(source: Source
     assert failed.header.retry
 
 
+def test_a_prompt_longer_than_any_memory_finds_no_room_and_takes_none(source: Source) -> None:
+    decode = make_replica((2, 3, 5), ("a", "b", "c"), Role.DECODE)
+    prefill = make_replica((5,), ("d",), Role.PREFILL)
+    fog = SmallFog(CONFIG, source, [decode, prefill], chunk_tokens=4)
+    # Neither first nor last, so it never sees the prompt itself.
+    core = fog.devices["b"].stages[decode.id, 1]
+    names = {"prefill_replica": prefill.id, "decode_replica": decode.id}
+    core.handle("g", opening(fog, num_prompt_tokens=2**62, prompt_ids=(), **names), b"", 0.0)
+    (failed,) = headers(core.drain(), RowFailed)
+    assert isinstance(failed.header, RowFailed)
+    assert failed.header.retry
+    assert core.is_idle
+
+
 def test_the_grants_of_a_lost_gateway_are_given_back(fog: SmallFog) -> None:
     master = stage(fog, 0)
     ask = Reserve(

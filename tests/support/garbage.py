@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import struct
@@ -60,6 +61,7 @@ from broker.work import (
 NOBODY: Final = "nobody"
 HUGE: Final = 2**62
 _DATA_TOPICS: Final = (STAGE_WORK, STAGE_KV, STAGE_CREDIT, GATEWAY_EVENTS)
+Replicas = tuple[str, str]
 _KEY: Final[dict[str, Any]] = {"request_id": NOBODY, "attempt": 1}
 
 
@@ -102,12 +104,13 @@ def unreadable(topic: Topic[Any], rng: random.Random) -> Iterator[bytes]:
         yield b'{"speed_ratio":-1,"queue_length":"many","stage_seconds":[1],"cpu_load_ratio":1e999}'
 
 
-def absurd(topic: Topic[Any], user: str, replica: str, hidden_size: int) -> Iterator[bytes]:
+def absurd(topic: Topic[Any], user: str, replicas: Replicas, hidden_size: int) -> Iterator[bytes]:
     """Yield frames that can be read and make no sense.
 
     Args:
+        topic: Where they are for.
         user: The sender, who names itself where a message names a gateway.
-        replica: One that exists, as well as `NOBODY`.
+        replicas: Ids of a prefill and a decode replica that exist.
         hidden_size: Of the model, so that a shape can be right and the rest wrong.
     """
     makers = {
@@ -117,7 +120,7 @@ def absurd(topic: Topic[Any], user: str, replica: str, hidden_size: int) -> Iter
         GATEWAY_EVENTS: _absurd_events,
     }
     if topic in makers:
-        for header, tensor in makers[topic](user, replica, hidden_size):
+        for header, tensor in makers[topic](user, replicas, hidden_size):
             yield bytes(encode_frame(header, tensor))
 
 
@@ -138,6 +141,10 @@ def _damaged_frames(rng: random.Random) -> Iterator[bytes]:
     pack = msgspec.msgpack.encode
     yield _frame(pack({"type": "no such type", **_KEY}))
     yield _frame(pack({"type": "repeat", "request_id": 5, "attempt": "x", "position": None}))
+    room = {"gateway": NOBODY, "kind": "both", "known_tokens": 5, "max_tokens": 5}
+    for negative in ({"known_tokens": -(10**9)}, {"max_tokens": -(10**9)}):
+        # Granted, it would make room for everybody.
+        yield _frame(pack({"type": "reserve", **_KEY, **room, **negative}))
     # A tensor whose size nobody has memory for, in shapes that must not be multiplied blindly.
     for shape in ([2**31, 2**31], [-1, 64], [HUGE] * 64, [1] * 10_000):
         meta = ["float32", shape]
@@ -151,19 +158,11 @@ def _meta(*shape: int) -> tuple[TensorMeta, bytes]:
     return meta, b"\xff" * meta.num_bytes  # NaN everywhere
 
 
-def _absurd_work(user: str, replica: str, hidden_size: int) -> Iterator[tuple[Data, bytes]]:
-    for number, (known, most) in enumerate(((-(10**9), 5), (5, -(10**9)), (HUGE, HUGE), (0, 0))):
-        for kind in ReserveKind:
-            reserve = Reserve(
-                request_id=f"{NOBODY}-{number}",
-                attempt=-number,
-                gateway=user,
-                kind=kind,
-                known_tokens=known,
-                max_tokens=most,
-            )
-            yield reserve, b""
-    for message in _absurd_opens(user, replica):
+def _absurd_work(user: str, replicas: Replicas, hidden_size: int) -> Iterator[tuple[Data, bytes]]:
+    for kind in ReserveKind:
+        reserve = Reserve(**_KEY, gateway=user, kind=kind, known_tokens=HUGE, max_tokens=HUGE)
+        yield reserve, b""
+    for message in _absurd_opens(user, replicas):
         # With a grant, so that it is not refused for the lack of one.
         grant = Reserve(
             request_id=message.request_id,
@@ -192,25 +191,26 @@ def _absurd_work(user: str, replica: str, hidden_size: int) -> Iterator[tuple[Da
     yield Live(requests=[RequestKey(f"{NOBODY}-{i}", i) for i in range(1000)]), b""
 
 
-def _absurd_opens(user: str, replica: str) -> Iterator[Open]:
-    for number, names in enumerate(((NOBODY, NOBODY), (replica, NOBODY), (replica, replica))):
-        for prompt in ((), (-1,), (HUGE, 5)):
-            for most in (-3, HUGE):
-                yield Open(
-                    request_id=f"{NOBODY}-open-{number}-{len(prompt)}-{most}",
-                    attempt=1,
-                    gateway=user,
-                    prefill_replica=names[0],
-                    decode_replica=names[1],
-                    num_prompt_tokens=len(prompt) or HUGE,
-                    num_generated_tokens=-5,
-                    max_tokens=most,
-                    prompt_ids=prompt,
-                    sampling=Sampling(temperature=-1.0, top_p=-1.0, top_k=-5, seed=HUGE),
-                )
+def _absurd_opens(user: str, replicas: Replicas) -> Iterator[Open]:
+    prefill, decode = replicas
+    routes = ((NOBODY, NOBODY), (prefill, NOBODY), (NOBODY, decode), replicas, (decode, decode))
+    prompts: tuple[tuple[int, ...], ...] = ((), (-1,), (HUGE, 5))
+    for number, (route, prompt) in enumerate(itertools.product(routes, prompts)):
+        yield Open(
+            request_id=f"{NOBODY}-{number}",
+            attempt=1,
+            gateway=user,
+            prefill_replica=route[0],
+            decode_replica=route[1],
+            num_prompt_tokens=len(prompt) or HUGE,
+            num_generated_tokens=0,
+            max_tokens=HUGE,
+            prompt_ids=prompt,
+            sampling=Sampling(temperature=-1.0, top_p=-1.0, top_k=-5, seed=HUGE),
+        )
 
 
-def _absurd_kv(user: str, replica: str, hidden_size: int) -> Iterator[tuple[Data, bytes]]:
+def _absurd_kv(user: str, replicas: Replicas, hidden_size: int) -> Iterator[tuple[Data, bytes]]:
     for shape in ((1, 2, 1, 2, 32), (0, 2, 5, 2, 32), (7,)):
         meta, data = _meta(*shape)
         for position in (-1, HUGE):
@@ -227,17 +227,17 @@ def _absurd_kv(user: str, replica: str, hidden_size: int) -> Iterator[tuple[Data
             yield chunk, data
 
 
-def _absurd_credit(user: str, replica: str, hidden_size: int) -> Iterator[tuple[Data, bytes]]:
+def _absurd_credit(user: str, replicas: Replicas, hidden_size: int) -> Iterator[tuple[Data, bytes]]:
     yield KvCredit(**_KEY, received=-HUGE, credit=HUGE), b""
     yield KvCredit(**_KEY, received=HUGE, credit=-HUGE), b""
 
 
-def _absurd_events(user: str, replica: str, hidden_size: int) -> Iterator[tuple[Data, bytes]]:
+def _absurd_events(user: str, replicas: Replicas, hidden_size: int) -> Iterator[tuple[Data, bytes]]:
     for kind in ReserveKind:
         for tokens in (-HUGE, HUGE):
             granted = Granted(
                 **_KEY,
-                replica=replica,
+                replica=replicas[1],
                 kind=kind,
                 state=GrantState.GRANTED,
                 expires_seconds=-1.0,
@@ -246,7 +246,7 @@ def _absurd_events(user: str, replica: str, hidden_size: int) -> Iterator[tuple[
                 free_slots=tokens,
             )
             yield granted, b""
-    yield Opened(**_KEY, replica=replica, stage=-HUGE), b""
+    yield Opened(**_KEY, replica=replicas[1], stage=-HUGE), b""
     yield Tokens(rows=[TokenRow(NOBODY, 1, -1, HUGE, "no reason")] * 1000), b""
     for loss in LossKind:
         yield Lost(**_KEY, kind=loss, reason="y" * 20_000), b""

@@ -240,7 +240,7 @@ def up_once(
     *options: str,
     command: Sequence[str] | None = None,
     cwd: Path = ROOT,
-    **environ: str,
+    environ: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run `e2llm up --once PROMPT --json -` to its end.
 
@@ -258,7 +258,7 @@ def up_once(
         argv = [*command, "up", "--port", str(port), "--state", str(state)]
     process = subprocess.run(
         [*argv, "--once", prompt, "--json", "-", *options],
-        env={**environment(), **environ},
+        env={**environment(), **(environ or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
