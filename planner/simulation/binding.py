@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from broker.plan import Role
 from planner.simulation.routing import Bind, Routing
 from planner.simulation.rules import estimated_decode_wait, estimated_prefill_wait
 from planner.simulation.states import (
     Demand,
-    Memory,
     ReplicaState,
     StateT,
     decode_candidates,
@@ -49,7 +49,7 @@ def bind_late(
         answer_seconds = _answer_seconds(decode, demand, routing)
         for prefill, prompt_seconds, lost_seconds in prompts:
             ready = prompt_seconds + transfer_seconds(prefill, decode)
-            if slot_wait > ready or not _has_prompt_room(prefill, decode, demand):
+            if slot_wait > ready or not _may_pair(prefill, decode, demand):
                 continue
             key = (ready + answer_seconds + lost_seconds, prefill is not decode)
             if key < best_key:
@@ -75,8 +75,14 @@ def _answer_seconds(state: ReplicaState, demand: Demand, routing: Routing) -> fl
     return seconds
 
 
-def _has_prompt_room(prefill: Memory, decode: Memory, demand: Demand) -> bool:
-    """Whether the prompt fits; where it decodes too, its reservation holds it."""
-    return prefill is decode or has_room(
-        prefill, demand.prompt_tokens, is_growing=demand.is_growing
-    )
+def _may_pair(prefill: ReplicaState, decode: ReplicaState, demand: Demand) -> bool:
+    """Whether roles allow a pair, and the prompt fits.
+
+    Where one does both, its reservation holds the prompt too. One that stands in for a role
+    that is missing does both.
+    """
+    if prefill is decode:
+        return True
+    if prefill.role is Role.DECODE or decode.role is Role.PREFILL:
+        return False
+    return has_room(prefill, demand.prompt_tokens, is_growing=demand.is_growing)

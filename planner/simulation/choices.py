@@ -15,12 +15,15 @@ def decode_options(states: Sequence[StateT], prefill: StateT) -> list[StateT]:
     """Return where a prompt of ``prefill`` may decode, itself first.
 
     One that does both keeps its requests or gives them to replicas that only decode, never
-    to another that does both: moving KV between equals gains nothing.
+    to another that does both: moving KV between equals gains nothing. Where one does the
+    work of a role that is missing, it does both, as our gateways would have it.
     """
     candidates = decode_candidates(states)
     if not any(state is prefill for state in candidates):
         return candidates
-    return [prefill, *(s for s in candidates if s.role is Role.DECODE and s is not prefill)]
+    if prefill.role is not Role.BOTH:
+        return [prefill]
+    return [prefill, *(s for s in candidates if s.role is Role.DECODE)]
 
 
 def choose_decode(
@@ -37,6 +40,9 @@ def choose_decode(
 
 def choose_prefill(states: Sequence[StateT], demand: Demand, routing: Routing) -> StateT:
     """Return the prefill replica; the best decode replica for its prompt counts with it."""
+    candidates = prefill_candidates(states)
+    if len(candidates) == 1:
+        return candidates[0]
     values = {state.id: routing.decode(state, demand) for state in decode_candidates(states)}
 
     def key(state: StateT) -> tuple[float, float]:
@@ -44,8 +50,7 @@ def choose_prefill(states: Sequence[StateT], demand: Demand, routing: Routing) -
         tie = state.prompt_seconds(demand.prompt_tokens) if routing.ties_by_speed else 0.0
         return routing.prefill(state, demand) + after, tie
 
-    candidates = prefill_candidates(states)
-    return candidates[0] if len(candidates) == 1 else min(candidates, key=key)
+    return min(candidates, key=key)
 
 
 def choose_pair(

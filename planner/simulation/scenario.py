@@ -209,7 +209,11 @@ class DeviceSlowdown:
 
 @dataclass(frozen=True, slots=True)
 class PlanChange:
-    """A new plan is active: replicas of other ids drain, those of new ids join."""
+    """A new plan is active: replicas of other ids drain, those of new ids join.
+
+    A device that is in a draining and in a new replica works for both at full speed, which
+    flatters the minute of the change.
+    """
 
     at_seconds: float
     replicas: tuple[SimReplica, ...]

@@ -33,7 +33,6 @@ class Sender:
             step is first
             and attempt.decode is not None
             and attempt.decode is not attempt.prefill
-            and not attempt.is_prefilled
             and self._early_share(attempt.prefill, attempt.prompt_tokens) > 0
         )
 

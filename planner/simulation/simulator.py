@@ -7,7 +7,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf, isnan
 from statistics import fmean
-from typing import Any
+from typing import Any, Final
 
 from planner.simulation.attempts import Attempt, Life, Step
 from planner.simulation.binding import bind_late
@@ -26,6 +26,8 @@ from planner.simulation.scenario import (
 )
 from planner.simulation.sending import Sender
 from planner.simulation.states import Demand, decode_candidates
+
+_EARLY_STEPS: Final = (Step.STARTED, Step.FIRST_CHUNK)
 
 
 def simulate(scenario: Scenario) -> Result:
@@ -96,7 +98,8 @@ class _Simulation:
     def _after(self, engine: Engine) -> None:
         """Take over what an engine said since it was touched."""
         for step, when, attempt in engine.outbox:
-            self._at(when, self._take_step, step, attempt)
+            if step not in _EARLY_STEPS or self._sender.begins_with(step, attempt):
+                self._at(when, self._take_step, step, attempt)
         engine.outbox.clear()
         if self._versions.get(engine) != engine.version:
             self._versions[engine] = engine.version
@@ -121,7 +124,7 @@ class _Simulation:
         elif step is Step.PREFILLED:
             self._prefilled(attempt)
         else:
-            if self._sender.begins_with(step, attempt):
+            if not attempt.is_prefilled:
                 self._ask_to_send(attempt)
             return
         self._bind_queue()

@@ -74,11 +74,16 @@ def lognormal(mean: float, cv: float) -> Lengths:
     return draw
 
 
-def quantiles(points: Sequence[tuple[float, float]]) -> Lengths:
-    """Return lengths whose (probability, length) quantiles are these, linear between.
+def quantiles(points: Sequence[tuple[float, float]], mean: float | None = None) -> Lengths:
+    """Return lengths with these (probability, length) quantiles, and with this mean.
+
+    Between two quantiles a and b the length is ``a + (b - a) t ** k``, t going from 0 to 1.
+    Without a mean k is 1, a line. With one, k is what gives this mean: the mean of such a
+    piece is ``a + (b - a) / (k + 1)``. Lines alone put far too much into long tails.
 
     Args:
         points: Rising in both; the first at probability 0, the last at 1.
+        mean: Above that of the lower and below that of the upper ends of the pieces.
     """
     shares = [share for share, _ in points]
     values = [value for _, value in points]
@@ -86,10 +91,20 @@ def quantiles(points: Sequence[tuple[float, float]]) -> Lengths:
         raise ValueError("quantiles begin at probability 0 and end at 1")
     if sorted(shares) != shares or sorted(values) != values:
         raise ValueError("quantiles must rise")
+    lows, rises, widths = np.array(values[:-1]), np.diff(values), np.diff(shares)
+    power = 1.0
+    if mean is not None:
+        least, range_ = float(widths @ lows), float(widths @ rises)
+        if not least < mean < least + range_:
+            raise ValueError(f"no lengths with these quantiles have a mean of {mean}")
+        power = range_ / (mean - least) - 1
 
     def draw(num_requests: int, rng: Generator) -> NDArray[np.int64]:
-        drawn = np.interp(rng.random(num_requests), shares, values)
-        return np.maximum(np.rint(drawn), 1).astype(np.int64)
+        drawn = rng.random(num_requests)
+        piece = np.minimum(np.searchsorted(shares, drawn, side="right"), len(widths)) - 1
+        place = (drawn - np.array(shares)[piece]) / widths[piece]
+        lengths: NDArray[np.float64] = lows[piece] + rises[piece] * place**power
+        return np.maximum(np.rint(lengths), 1).astype(np.int64)
 
     return draw
 
@@ -100,11 +115,15 @@ class TokenStatistics:
 
     Attributes:
         points: (probability, tokens) quantiles.
-        mean: Of the trace; draws from the quantiles come near it, no closer.
+        mean: Of the trace.
     """
 
     points: tuple[tuple[float, float], ...]
     mean: float
+
+    def lengths(self) -> Lengths:
+        """Return lengths with these quantiles and this mean."""
+        return quantiles(self.points, self.mean)
 
 
 def _azure(mean: float, *values: float) -> TokenStatistics:

@@ -75,7 +75,7 @@ def random_fog(seed: int) -> tuple[tuple[SimReplica, ...], Network]:
     rng = np.random.default_rng(seed)
     replicas = []
     roles = [Role.PREFILL, Role.DECODE, Role.BOTH, Role.BOTH]
-    rng.shuffle(roles)  # type: ignore[arg-type]
+    rng.shuffle(roles)
     for index in range(int(rng.integers(2, 5))):
         num_stages = int(rng.integers(1, 4))
         hop = float(rng.uniform(0, 0.003))

@@ -239,6 +239,26 @@ def test_replicas_full_of_each_others_prompts_are_not_stuck() -> None:
     assert all(record.is_finished for record in result.records)
 
 
+def test_a_flooded_prompt_pool_borrows_a_token_machine_until_it_has_drained() -> None:
+    replicas = [
+        replica("p", Role.PREFILL, stage("a", prompt=prefill_rate(1000))),
+        replica("d", Role.DECODE, stage("b", prompt=prefill_rate(1000)), slots=8),
+        replica("e", Role.DECODE, stage("c", prompt=prefill_rate(1000)), slots=8),
+    ]
+    arriving = at(*[0.0] * 30, 200.0, prompt=1000)
+
+    mixed = run(replicas, arriving, routing=SPLITWISE_MIXED)
+    plain = run(replicas, arriving, routing=SPLITWISE)
+
+    prefilled = [record.prefill_replica for record in mixed.records]
+    # Eight prompts fill the queue; then one token machine helps, then both.
+    assert prefilled[:9] == ["p"] * 8 + ["d"]
+    assert {"p", "d", "e"} == set(prefilled)
+    assert prefilled[30] == "p"
+    assert {record.prefill_replica for record in plain.records} == {"p"}
+    assert mixed.summary().waiting.mean < plain.summary().waiting.mean / 2
+
+
 # --- input --------------------------------------------------------------------------------
 
 

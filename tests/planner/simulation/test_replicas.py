@@ -1,0 +1,119 @@
+"""Plans simulated: what the planner promises is what the simulator measures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from broker.plan import Plan, Role
+from planner import DeviceSpec, ModelSpec, Objective, Roles, Workload, plan
+from planner.simulation import Scenario, SimReplica, SimRequest, simulate
+from planner.simulation.replicas import (
+    kv_bytes_per_token,
+    network_of,
+    replicas_from_plan,
+    replicas_from_rates,
+)
+from planner.simulation.routing import PAPER_JSQ
+from planner.simulation.workloads import constant, fixed_period, requests
+from tests.planner.fogs import random_fog
+
+WORK = Workload(prompt_tokens=256, answer_tokens=120, context_tokens=700)
+
+
+def _planned(seed: int, roles: Roles = Roles.SEPARATE) -> tuple[Plan, list[DeviceSpec], ModelSpec]:
+    devices, model = random_fog(seed, 5, low=0.4, high=0.9)
+    objective = Objective(roles=roles, population=16, generations=5)
+    return plan(devices, model, WORK, objective), devices, model
+
+
+def _arriving(num_requests: int, period: float) -> tuple[SimRequest, ...]:
+    arrivals = fixed_period(num_requests, period)
+    return requests(arrivals, constant(256), constant(120), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_lone_request_meets_the_plans_latencies(seed: int) -> None:
+    made, devices, model = _planned(seed)
+    replicas = replicas_from_plan(made, devices, model, WORK)
+    by_id = {replica.id: replica for replica in made.replicas}
+
+    result = simulate(
+        Scenario(
+            replicas=replicas,
+            requests=_arriving(1, 1.0),
+            network=network_of(devices),
+            kv_bytes_per_token=kv_bytes_per_token(model),
+            num_layers=model.num_layers,
+        )
+    )
+
+    (record,) = result.records
+    prefill = by_id[record.prefill_replica].predicted
+    decode = by_id[record.decode_replica].predicted
+    assert record.ttft_seconds == pytest.approx(prefill.ttft_seconds, rel=0.1)
+    assert 1 / record.decode_speed == pytest.approx(decode.tpot_seconds, rel=0.05)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_saturated_fog_delivers_what_the_plan_predicts(seed: int) -> None:
+    made, devices, model = _planned(seed)
+    predicted = made.predicted.requests_per_second
+    assert predicted is not None
+    replicas = replicas_from_plan(made, devices, model, WORK)
+
+    result = simulate(
+        Scenario(replicas=replicas, requests=_arriving(400, 0.7 / predicted), routing=PAPER_JSQ)
+    )
+
+    # Between the first and the last minute; growing contexts and grouping leave a rest.
+    ends = sorted(record.finish for record in result.records)[100:300]
+    rate = (len(ends) - 1) / (ends[-1] - ends[0])
+    assert rate == pytest.approx(predicted, rel=0.12)
+
+
+def test_rates_alone_give_nearly_the_same_throughput_as_profiles() -> None:
+    made, devices, model = _planned(2)
+
+    def rate(replicas: tuple[SimReplica, ...]) -> float:
+        scenario = Scenario(replicas=replicas, requests=_arriving(300, 0.001))
+        return simulate(scenario).summary().requests_per_second
+
+    assert rate(replicas_from_rates(made)) == pytest.approx(
+        rate(replicas_from_plan(made, devices, model, WORK)), rel=0.15
+    )
+
+
+def test_replicas_keep_roles_slots_memory_and_layers_of_the_plan() -> None:
+    made, devices, model = _planned(1, Roles.MIXED)
+
+    for found in (replicas_from_plan(made, devices, model, WORK), replicas_from_rates(made)):
+        assert len(found) == len(made.replicas)
+        for simulated, planned in zip(found, made.replicas, strict=True):
+            assert (simulated.id, simulated.role) == (planned.id, planned.role)
+            assert simulated.role in set(Role)
+            assert (simulated.slots, simulated.kv_tokens) == (planned.slots, planned.kv_tokens)
+            assert [stage.layers for stage in simulated.stages] == [
+                (stage.layers.start, stage.layers.end) for stage in planned.stages
+            ]
+
+
+def test_a_slower_device_makes_its_stages_slower() -> None:
+    made, devices, model = _planned(1)
+    halved = [replace(device, speed=device.speed / 2) for device in devices]
+
+    fast = replicas_from_plan(made, devices, model, WORK)[0].stages[0]
+    slow = replicas_from_plan(made, halved, model, WORK)[0].stages[0]
+
+    assert slow.prefill_seconds(100, 0) == pytest.approx(2 * fast.prefill_seconds(100, 0))
+    assert slow.decode_seconds(2, 300) == pytest.approx(2 * fast.decode_seconds(2, 300))
+
+
+def test_a_plan_with_unknown_devices_is_refused() -> None:
+    made, devices, model = _planned(1)
+    gone = made.replicas[0].stages[0].device
+
+    with pytest.raises(ValueError, match=gone):
+        replicas_from_plan(made, [d for d in devices if d.id != gone], model, WORK)
