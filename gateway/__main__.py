@@ -51,9 +51,9 @@ def main() -> int:
     )
     try:
         return asyncio.run(Gateway(settings).run())
-    except (ModelRefusedError, RefusedError) as error:
+    except RefusedError as error:
         logger.error("%s", error)
-    return REFUSED
+        return REFUSED
 
 
 class Gateway:
@@ -72,10 +72,10 @@ class Gateway:
         self._signer = UrlSigner(key, settings.base_url)
 
     async def run(self) -> int:
-        """Serve until told to stop.
+        """Serve until told to stop; return the exit status.
 
         Raises:
-            ModelRefusedError, RefusedError: A new start would end the same way.
+            RefusedError: The port cannot be used.
         """
         settings = self._settings
         try:
@@ -108,6 +108,12 @@ class Gateway:
             done, _ = await asyncio.wait(
                 {serving, working, told, refused}, return_when=asyncio.FIRST_COMPLETED
             )
+            for future in done - {told, serving}:
+                future.result()
+        except (ModelRefusedError, RefusedError) as error:
+            # Before the rest is stopped: should that take long, the reason is known.
+            logger.error("%s", error)
+            return REFUSED
         finally:
             stopping.set()
             server.should_exit = True
@@ -117,8 +123,6 @@ class Gateway:
             # Before the engine, whose end would look like a failure of the fog to them.
             await prompts.stop()
             await asyncio.gather(serving, engine.stop())
-        for future in done - {told, serving}:
-            future.result()
         return 0
 
     def _connect_later(self, refused: asyncio.Future[None]) -> tuple[MqttTransport, FogEngine]:

@@ -153,8 +153,8 @@ async def _with_pauses(
             while not (await asyncio.wait({upcoming}, timeout=pause_seconds))[0]:
                 yield None
         finally:
-            if not upcoming.done():
-                await _cancel(upcoming)
+            # Done or not: when the stream is cut off here, nobody else looks at its error.
+            await _cancel(upcoming)
         event = upcoming.result()
         if event is None:
             return

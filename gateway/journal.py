@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 FLUSH_SECONDS: Final = 0.05
 RETRY_SECONDS: Final = 1.0
 TIMEOUT_SECONDS: Final = 2.0
+STOP_SECONDS: Final = 1.0
+"""At most this long a stop waits for each: what runs, and what is left to write."""
 EXPIRE_SECONDS: Final = 3600
 MAX_ENDED: Final = 1000
 """Ended requests that wait for Redis to come back; older ones go without a journal."""
@@ -123,6 +125,7 @@ class RedisJournal:
         self._entries: dict[str, _Entry] = {}
         self._changed: dict[str, _Entry] = {}
         self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._is_available = False
         self._is_reported = False
         self._task: asyncio.Task[None] | None = None
@@ -171,12 +174,19 @@ class RedisJournal:
         self._task = asyncio.create_task(self._run(), name="journal")
 
     async def stop(self) -> None:
+        self._stopping.set()
+        self._wake.set()
         if self._task is not None:
+            # Ends a pause, or waiting for a Redis that hangs. Not to be relied on: redis-py
+            # sends within `asyncio.wait_for`, which in Python 3.11 drops a cancellation that
+            # meets its result (gh-86296). The loop then ends because it is told to stop.
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait({self._task}, timeout=STOP_SECONDS)
         if not self._is_reported:
-            await self._try_flush()
+            last = asyncio.create_task(self._try_flush(), name="journal-last")
+            _, late = await asyncio.wait({last}, timeout=STOP_SECONDS)
+            for task in late:
+                task.cancel()
         with contextlib.suppress(RedisError, OSError):
             await self._redis.aclose()
 
@@ -187,10 +197,12 @@ class RedisJournal:
         self._wake.set()
 
     async def _run(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             await self._try_flush()
             if self._is_available:
                 await self._wake.wait()
+            if self._stopping.is_set():
+                return
             # Batches what comes in the meantime; without Redis, the time to the next try.
             await self._sleep(FLUSH_SECONDS if self._is_available else RETRY_SECONDS)
 
