@@ -198,4 +198,13 @@ async def _first_of(*futures: asyncio.Future[Any]) -> None:
 async def _cancel(future: asyncio.Future[Any]) -> None:
     """Cancel and wait until the work has really ended, whatever it ended with."""
     future.cancel()
-    await asyncio.gather(future, return_exceptions=True)
+    try:
+        await asyncio.gather(future, return_exceptions=True)
+    finally:
+        # Cancelled while waiting, too: an error that nobody asks for would be logged.
+        future.add_done_callback(_look)
+
+
+def _look(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

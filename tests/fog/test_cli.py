@@ -241,5 +241,17 @@ async def until(output: io.StringIO, text: str) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.fixture(autouse=True)
+def others() -> set[psutil.Process]:
+    """Processes that were here before the test: another module's fog may be running."""
+    OTHERS.clear()
+    OTHERS.update(psutil.Process().children(recursive=True))
+    return OTHERS
+
+
+OTHERS: set[psutil.Process] = set()
+
+
 def descendants() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    """Return what the test itself has started and not stopped."""
+    return [p for p in psutil.Process().children(recursive=True) if p not in OTHERS]
