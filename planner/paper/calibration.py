@@ -10,13 +10,13 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from broker.control import DecodeTime, LayerTimes, Link, PrefillTime
 from planner.model import DeviceSpec, ModelSpec
+from planner.sourced import Sourced, SourcedFile, SourcedTable
 
 CALIBRATION_FILE: Final = Path(__file__).with_name("calibration.toml")
 
@@ -30,32 +30,12 @@ _LONG_PROMPT: Final = 1 << 20
 _GIGABYTE: Final = 10**9
 
 
-class Source(StrEnum):
-    """Where a number is from."""
-
-    PAPER = "paper"
-    DERIVED = "derived"
-    ASSUMED = "assumed"
-    FITTED = "fitted"
+SOURCES: Final = ("paper", "derived", "assumed", "fitted")
+"""What the file may say about where a number is from; its head explains the words."""
 
 
 class CalibrationError(ValueError):
-    """The file lacks a number or its source; the message names the place."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sourced:
-    """A number of the calibration, for people who ask where it is from.
-
-    Attributes:
-        place: ``"dev1.usable_gigabytes"``, with all ids of equal devices.
-        note: How it was derived, or what it was fitted to; may be empty.
-    """
-
-    place: str
-    value: float
-    source: Source
-    note: str
+    """The file is not a calibration; the message says where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +73,22 @@ def load_calibration(path: Path = CALIBRATION_FILE) -> Calibration:
     """Read a calibration.
 
     Raises:
-        CalibrationError: A number is missing, has no source, or is not a number.
+        UnsourcedNumberError: A number is missing, has no source, or is not a number.
+        CalibrationError: It is no TOML, or devices have no ids of their own.
         OSError: The file cannot be read.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise CalibrationError(f"{path.name}: {error}") from error
-    reader = _Reader(path.name)
-    model = reader.numbers("model", document.get("model", {}))
-    network = reader.numbers("network", document.get("network", {}))
+    reader = SourcedFile(path.name, SOURCES)
+    model = reader.table("model", document.get("model", {}), texts=("name",))
+    network = reader.table("network", document.get("network", {}))
     tables: list[Mapping[str, Any]] = document.get("devices", [])
     ids = [device for table in tables for device in table.get("ids", [])]
     if not ids or len(set(ids)) != len(ids):
         raise CalibrationError(f"{path.name}: devices need ids, each once; found {ids}")
-    spec, kv_bytes = _model(model, str(document["model"]["name"]))
+    spec, kv_bytes = _model(model, str(document["model"].get("name", "")))
     row_bytes = spec.activation_bytes
     hop = Link(
         latency_seconds=network("hop_milliseconds") / 1e3,
@@ -116,7 +97,7 @@ def load_calibration(path: Path = CALIBRATION_FILE) -> Calibration:
     link = Link(latency_seconds=0.0, bytes_per_second=network("megabits_per_second") * 1e6 / 8)
     devices = []
     for table in tables:
-        numbers = reader.numbers("/".join(table["ids"]), table)
+        numbers = reader.table("/".join(table["ids"]), table, texts=("ids", "name"))
         for device in table["ids"]:
             peers = {peer: hop for peer in ids if peer != device}
             devices.append(_device(device, numbers, spec, link, peers))
@@ -129,49 +110,7 @@ def load_calibration(path: Path = CALIBRATION_FILE) -> Calibration:
     )
 
 
-class _Numbers:
-    """The numbers of one table; asking for one that is missing names it."""
-
-    def __init__(self, where: str, values: Mapping[str, float]) -> None:
-        self.where = where
-        self.values = values
-
-    def __call__(self, name: str, default: float | None = None) -> float:
-        value = self.values.get(name, default)
-        if value is None:
-            raise CalibrationError(f"{self.where}: {name} is missing")
-        return value
-
-
-class _Reader:
-    """Reads ``{ value, source, note }`` and keeps a list of all that it read."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-        self.found: list[Sourced] = []
-
-    def numbers(self, where: str, table: Mapping[str, Any]) -> _Numbers:
-        values: dict[str, float] = {}
-        for name, entry in table.items():
-            place = f"{where}.{name}"
-            if name in ("ids", "name"):
-                continue
-            if not isinstance(entry, dict) or not isinstance(entry.get("value"), int | float):
-                raise CalibrationError(f"{self.file}: {place} needs a number as its value")
-            try:
-                source = Source(str(entry.get("source")))
-            except ValueError:
-                raise CalibrationError(
-                    f"{self.file}: {place} needs a source, one of {', '.join(Source)}"
-                ) from None
-            if entry["value"] < 0:
-                raise CalibrationError(f"{self.file}: {place} must not be negative")
-            values[name] = entry["value"]
-            self.found.append(Sourced(place, entry["value"], source, entry.get("note", "")))
-        return _Numbers(f"{self.file}: {where}", values)
-
-
-def _model(numbers: _Numbers, name: str) -> tuple[ModelSpec, int]:
+def _model(numbers: SourcedTable, name: str) -> tuple[ModelSpec, int]:
     num_blocks = int(numbers("num_blocks"))
     ffn = round(numbers("ffn_gigabytes") * _GIGABYTE)
     block = ffn + round(numbers("attention_gigabytes") * _GIGABYTE)
@@ -195,7 +134,7 @@ def _model(numbers: _Numbers, name: str) -> tuple[ModelSpec, int]:
 
 
 def _device(
-    device: str, numbers: _Numbers, model: ModelSpec, link: Link, peers: Mapping[str, Link]
+    device: str, numbers: SourcedTable, model: ModelSpec, link: Link, peers: Mapping[str, Link]
 ) -> DeviceSpec:
     token = numbers("prefill_milliseconds_per_token") / model.num_layers
     block, row = numbers("block_milliseconds"), numbers("block_row_milliseconds")

@@ -27,6 +27,7 @@ from planner.paper.calibration import CALIBRATION_FILE
 from planner.paper.report import plan_entries
 from planner.paper.splitwise import SplitwiseRule, rule_slack
 from planner.roles import Member
+from planner.sourced import UnsourcedNumberError
 
 PAIRS = [(workload, policy) for workload in PaperWorkload for policy in Policy]
 
@@ -98,7 +99,7 @@ def test_a_broken_calibration_is_refused_by_the_name_of_the_number(
     assert line in text
     path = tmp_path / "calibration.toml"
     path.write_text(text.replace(line, broken, 1), encoding="utf-8")
-    with pytest.raises(CalibrationError, match=message):
+    with pytest.raises((CalibrationError, UnsourcedNumberError), match=message):
         load_calibration(path)
 
 

@@ -1,0 +1,223 @@
+"""Shapes of public models, and what follows from them in bytes. Pure but for the file."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from math import ceil
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from planner.model import ModelSpec
+
+_FILE: Final = Path(__file__).with_name("models.toml")
+
+FULL: Final = "full"
+SLIDING: Final = "sliding"
+
+
+class WeightFormat(StrEnum):
+    """How weights are held; the cost model knows them by their size alone."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+    """8 bits and a 16-bit scale for every 32 weights."""
+    INT4 = "int4"
+    """4 bits and a 16-bit scale for every 32 weights."""
+    MXFP4 = "mxfp4"
+    """Experts at 4.25 bits, the rest at 16: as gpt-oss is published."""
+
+
+class _Bits(NamedTuple):
+    attention: float
+    ffn: float
+    ends: float
+
+
+_BITS: Final = {
+    WeightFormat.FLOAT32: _Bits(32, 32, 32),
+    WeightFormat.BFLOAT16: _Bits(16, 16, 16),
+    WeightFormat.INT8: _Bits(8.5, 8.5, 8.5),
+    WeightFormat.INT4: _Bits(4.5, 4.5, 4.5),
+    WeightFormat.MXFP4: _Bits(16, 4.25, 16),
+}
+_ITEM_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogueModel:
+    """A decoder of the Llama family and its relatives.
+
+    Attributes:
+        name: In the catalogue.
+        config: Where its configuration is published.
+        intermediate_size: Of a feed-forward block; with experts, of each.
+        experts: Feed-forward blocks of each layer, 0 for one that is always used.
+        active_experts: Of them how many work for a token.
+        kinds: Attention of the blocks, repeated.
+        window: Positions that a sliding block sees.
+    """
+
+    name: str
+    config: str
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    tied: bool
+    context_limit: int
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sinks: bool = False
+    experts: int = 0
+    active_experts: int = 0
+    kinds: tuple[str, ...] = (FULL,)
+    window: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = set(self.kinds) - {FULL, SLIDING}
+        if unknown or not self.kinds:
+            raise ValueError(f"model {self.name}: kinds are {FULL} or {SLIDING}, not {unknown}")
+        if SLIDING in self.kinds and self.window < 1:
+            raise ValueError(f"model {self.name}: sliding blocks need a window")
+        if not 0 <= self.active_experts <= self.experts or (self.experts > 0) != (
+            self.active_experts > 0
+        ):
+            raise ValueError(f"model {self.name}: active_experts must be 1 to experts")
+
+    # --- parameters -----------------------------------------------------------------------
+
+    @property
+    def attention_parameters(self) -> int:
+        """Parameters of a block beside its feed-forward part: attention, norms, router."""
+        q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        count = self.hidden_size * (2 * q_size + 2 * kv_size) + 2 * self.hidden_size
+        count += q_size + 2 * kv_size if self.qkv_bias else 0
+        count += self.hidden_size if self.output_bias else 0
+        count += 2 * self.head_dim if self.qk_norm else 0
+        count += self.num_heads if self.sinks else 0
+        return count + self.experts * (self.hidden_size + 1)
+
+    @property
+    def expert_parameters(self) -> int:
+        """Parameters of one expert, or of the only feed-forward block."""
+        bias = 2 * self.intermediate_size + self.hidden_size if self.mlp_bias else 0
+        return 3 * self.hidden_size * self.intermediate_size + bias
+
+    @property
+    def ffn_parameters(self) -> int:
+        """Parameters of a layer's feed-forward part, all experts together."""
+        return self.expert_parameters * max(self.experts, 1)
+
+    @property
+    def active_ffn_parameters(self) -> int:
+        """Parameters of it that work for one token."""
+        return self.expert_parameters * max(self.active_experts, 1)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the whole model."""
+        matrix = self.vocab_size * self.hidden_size
+        ends = matrix * (1 if self.tied else 2) + self.hidden_size
+        return self.num_layers * (self.attention_parameters + self.ffn_parameters) + ends
+
+    def touched_experts(self, rows: int) -> float:
+        """Return how many experts' weights a step of ``rows`` tokens reads, on average.
+
+        Each token chooses its experts as if at random, so a batch soon touches them all.
+        """
+        if not self.experts:
+            return 1.0
+        missed = (1 - self.active_experts / self.experts) ** rows
+        return self.experts * (1 - missed)
+
+    # --- bytes ----------------------------------------------------------------------------
+
+    def attention_bytes(self, weights: WeightFormat) -> int:
+        """Return what a block's weights beside its feed-forward part take."""
+        return ceil(self.attention_parameters * _BITS[weights].attention / 8)
+
+    def expert_bytes(self, weights: WeightFormat) -> float:
+        """Return what one expert takes, or the only feed-forward block."""
+        return self.expert_parameters * _BITS[weights].ffn / 8
+
+    def ffn_bytes(self, weights: WeightFormat) -> int:
+        """Return what a layer's feed-forward part takes."""
+        return ceil(self.ffn_parameters * _BITS[weights].ffn / 8)
+
+    def matrix_bytes(self, weights: WeightFormat) -> int:
+        """Return what the embedding takes, or the head."""
+        return ceil(self.vocab_size * self.hidden_size * _BITS[weights].ends / 8)
+
+    def kv_bytes(self, kv_format: str) -> int:
+        """Return the KV cache of one position in one block."""
+        if kv_format not in _ITEM_BYTES:
+            known = ", ".join(_ITEM_BYTES)
+            raise ValueError(f"KV format {kv_format!r} is unknown; use one of {known}")
+        return 2 * self.num_kv_heads * self.head_dim * _ITEM_BYTES[kv_format]
+
+    def kind(self, layer: int) -> str:
+        """Return the attention of a block."""
+        return self.kinds[layer % len(self.kinds)]
+
+    def seen_positions(self, kind: str, context: float) -> float:
+        """Return how many of ``context`` positions a block's attention reads."""
+        return min(context, self.window) if kind == SLIDING else context
+
+    def spec(
+        self,
+        weights: WeightFormat,
+        kv_format: str = "float16",
+        request_tokens: int | None = None,
+    ) -> ModelSpec:
+        """Return the model in the planner's numbers.
+
+        Args:
+            weights: Format of the weights.
+            kv_format: Format of the KV cache.
+            request_tokens: A runtime that frees what has left the window of a sliding block
+                holds only a part of each request there; that part is counted for requests
+                of this length. None counts every position in every block.
+        """
+        attention, ffn = self.attention_bytes(weights), self.ffn_bytes(weights)
+        matrix, norm = self.matrix_bytes(weights), ceil(self.hidden_size * _BITS[weights].ends / 8)
+        kinds = tuple(self.kind(layer) for layer in range(self.num_layers))
+        position = self.kv_bytes(kv_format)
+        kv = {FULL: position, SLIDING: position}
+        if request_tokens is not None:
+            held = min(1.0, self.window / request_tokens)
+            kv[SLIDING] = ceil(position * held)
+        activations = _ITEM_BYTES["bfloat16" if weights is WeightFormat.BFLOAT16 else "float32"]
+        return ModelSpec(
+            name=self.name,
+            revision=f"catalogue:{self.name}",
+            weights=str(weights),
+            kv_format=kv_format,
+            block_kinds=kinds,
+            block_bytes=(attention + ffn,) * self.num_layers,
+            kv_bytes=tuple(kv[kind] for kind in kinds),
+            embedding_bytes=matrix,
+            head_bytes=matrix + norm,
+            shared_bytes=matrix if self.tied else 0,
+            activation_bytes=self.hidden_size * activations,
+            context_limit=self.context_limit,
+            ffn_bytes=(ffn,) * self.num_layers,
+        )
+
+
+@cache
+def load_models() -> dict[str, CatalogueModel]:
+    """Return the catalogue by name; it ships with the package, so an error in it is a bug."""
+    document = tomllib.loads(_FILE.read_text(encoding="utf-8"))
+    return {
+        name: CatalogueModel(name=name, **{**entry, "kinds": tuple(entry.get("kinds", (FULL,)))})
+        for name, entry in document.items()
+    }
