@@ -34,14 +34,18 @@ def main() -> int:
     except SettingsError as error:
         print(f"nodes: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    # Importing torch takes seconds, part of them in the dynamic loader, where no Python runs
+    # that could answer a signal. Nothing has been said by then that must be taken back, so
+    # until torch is there a signal just ends the process.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     presence = Presence(int(time.time() * 1000))
     connections = _connections(settings)
-    stop = threading.Event()
-    _stop_on_signals(stop, connections)
-    # Importing torch takes seconds on a small device; the broker answers meanwhile.
+    # The broker answers meanwhile.
     connections.open(presence.session)
     from nodes.service import RefusedError
 
+    stop = threading.Event()
+    _stop_on_signals(stop, connections)
     try:
         _run(settings, connections, presence, stop)
     except RefusedError as error:

@@ -18,6 +18,8 @@ from broker.topics import DEVICE_STATUS, PLANNER_USER
 from broker.transport import Received
 from tests.support.bus import SITE, BrokerProcess, running_broker, wait_for
 
+ROOT = Path(__file__).parents[2]
+
 pytestmark = pytest.mark.usefixtures("mosquitto_path")
 
 
@@ -37,17 +39,28 @@ def observer(bus: BrokerProcess) -> Iterator[MqttTransport]:
     transport.close()
 
 
-def start(address: BrokerAddress, device: str, folder: Path) -> subprocess.Popen[str]:
+def start(
+    address: BrokerAddress, device: str, folder: Path, **changes: str
+) -> subprocess.Popen[str]:
     environ = {
         **os.environ,
         "E2LLM_BROKER": address.url,
         "E2LLM_SITE": SITE,
         "E2LLM_NODE_ID": device,
         "E2LLM_NODE_STATE": str(folder),
+        **changes,
     }
     return subprocess.Popen(
         [sys.executable, "-m", "nodes"], env=environ, stderr=subprocess.PIPE, text=True
     )
+
+
+def wait_for_file(path: Path) -> None:
+    """Wait for a file that another process writes; nothing else tells of it."""
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.01)
 
 
 def wait_for_state(observer: MqttTransport, device: str, state: DeviceState) -> DeviceStatus:
@@ -72,6 +85,23 @@ def test_a_node_that_is_told_to_stop_says_goodbye_at_once(
     assert node.wait(10) == 0
     assert lost.session == ready.session
     assert "Traceback" not in node.communicate()[1]
+
+
+def test_a_node_that_is_still_importing_torch_ends_at_once(
+    bus: BrokerProcess, tmp_path: Path
+) -> None:
+    # As the dynamic loader does with the real one: no other thread gets to run.
+    torch = tmp_path / "torch"
+    torch.mkdir()
+    begun = tmp_path / "begun"
+    (torch / "__init__.py").write_text(
+        f"import ctypes; open({str(begun)!r}, 'w').close(); ctypes.PyDLL(None).sleep(60)"
+    )
+    node = start(bus.address("pi"), "pi", tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    wait_for_file(begun)
+    node.send_signal(signal.SIGTERM)
+    assert node.wait(10) == -signal.SIGTERM
+    assert node.communicate()[1] == ""
 
 
 def test_the_broker_reports_a_node_that_died_and_the_next_start_is_a_later_session(
