@@ -243,9 +243,11 @@ class Supervisor:
     async def _stop(self, child: _Child) -> None:
         process, task = child.process, child.task
         if process is not None and process.returncode is None:
-            # Its leader alone: a parent stops its own children better than we could.
+            # Its leader alone: a parent stops its own children better than we could. Not with
+            # `process.terminate`, which looks for the exit status first: of a child that ends
+            # at this moment it takes the status away from asyncio, which then makes one up.
             with contextlib.suppress(ProcessLookupError):
-                process.terminate()
+                os.kill(process.pid, signal.SIGTERM)
             if task is not None:
                 await asyncio.wait([task], timeout=child.spec.stop_seconds)
             if process.returncode is None:

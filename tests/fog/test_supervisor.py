@@ -174,6 +174,20 @@ async def test_a_child_deaf_to_sigterm_is_killed_and_nothing_of_it_stays(tmp_pat
     assert "killed" in (tmp_path / "child.log").read_text()
 
 
+async def test_a_stop_leaves_the_exit_status_to_asyncio_which_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whoever polls a child that has just ended takes its status away, and asyncio says
+    # "Unknown child process pid ..., will report returncode 255" to the user.
+    polled: list[int] = []
+    monkeypatch.setattr(subprocess.Popen, "poll", lambda process: polled.append(process.pid))
+    async with supervised(tmp_path, python(SLEEP)) as (supervisor, watcher):
+        await watcher.until(lambda: ProcessState.READY in watcher.states("child"))
+        pid = supervisor.pids["child"]
+    assert not psutil.pid_exists(pid)
+    assert polled == []
+
+
 async def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys\n"
