@@ -81,13 +81,18 @@ def load_calibration(path: Path = CALIBRATION_FILE) -> Calibration:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise CalibrationError(f"{path.name}: {error}") from error
-    reader = SourcedFile(path.name, SOURCES)
+    return parse_calibration(document, path.name)
+
+
+def parse_calibration(document: Mapping[str, Any], name: str) -> Calibration:
+    """Return a calibration from the tables of a file; raises as `load_calibration` does."""
+    reader = SourcedFile(name, SOURCES)
     model = reader.table("model", document.get("model", {}), texts=("name",))
     network = reader.table("network", document.get("network", {}))
     tables: list[Mapping[str, Any]] = document.get("devices", [])
     ids = [device for table in tables for device in table.get("ids", [])]
     if not ids or len(set(ids)) != len(ids):
-        raise CalibrationError(f"{path.name}: devices need ids, each once; found {ids}")
+        raise CalibrationError(f"{name}: devices need ids, each once; found {ids}")
     spec, kv_bytes = _model(model, str(document["model"].get("name", "")))
     row_bytes = spec.activation_bytes
     hop = Link(

@@ -6,15 +6,15 @@ roles. The genetic algorithm runs on the same problem for whoever wants to compa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import ceil
 
 from broker.plan import Role
-from planner.model import Roles
+from planner.model import InfeasiblePlanError, Roles
 from planner.oracle import enumerate_groupings
-from planner.paper.calibration import load_calibration
+from planner.paper.calibration import Calibration, load_calibration
 from planner.paper.published import (
     PaperWorkload,
     Policy,
@@ -148,7 +148,13 @@ class GroupComparison:
 @cache
 def paper_fog(workload: PaperWorkload, reading: Reading = Reading.ONE_REQUEST) -> PaperFog:
     """Return the calibrated fog with one of the paper's workloads; one for all callers."""
-    calibration = load_calibration()
+    return fog_under(load_calibration(), workload, reading)
+
+
+def fog_under(
+    calibration: Calibration, workload: PaperWorkload, reading: Reading = Reading.ONE_REQUEST
+) -> PaperFog:
+    """Return the fog of another calibration."""
     means = load_published().workloads[workload]
     return PaperFog(calibration.devices, calibration.model, means, reading)
 
@@ -183,10 +189,19 @@ def evolved_plan(
 
 
 def compare(
-    workload: PaperWorkload, policy: Policy, reading: Reading = Reading.ONE_REQUEST
+    workload: PaperWorkload,
+    policy: Policy,
+    reading: Reading = Reading.ONE_REQUEST,
+    fog: PaperFog | None = None,
 ) -> Comparison:
-    """Return the published plan beside the optimum under the same profile."""
-    fog = paper_fog(workload, reading)
+    """Return the published plan beside the optimum under the same profile.
+
+    ``fog`` is that of another calibration, in its own reading.
+
+    Raises:
+        InfeasiblePlanError: Under that one a published group does not hold the model.
+    """
+    fog = fog or paper_fog(workload, reading)
     published = load_published().plan(workload, policy)
     found: Solution = enumerate_groupings(fog, Roles.SEPARATE, groupings(fog, policy))
     literal = [Member(r.role, _as_published(fog, r)) for r in published.replicas]
@@ -200,12 +215,17 @@ def compare(
     )
 
 
-def compare_groups() -> tuple[GroupComparison, ...]:
-    """Return the different decode groups of the four published plans, equal devices merged."""
+def compare_groups(
+    fogs: Mapping[PaperWorkload, PaperFog] | None = None,
+) -> tuple[GroupComparison, ...]:
+    """Return the different decode groups of the four published plans, equal devices merged.
+
+    ``fogs`` are those of another calibration; raises as `compare` does.
+    """
     names = load_calibration().names
     found: dict[tuple[str, ...], GroupComparison] = {}
     for plan in load_published().plans:
-        fog = paper_fog(plan.workload)
+        fog = fogs[plan.workload] if fogs else paper_fog(plan.workload)
         for replica in plan.replicas:
             kinds = tuple(sorted(names[device] for device in replica.devices))
             if replica.role is Role.DECODE and kinds not in found:
@@ -235,7 +255,9 @@ def _best_speed(fog: PaperFog, published: PublishedReplica, rows: int) -> float:
 
 def _best_of(fog: PaperFog, published: PublishedReplica) -> Performance:
     options = fog.options(fog.group(published.devices))
-    assert options is not None, "a published group holds the model"
+    if options is None:
+        devices = ", ".join(published.devices)
+        raise InfeasiblePlanError(f"under this calibration {devices} cannot hold the model")
     return options.prefill if published.role is Role.PREFILL else options.decode
 
 
