@@ -22,6 +22,7 @@ from fog.quantities import (
     suggest,
 )
 from fog.settable import Settable
+from fog.tomlfaults import describe_fault
 from fog.tomllines import KeyPath, LineIndex, index_lines
 
 DEFAULT_FOG: Final = Path(__file__).parent / "fog.toml"
@@ -36,7 +37,6 @@ CORES_SHARE: Final = 0.6
 """Sum of 1/slowdown that one core carries; 1.2 on two cores (design, section 7)."""
 
 _DEVICE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_AT_LINE: Final = re.compile(r"(.*) \(at line (\d+), column \d+\)")
 
 ValueT = TypeVar("ValueT")
 
@@ -121,9 +121,8 @@ def parse_config(
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        found = _AT_LINE.fullmatch(str(error))
-        where, what = (f"{path}:{found[2]}", found[1]) if found else (str(path), str(error))
-        raise ConfigError(f"{where}: not valid TOML: {what}") from error
+        line, what = describe_fault(text, error)
+        raise ConfigError(f"{path}:{line}: not valid TOML: {what}") from error
     reader = _Reader(path, index_lines(text))
     reader.check_keys((), values, ("site", "planner", "gateway", "device"))
     site = reader.read((), values, "site", _parse_level, default="local")

@@ -48,13 +48,15 @@ class Memory:
 
 
 def parse_memory(value: object) -> Memory:
-    """Parse ``"60 %"``, ``"2 GiB"`` or a number of bytes; it must be greater than 0."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ValueError(f'expected a share like "60 %" or a size like "2 GiB", not {value!r}')
-    if isinstance(value, int):
-        amount, unit = float(value), "B"
-    else:
-        amount, unit = _split(value, '"60 %" or "2 GiB"')
+    """Parse ``"60 %"`` or ``"2 GiB"``; it must be greater than 0, and say in which unit."""
+    if not isinstance(value, str):
+        # A number alone might be meant as bytes, as MiB or as a share.
+        no_unit = isinstance(value, int | float) and not isinstance(value, bool)
+        raise ValueError(
+            f"{value!r} {'has no unit; write' if no_unit else 'is not memory; write'} a share like "
+            '"60 %" or a size like "2 GiB"'
+        )
+    amount, unit = _split(value, '"60 %" or "2 GiB"')
     if not amount > 0:
         raise ValueError(f"must be greater than 0, not {value!r}")
     if unit == "%":

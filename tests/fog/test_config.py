@@ -89,6 +89,9 @@ def test_every_value_is_read_in_its_unit() -> None:
         (DEVICE.replace("60 %", "sixty"), "my-fog.toml:4: device[0].model_memory: 'sixty' is not"),
         (DEVICE.replace("60 %", "-60 %"), "my-fog.toml:4: device[0].model_memory: must be greater"),
         (DEVICE.replace("60 %", "60"), "my-fog.toml:4: device[0].model_memory: '60' has no unit"),
+        (DEVICE.replace('"60 %"', "100"), "my-fog.toml:4: device[0].model_memory: 100 has no unit"),
+        (DEVICE.replace('"60 %"', "1.5"), '1.5 has no unit; write a share like "60 %" or a size'),
+        (DEVICE.replace('"60 %"', "true"), "device[0].model_memory: True is not memory"),
         (DEVICE.replace("60 %", "2 gib"), "unknown unit 'gib' in '2 gib'; did you mean 'GiB'?"),
         (DEVICE.replace("60 %", "2 potatoes"), "unknown unit 'potatoes' in '2 potatoes'; known: %"),
         (DEVICE + "link_delay = 5\n", "my-fog.toml:5: device[0].link_delay: expected text with a"),
@@ -132,18 +135,42 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("60%", Memory(share=0.6)),
         ("2 GiB", Memory(num_bytes=2 * 1024**3)),
         ("1.5 MB", Memory(num_bytes=1_500_000)),
-        (4096, Memory(num_bytes=4096)),
+        ("4096 B", Memory(num_bytes=4096)),
     ],
 )
-def test_memory_is_a_share_or_a_size(text: object, memory: Memory) -> None:
+def test_memory_is_a_share_or_a_size(text: str, memory: Memory) -> None:
     assert parse_memory(text) == memory
 
 
-def test_memory_is_handed_to_a_node_in_a_form_that_can_be_read_again() -> None:
-    for text in ("62.5 %", "2 GiB"):
-        memory = parse_memory(text)
-        again = str(memory) if memory.share is not None else int(str(memory))
-        assert parse_memory(again) == memory
+def test_memory_is_handed_to_a_node_as_a_share_or_in_bytes() -> None:
+    assert str(parse_memory("62.5 %")) == "62.5 %"
+    assert str(parse_memory("2 GiB")) == "2147483648"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (DEVICE.replace('"pi"', '"pi'), '2: not valid TOML: a quote has no partner: id = "pi'),
+        (DEVICE.replace('"pi"', 'pi"'), '2: not valid TOML: a quote has no partner: id = pi"'),
+        (DEVICE.replace('"60 %"\n', '"60 %'), "4: not valid TOML: a quote has no partner: model"),
+        (
+            DEVICE.replace('"pi"', "pi"),
+            "2: not valid TOML: Invalid value (text stands in quotes, a",
+        ),
+        (
+            DEVICE.replace('"60 %"', "60 %"),
+            "4: not valid TOML: Expected newline or end of document after a statement (text stands",
+        ),
+        (DEVICE.replace('"pi"', '"it\'s" x'), "2: not valid TOML: Expected newline or end of docu"),
+        (DEVICE.replace("= 2", "2 # isn't"), "3: not valid TOML: Expected '=' after a key"),
+        ('site = "a"\nx = """b\nc = 1\n', '2: not valid TOML: Unterminated string: x = """b'),
+        ("x = [\n1,\n2\n", "1: not valid TOML: Unclosed array: x = ["),
+        ("[x\n", "1: not valid TOML: Expected ']' at the end of a table declaration: [x"),
+        (f'x = "{"a" * 99}', f'1: not valid TOML: a quote has no partner: x = "{"a" * 55} ...'),
+    ],
+)
+def test_what_is_not_toml_is_shown_with_its_line(text: str, expected: str) -> None:
+    assert error_of(text).startswith(f"my-fog.toml:{expected}")
 
 
 def test_delays_and_rates_become_seconds_and_bytes() -> None:
