@@ -1,0 +1,97 @@
+"""The two kinds of fog on which systems are compared: the paper's, and ours. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from planner.assembly import assemble
+from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
+from planner.paper.calibration import load_calibration
+from planner.paper.plans import paper_fog
+from planner.paper.published import PaperWorkload
+from planner.paper.replicas import PaperFog
+from planner.replicas import Fog
+from planner.roles import Member, score
+from planner.search import Solution
+from planner.simulation import GroupRule, Network, SimReplica, SimStage
+from planner.simulation.replicas import kv_bytes_per_token, network_of, replicas_from_plan
+from planner.simulation.tables import decode_times, prefill_rate
+
+CHUNK_TOKENS = 128
+"""Grid of prefill chunks in every replica of every system."""
+
+
+class PaperSite:
+    """The paper's seven devices under its own cost model.
+
+    Decode steps are the paper's (micro-batches; M times the slowest stage), planned and true
+    speeds are the same, KV cache takes no memory but time on the 920 Mbit/s links. Prompts
+    are cut into chunks in all systems, so that replicas that do both can decode in between.
+    """
+
+    def __init__(self, workload: PaperWorkload) -> None:
+        calibration = load_calibration()
+        self.workload = workload
+        self.table: PaperFog = paper_fog(workload)
+        self.network: Network = network_of(calibration.devices)
+        self.kv_bytes_per_token: float = calibration.kv_bytes_per_token
+        self.num_layers: int = calibration.model.num_layers
+
+    def replicas(self, members: Sequence[Member]) -> tuple[SimReplica, ...]:
+        """Return the simulated replicas of a solution."""
+        return tuple(self._replica(member) for member in members)
+
+    def _replica(self, member: Member) -> SimReplica:
+        found, fog = member.performance, self.table
+        stages = fog.stages(found.devices, found.counts, found.offloads)
+        ends = accumulate(found.counts)
+        return SimReplica(
+            id="+".join(stage.device for stage in stages),
+            role=member.role,
+            stages=tuple(
+                SimStage(
+                    device=stage.device,
+                    prefill_seconds=prefill_rate(
+                        fog.workload.prompt_tokens / stage.prefill_seconds
+                    ),
+                    decode_seconds=decode_times(list(enumerate(stage.decode_seconds, start=1))),
+                    layers=(end - stage.num_blocks, end),
+                )
+                for stage, end in zip(stages, ends, strict=True)
+            ),
+            slots=found.slots,
+            chunk_tokens=CHUNK_TOKENS,
+            groups=GroupRule.PAPER,
+            planned_context=fog.workload.prompt_tokens + fog.workload.answer_tokens // 2,
+        )
+
+
+class FogSite:
+    """Any fog under our cost model: KV cache takes memory, times grow with the context."""
+
+    def __init__(
+        self,
+        devices: Sequence[DeviceSpec],
+        model: ModelSpec,
+        workload: Workload,
+        objective: Objective | None = None,
+    ) -> None:
+        self.devices = tuple(devices)
+        self.model = model
+        self.table: Fog = Fog(devices, model, workload, objective or Objective())
+        self.network: Network = network_of(devices)
+        self.kv_bytes_per_token: float = kv_bytes_per_token(model)
+        self.num_layers: int = model.num_layers
+        self._replicas: dict[tuple[Member, ...], tuple[SimReplica, ...]] = {}
+
+    def replicas(self, members: Sequence[Member]) -> tuple[SimReplica, ...]:
+        """Return the simulated replicas of a solution."""
+        key = tuple(members)
+        if key not in self._replicas:
+            value = score(key, self.table.workload, Roles.MIXED)
+            plan = assemble(self.table, Solution(value, key), "")
+            self._replicas[key] = replicas_from_plan(
+                plan, self.devices, self.model, self.table.workload
+            )
+        return self._replicas[key]

@@ -1,0 +1,159 @@
+"""The systems that ours is compared with, and the candidates of ours. Pure.
+
+Each is a plan and a routing; docstrings say what is taken from whom and what is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from planner.baselines.searches import (
+    all_both,
+    best_device,
+    best_pipeline,
+    by_latency_under_load,
+    by_slower_phase,
+    by_total_latency,
+    random_solution,
+    search,
+    speed_rule,
+    tagged_by_speed,
+)
+from planner.candidates import ROUTINGS, Candidate, Site, with_routings
+from planner.model import Roles
+from planner.paper.replicas import PaperFog
+from planner.paper.splitwise import SplitwiseRule
+from planner.roles import Member
+from planner.search import Solution
+from planner.simulation.routing import (
+    LEAST_ADDED_TIME,
+    PAPER_JSQ,
+    SPLITWISE,
+    SPLITWISE_MIXED,
+    SPLITWISE_SPEED,
+    Routing,
+)
+
+NUM_RANDOM = 3
+_NUM_BEST = 6
+
+E2LLM = "E2LLM (paper)"
+ADAPTED = "adapted Splitwise (paper)"
+POOLS = "Splitwise pools"
+POOLS_SPEED = "Splitwise pools, speed-aware"
+POOLS_MIXED = "Splitwise pools, mixed pool"
+PLAN_SPLITWISE = "E2LLM plan, Splitwise routing"
+PLAN_SPEED = "E2LLM plan, speed-aware Splitwise routing"
+PIPELINE = "one pipeline (EdgeShard)"
+COLOCATED = "colocated, chunked prefill"
+DEVICE = "best single device"
+HEXGEN = "total latency (HexGen-like)"
+RANDOM = "random"
+
+NOTES = {
+    E2LLM: "separate roles, least max(N_P/sum PS, N_D/sum DS); shortest estimated wait, both "
+    "replicas at arrival",
+    ADAPTED: "as E2LLM, and every prefill replica prefills at least as fast as every decode one",
+    POOLS: "E2LLM's groups, the fastest in prefill as prompt pool, their number balanced; fewest "
+    "pending tokens, least reserved memory, blind to speed",
+    POOLS_SPEED: "the same pools; pending tokens and reserved memory over planned speeds",
+    POOLS_MIXED: "the same pools and original rules; a pool that is full borrows from the other",
+    PLAN_SPLITWISE: "E2LLM's plan with Splitwise's original routing: what routing alone does",
+    PLAN_SPEED: "the strongest pools: tagged by E2LLM, not by speed, and speed-aware routing",
+    PIPELINE: "one pipeline over the subset of devices that serves most requests, doing both",
+    COLOCATED: "all replicas do both, groups for most requests per second; shortest estimated wait",
+    DEVICE: "the device that holds the whole model and serves most requests, doing both",
+    HEXGEN: "colocated, all devices used, groups for the least latency of a lone request",
+    RANDOM: "random groups and roles that can serve; shortest estimated wait",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A plan and a routing under a name."""
+
+    name: str
+    candidate: Candidate
+
+
+def baselines(site: Site, seed: int = 0) -> tuple[System, ...]:
+    """Return all baselines that exist on a site: its models may need more than one device."""
+    table = site.table
+    separate = _first(search(table, by_slower_phase(Roles.SEPARATE), seed))
+    rule = SplitwiseRule(table) if isinstance(table, PaperFog) else speed_rule
+    adapted = _first(search(table, by_slower_phase(Roles.SEPARATE, rule), seed))
+    pools = None
+    if separate is not None:
+        groups = [_group(member) for member in separate.members]
+        options = [option for g in groups if (option := table.options(g)) is not None]
+        pools = Solution(*tagged_by_speed(options, table.workload))
+    colocated = _first(search(table, all_both, seed))
+    total_latency = _first(search(table, by_total_latency(table.num_devices), seed))
+    found: list[tuple[str, Solution | None, Routing]] = [
+        (E2LLM, separate, PAPER_JSQ),
+        (ADAPTED, adapted, PAPER_JSQ),
+        (POOLS, pools, SPLITWISE),
+        (POOLS_SPEED, pools, SPLITWISE_SPEED),
+        (POOLS_MIXED, pools, SPLITWISE_MIXED),
+        (PLAN_SPLITWISE, separate, SPLITWISE),
+        (PLAN_SPEED, separate, SPLITWISE_SPEED),
+        (PIPELINE, best_pipeline(table), PAPER_JSQ),
+        (COLOCATED, colocated, PAPER_JSQ),
+        (DEVICE, best_device(table), PAPER_JSQ),
+        (HEXGEN, total_latency, PAPER_JSQ),
+    ]
+    found += [
+        (f"{RANDOM} {number}", random_solution(table, 1000 * seed + number), PAPER_JSQ)
+        for number in range(1, NUM_RANDOM + 1)
+    ]
+    return tuple(
+        System(name, Candidate(name, solution.members, routing))
+        for name, solution, routing in found
+        if solution is not None
+    )
+
+
+def candidates(
+    site: Site, systems: Iterable[System], period_seconds: float, seed: int = 0
+) -> list[Candidate]:
+    """Return what our planner chooses from.
+
+    The best groupings by the analytic objective with mixed roles, with separate roles and
+    colocated; those in which a lone request is fastest, as far as they serve the load; and
+    the plans of all baselines. The best of each kind and the baselines' come with each of our
+    routings, the baselines' with their own as well.
+
+    Args:
+        site: Where they would run.
+        systems: The baselines.
+        period_seconds: Mean time between two requests.
+        seed: Of the genetic algorithm, where there are too many devices to enumerate.
+    """
+    table = site.table
+    plans: list[tuple[str, Sequence[Member]]] = []
+    others: list[Candidate] = []
+    for name, assign in (
+        ("mixed roles", by_slower_phase(Roles.MIXED)),
+        ("separate roles", by_slower_phase(Roles.SEPARATE)),
+        ("colocated", all_both),
+        ("low latency", by_latency_under_load(period_seconds)),
+    ):
+        for number, found in enumerate(search(table, assign, seed, _NUM_BEST)):
+            if number == 0:
+                plans.append((name, found.members))
+            else:
+                others.append(Candidate(name, found.members, LEAST_ADDED_TIME))
+    known = list(systems)
+    plans += [(system.name, system.candidate.members) for system in known]
+    offered = [candidate for name, members in plans for candidate in with_routings(name, members)]
+    offered += [s.candidate for s in known if s.candidate.routing not in ROUTINGS.values()]
+    return offered + others
+
+
+def _first(found: Sequence[Solution]) -> Solution | None:
+    return found[0] if found else None
+
+
+def _group(member: Member) -> int:
+    return sum(1 << device for device in member.performance.devices)

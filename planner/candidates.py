@@ -1,0 +1,251 @@
+"""Which of several ways to serve a workload is best: simulate each, choose one. Pure.
+
+An analytic objective (seconds per request of the slower phase) knows no queues: it ranks
+plans for a load that never ends. Here candidates are run on samples of the stated workload,
+its arrivals included, and the best is improved by changing one role at a time. The samples
+are arguments: whoever reports results draws them with other seeds than those reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil, inf, isfinite
+from typing import Final, Protocol
+
+from broker.plan import Role
+from planner.roles import Member
+from planner.search import GroupTable
+from planner.simulation import Network, Scenario, SimReplica, SimRequest, simulate
+from planner.simulation.routing import (
+    JUST_IN_TIME,
+    LATE_BINDING,
+    LEAST_ADDED_TIME,
+    PAPER_JSQ,
+    Routing,
+)
+
+ROUTINGS: Final = {
+    "late": LATE_BINDING,
+    "least-added": LEAST_ADDED_TIME,
+    "just-in-time": JUST_IN_TIME,
+    "jsq": PAPER_JSQ,
+}
+"""The routings among which `choose` looks, by the names that reports use."""
+
+# Of the candidates the best tenth, and at least so many, see all samples.
+_FINALISTS: Final = 10
+_FINAL_SHARE: Final = 0.1
+_ROLES: Final = (Role.PREFILL, Role.DECODE, Role.BOTH)
+
+
+class Site(Protocol):
+    """A fog with its model and workload, as search and simulation see it."""
+
+    @property
+    def table(self) -> GroupTable:
+        """What each group of devices is worth."""
+
+    @property
+    def network(self) -> Network:
+        """The links between the devices."""
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """KV cache of one position in all layers."""
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks of the model."""
+
+    def replicas(self, members: Sequence[Member]) -> tuple[SimReplica, ...]:
+        """Return the simulated replicas of a solution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A plan and a routing.
+
+    Attributes:
+        origin: Who proposed the plan.
+        members: Its replicas with their roles.
+    """
+
+    origin: str
+    members: tuple[Member, ...]
+    routing: Routing
+
+    @property
+    def key(self) -> object:
+        """What makes two candidates the same."""
+        return frozenset((m.role, m.performance.stages) for m in self.members), self.routing
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What became of the requests of one or more runs: means over runs.
+
+    Attributes:
+        waiting_seconds: Arrival to first decode step.
+        end_to_end_seconds: Arrival to last token.
+        ttft_seconds: Arrival to first token.
+        waiting_p90_seconds: Of a run.
+        slow_share: Requests that decode below 7 tokens per second.
+        served_share: Requests that finished.
+    """
+
+    waiting_seconds: float
+    end_to_end_seconds: float
+    ttft_seconds: float
+    waiting_p90_seconds: float
+    slow_share: float
+    served_share: float
+
+
+Value = Callable[[Served], float]
+"""What is made small."""
+
+
+def total_delay(served: Served) -> float:
+    """Return mean waiting plus mean end-to-end time, the default of `choose`.
+
+    Waiting alone is made small by letting requests begin early and then decode slowly; end
+    to end alone does not ask for an early begin. Their sum weighs both, and an unserved
+    request makes it infinite.
+    """
+    if served.served_share < 1:
+        return inf
+    return served.waiting_seconds + served.end_to_end_seconds
+
+
+def scenario(site: Site, candidate: Candidate, requests: Sequence[SimRequest]) -> Scenario:
+    """Return a run of ``candidate`` on ``site``."""
+    return Scenario(
+        replicas=site.replicas(candidate.members),
+        requests=requests,
+        routing=candidate.routing,
+        network=site.network,
+        kv_bytes_per_token=site.kv_bytes_per_token,
+        num_layers=site.num_layers,
+    )
+
+
+def serve(site: Site, candidate: Candidate, requests: Sequence[SimRequest]) -> Served:
+    """Simulate one run."""
+    summary = simulate(scenario(site, candidate, requests)).summary()
+    total = summary.num_finished + summary.num_unfinished
+    return Served(
+        waiting_seconds=summary.waiting.mean,
+        end_to_end_seconds=summary.end_to_end.mean,
+        ttft_seconds=summary.ttft.mean,
+        waiting_p90_seconds=summary.waiting.p90,
+        slow_share=summary.below_qos[0],
+        served_share=summary.num_finished / total,
+    )
+
+
+def mean(runs: Sequence[Served]) -> Served:
+    """Return the mean of several runs."""
+
+    def of(name: str) -> float:
+        return sum(float(getattr(run, name)) for run in runs) / len(runs)
+
+    return Served(
+        of("waiting_seconds"),
+        of("end_to_end_seconds"),
+        of("ttft_seconds"),
+        of("waiting_p90_seconds"),
+        of("slow_share"),
+        of("served_share"),
+    )
+
+
+def with_routings(origin: str, members: Iterable[Member]) -> list[Candidate]:
+    """Return a plan with each of `ROUTINGS`."""
+    fixed = tuple(members)
+    return [Candidate(origin, fixed, routing) for routing in ROUTINGS.values()]
+
+
+@dataclass(slots=True)
+class _Trials:
+    """Runs that were made, each once."""
+
+    site: Site
+    samples: Sequence[Sequence[SimRequest]]
+    value: Value
+    _known: dict[tuple[object, int], Served] = field(default_factory=dict)
+
+    def cost(self, candidate: Candidate, num_samples: int) -> float:
+        runs = []
+        for index in range(num_samples):
+            key = candidate.key, index
+            if key not in self._known:
+                self._known[key] = serve(self.site, candidate, self.samples[index])
+            runs.append(self._known[key])
+        cost = self.value(mean(runs))
+        return cost if isfinite(cost) else inf
+
+
+def choose(
+    site: Site,
+    candidates: Iterable[Candidate],
+    samples: Sequence[Sequence[SimRequest]],
+    value: Value = total_delay,
+    *,
+    max_climbs: int = 8,
+) -> Candidate:
+    """Return the candidate that serves the samples best, improved role by role.
+
+    All candidates see the first sample, the best of them all samples; then the best changes
+    the role of one replica, or its routing, as long as that helps. Equal arguments give an
+    equal choice; ties go to the first candidate.
+
+    Args:
+        site: Where it runs.
+        candidates: Plans with routings, in the order of preference.
+        samples: Requests, one sequence for each run.
+        value: What is made small.
+        max_climbs: Most changes to the best candidate; 0 chooses among the given ones.
+
+    Raises:
+        ValueError: There is no candidate, no sample, or none serves every request.
+    """
+    given = list({candidate.key: candidate for candidate in reversed(list(candidates))}.values())
+    given.reverse()
+    if not given or not samples:
+        raise ValueError("a choice needs at least one candidate and one sample")
+    trials = _Trials(site, samples, value)
+    first = sorted(given, key=lambda c: trials.cost(c, 1))
+    finalists = first[: max(_FINALISTS, ceil(_FINAL_SHARE * len(first)))]
+    best = min(finalists, key=lambda c: trials.cost(c, len(samples)))
+    for _ in range(max_climbs):
+        near = sorted(neighbours(site, best), key=lambda c: trials.cost(c, 1))[:_FINALISTS]
+        better = min(near, key=lambda c: trials.cost(c, len(samples)), default=best)
+        if trials.cost(better, len(samples)) >= trials.cost(best, len(samples)):
+            break
+        best = better
+    if trials.cost(best, len(samples)) == inf:
+        raise ValueError("no candidate serves every request of the samples")
+    return best
+
+
+def neighbours(site: Site, candidate: Candidate) -> Iterator[Candidate]:
+    """Yield candidates that differ in one replica's role or in the routing."""
+    for routing in ROUTINGS.values():
+        if routing != candidate.routing:
+            yield replace(candidate, routing=routing)
+    for index, member in enumerate(candidate.members):
+        group = sum(1 << device for device in member.performance.devices)
+        options = site.table.options(group)
+        assert options is not None, "a member is a group that holds the model"
+        for role in _ROLES:
+            if role is not member.role:
+                members = list(candidate.members)
+                members[index] = Member(role, getattr(options, role.value))
+                if _is_complete(members):
+                    yield replace(candidate, members=tuple(members))
+
+
+def _is_complete(members: Sequence[Member]) -> bool:
+    roles = {member.role for member in members}
+    return Role.BOTH in roles or roles >= {Role.PREFILL, Role.DECODE}
