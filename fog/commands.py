@@ -40,6 +40,13 @@ def _check_json_target(target: str | None) -> str | None:
 
 UrlOption = Annotated[
     str,
+def _check_prompt(prompt: str | None) -> str | None:
+    """Refuse an empty question, for example from a shell variable that is not set."""
+    if prompt is not None and not prompt.strip():
+        raise typer.BadParameter("the prompt is empty; write what the fog shall answer")
+    return prompt
+
+
     typer.Option("--url", envvar=URL_VARIABLE, help="Address of the fog's gateway."),
 ]
 JsonOption = Annotated[
@@ -96,14 +103,21 @@ def up(
     model_name: Annotated[
         str | None, typer.Option("--model-name", help="Name that requests use for the model.")
     ] = None,
-    port: Annotated[int, typer.Option("--port", help="HTTP port on 127.0.0.1.")] = 8080,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="HTTP port on 127.0.0.1.")
+    ] = 8080,
     state: Annotated[
         Path | None,
         typer.Option("--state", metavar="DIR", help="State and logs; default: one per port."),
     ] = None,
     once: Annotated[
         str | None,
-        typer.Option("--once", metavar="PROMPT", help="Answer this, then stop everything."),
+        typer.Option(
+            "--once",
+            metavar="PROMPT",
+            help="Answer this, then stop everything.",
+            callback=_check_prompt,
+        ),
     ] = None,
     json_target: JsonOption = None,
     max_tokens: Annotated[
@@ -119,7 +133,7 @@ def up(
 ) -> None:
     """Start a whole fog on this machine: broker, Redis, planner, gateway and devices."""
     from fog.config import DEFAULT_FOG, ConfigError
-    from fog.model_choice import ModelChoiceError
+    from fog.model_choice import DemoModelMissingError, ModelChoiceError
     from fog.ports import PortBusyError
     from fog.preparation import UpOptions
     from fog.processes import ProcessFailedError
@@ -159,6 +173,7 @@ def chat(
     url: UrlOption = DEFAULT_URL,
     temperature: Annotated[
         float, typer.Option("--temperature", min=0, max=2, help="0 is greedy.")
+        DemoModelMissingError,
     ] = 0.0,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")
@@ -201,7 +216,9 @@ def devices(url: UrlOption = DEFAULT_URL, json_target: JsonOption = None) -> Non
 @app.command()
 def doctor(
     fog: Annotated[Path | None, typer.Option("--fog", metavar="FILE")] = None,
-    port: Annotated[int, typer.Option("--port", help="HTTP port that `up` would use.")] = 8080,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="HTTP port that `up` would use.")
+    ] = 8080,
     state: Annotated[Path | None, typer.Option("--state", metavar="DIR")] = None,
     json_target: JsonOption = None,
 ) -> None:

@@ -21,9 +21,10 @@ from rich.table import Table
 from rich.text import Text
 
 from broker.server import find_mosquitto
+from fog import model_choice
+from fog.broker_choice import broker_text
 from fog.cli import EXTRA_OF
 from fog.config import ConfigError, demand_warning, load_config
-from fog.model_choice import DEMO_MODEL
 from fog.ports import PortBusyError, check_port
 from fog.quantities import format_bytes
 from fog.redis_server import RedisMissingError, find_redis_server
@@ -71,7 +72,7 @@ def examine(fog: Path, port: int, state: StateFolder) -> list[Finding]:
         check_packages(),
         check_broker(),
         check_redis(),
-        check_demo_model(DEMO_MODEL),
+        check_demo_model(model_choice.DEMO_MODEL),
         check_fog(fog, cores),
         check_http_port(port),
         check_memory(fog),
@@ -128,13 +129,11 @@ def check_packages() -> Finding:
 
 def check_broker() -> Finding:
     """Check for Mosquitto, or its stand-in."""
-    if found := find_mosquitto():
-        return Finding("MQTT broker", Level.OK, str(found))
+    if find_mosquitto():
+        return Finding("MQTT broker", Level.OK, broker_text())
     install = "apt-get install mosquitto, or brew install mosquitto"
     if importlib.util.find_spec("amqtt") is not None:
-        return Finding(
-            "MQTT broker", Level.WARN, "no Mosquitto; amqtt stands in, which is slower", install
-        )
+        return Finding("MQTT broker", Level.WARN, broker_text(), install)
     return Finding("MQTT broker", Level.FAIL, "neither Mosquitto nor amqtt", install)
 
 
@@ -161,20 +160,13 @@ def check_redis() -> Finding:
 
 def check_demo_model(folder: Path) -> Finding:
     """Check that the package came with its model."""
-    missing = [
-        name
-        for name in ("config.json", "tokenizer.json", "model.safetensors")
-        if not (folder / name).is_file()
-    ]
-    if not missing:
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        return Finding("demo model", Level.OK, format_bytes(size))
-    return Finding(
-        "demo model",
-        Level.WARN,
-        f"missing in the package: {', '.join(missing)}",
-        "install e2llm again, or start with --model FOLDER_OR_HUB_ID",
-    )
+    try:
+        model_choice.check_demo_model(folder)
+    except model_choice.DemoModelMissingError as error:
+        detail, _, remedy = str(error).partition("; ")
+        return Finding("demo model", Level.WARN, detail, remedy)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    return Finding("demo model", Level.OK, format_bytes(size))
 
 
 def check_fog(fog: Path, num_cores: int) -> Finding:

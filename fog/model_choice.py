@@ -10,6 +10,8 @@ from typing import Final
 DEMO_MODEL: Final = Path(__file__).parent / "demo_model"
 DEMO_NAME: Final = "e2llm-demo"
 DEMO_QUESTION: Final = "What is 7 plus 5?"
+_DEMO_FILES: Final = ("config.json", "tokenizer.json", "model.safetensors")
+_TRAINING_SCRIPT: Final = Path("scripts/train_demo_model.py")
 OTHER_QUESTION: Final = "Why is the sky blue? Answer in one sentence."
 
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -17,6 +19,10 @@ _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 class ModelChoiceError(ValueError):
     """``--model`` names neither a model folder nor something the hub could have."""
+
+
+class DemoModelMissingError(Exception):
+    """The package came without its model, or with a part of it. Says where, and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +45,10 @@ def choose_model(text: str | None) -> ModelChoice:
 
     Raises:
         ModelChoiceError: The folder is not there or holds no model.
+        DemoModelMissingError: None was named, and the one in the package is not there.
     """
     if text is None:
+        check_demo_model(DEMO_MODEL)
         return ModelChoice(str(DEMO_MODEL), DEMO_NAME, DEMO_QUESTION)
     folder = Path(text).expanduser()
     if folder.is_dir():
@@ -55,3 +63,19 @@ def choose_model(text: str | None) -> ModelChoice:
             f"--model {text}: no such folder, and not a hub id like Qwen/Qwen2.5-0.5B-Instruct"
         )
     return ModelChoice(text, None, OTHER_QUESTION)
+
+
+def check_demo_model(folder: Path) -> None:
+    """Raise `DemoModelMissingError` unless the folder holds a whole model."""
+    missing = [name for name in _DEMO_FILES if not (folder / name).is_file()]
+    if not missing:
+        return
+    checkout = folder.parent.parent
+    if (checkout / _TRAINING_SCRIPT).is_file():
+        remedy = f"train it: python {checkout / _TRAINING_SCRIPT} --out {folder}"
+    else:
+        remedy = "install e2llm again"
+    raise DemoModelMissingError(
+        f"the demo model in {folder} lacks {', '.join(missing)}; {remedy}; "
+        "or start with another one: --model FOLDER_OR_HUB_ID"
+    )

@@ -45,17 +45,16 @@ def free_port(rng: random.Random, taken: frozenset[int] = frozenset()) -> int:
 
 
 def check_port(port: int) -> None:
-    """Raise `PortBusyError` when nobody could listen on ``port``."""
-    if not 1 <= port <= 65535:
-        raise PortBusyError(f"--port {port} is not between 1 and 65535")
+    """Raise `PortBusyError` when nobody could listen on ``port``, which is in 1..65535."""
     if is_free(port):
         return
     if port < 1024 and holder(port) is None:
         reason = "is not free for you (ports below 1024 belong to the administrator)"
     else:
         reason = f"is taken by {holder(port) or 'another process'}"
+    other = port + 1 if port < 65535 else port - 1
     raise PortBusyError(
-        f"port {port} {reason}. Stop that one, or choose another: e2llm up --port {port + 1}"
+        f"port {port} {reason}. Stop that one, or choose another: e2llm up --port {other}"
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from fog.broker_choice import broker_text
 from fog.client import (
     Answer,
     FogClient,
@@ -56,7 +57,8 @@ def run_up(options: UpOptions, console: Console) -> int:
 
     Raises:
         ConfigError, ModelChoiceError: Something is written wrongly.
-        PortBusyError, StateError, RedisMissingError: Something is in the way.
+        DemoModelMissingError, PortBusyError, StateError, RedisMissingError: Something is
+            missing or in the way.
         ProcessFailedError, FogNotReadyError, FogRequestError: The fog did not come up.
     """
     config = load_config(options.fog, planner=planner_settable(), gateway=gateway_settable())
@@ -71,7 +73,7 @@ def run_up(options: UpOptions, console: Console) -> int:
             console.print(f"Warning: {warning}", style="yellow", markup=False, highlight=False)
         console.print(
             f"Starting {len(config.devices)} devices from {config.path.name}; "
-            f"logs in {folder.logs}",
+            f"logs in {folder.logs}\nMQTT broker: {broker_text()}",
             markup=False,
             highlight=False,
             soft_wrap=True,

@@ -18,14 +18,16 @@ import psutil
 import pytest
 from rich.console import Console
 
+from fog import model_choice
 from fog.chat import run_chat
 from fog.cli import missing_module_text
 from fog.client import FogClient
+from fog.model_choice import DemoModelMissingError
 from fog.ports import free_port
 from fog.preparation import UpOptions
 from fog.probes import http_probe
 from fog.processes import ProcessFailedError, ProcessSpec
-from fog.up import EXIT_INTERRUPTED, EXIT_OK, FogNotReadyError, FogRun
+from fog.up import EXIT_INTERRUPTED, EXIT_OK, FogNotReadyError, FogRun, run_up
 from tests.fog import fake_gateway
 from tests.fog.fake_gateway import PLAN, Behaviour, serve
 
@@ -77,6 +79,34 @@ def test_a_mistyped_option_and_a_mistyped_fog_file_exit_with_2(tmp_path: Path) -
     assert mistyped.returncode == 2
     assert f"{fog}:3: device[0].model_memmory: unknown key" in mistyped.stderr
     assert "did you mean 'model_memory'?" in mistyped.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        (("--once", ""), "the prompt is empty"),
+        (("--once", "  "), "the prompt is empty"),
+        (("--port", "99999"), "Invalid value for '--port'"),
+        (("--port", "80a"), "Invalid value for '--port'"),
+    ],
+)
+def test_an_option_that_cannot_be_meant_is_refused_before_anything_starts(
+    tmp_path: Path, option: tuple[str, str], expected: str
+) -> None:
+    result = e2llm("up", "--state", str(tmp_path / "state"), *option)
+    assert result.returncode == 2
+    assert expected in " ".join(result.stderr.split())
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_package_without_its_model_ends_the_start_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_choice, "DEMO_MODEL", tmp_path / "fog" / "demo_model")
+    state = tmp_path / "state"
+    with pytest.raises(DemoModelMissingError):
+        run_up(UpOptions(state=state, port=free_port(random.SystemRandom())), Console())
+    assert not state.exists()
 
 
 def test_a_json_file_in_a_folder_that_does_not_exist_is_refused_before_anything_starts(

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fog import doctor
+from fog import broker_choice, doctor
 from fog.config import DEFAULT_FOG
 from fog.doctor import Level
+from fog.model_choice import DemoModelMissingError, check_demo_model
 from fog.state import StateFolder
 
 
@@ -86,6 +88,33 @@ def test_a_package_without_its_model_says_so(tmp_path: Path) -> None:
     finding = doctor.check_demo_model(tmp_path)
     assert finding.level is Level.WARN
     assert "model.safetensors" in finding.detail
+
+
+def test_without_the_demo_model_folder_and_remedy_are_named(tmp_path: Path) -> None:
+    package = tmp_path / "fog" / "demo_model"
+    with pytest.raises(DemoModelMissingError) as installed:
+        check_demo_model(package)
+    for part in (str(package), "model.safetensors", "install e2llm again", "--model FOLDER"):
+        assert part in str(installed.value)
+
+    script = tmp_path / "scripts" / "train_demo_model.py"
+    script.parent.mkdir()
+    script.touch()
+    with pytest.raises(DemoModelMissingError, match=f"python {script} --out {package}"):
+        check_demo_model(package)
+
+
+def test_the_broker_is_named_with_version_and_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = tmp_path / "mosquitto"
+    binary.write_text("#!/bin/sh\necho 'mosquitto version 2.1.9'; exit 3\n")
+    binary.chmod(0o700)
+    monkeypatch.setattr(broker_choice, "find_mosquitto", lambda: binary)
+    assert broker_choice.broker_text() == f"Mosquitto 2.1.9 ({binary})"
+
+    monkeypatch.setattr(broker_choice, "find_mosquitto", lambda: None)
+    assert re.match(r"amqtt \d+\.\S+, embedded; ", broker_choice.broker_text())
 
 
 def test_too_little_memory_or_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

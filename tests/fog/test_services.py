@@ -166,8 +166,6 @@ def test_ports_for_broker_and_redis_are_free_and_below_the_outgoing_range() -> N
     second = free_port(random.Random(7), frozenset({first}))
     assert first != second
     assert max(first, second) < 32768
-    with pytest.raises(PortBusyError, match="not between"):
-        check_port(70_000)
 
 
 def test_only_the_owner_can_read_the_password_of_redis(tmp_path: Path) -> None:
