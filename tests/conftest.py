@@ -23,7 +23,7 @@ import shutil
 import socket
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Final, Never
+from typing import Any, Final, Never
 
 import hypothesis
 import pytest
@@ -41,6 +41,9 @@ FIXTURE_MARKERS: Final = {
     "redis_server": "redis",
     "redis_url": "redis",
 }
+
+# Tests that share running processes, which take seconds to start: one worker has them all.
+SHARED_BY: Final = ("tests/e2e/", "tests/pipeline/test_processes.py")
 
 # No deadline: the speed of a shared machine is not a property of the code. In CI
 # the same examples every time, so that a red run can be repeated.
@@ -74,6 +77,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in FIXTURE_MARKERS:
                 item.add_marker(FIXTURE_MARKERS[fixture])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
+    """Make ``--dist loadgroup`` keep a group together.
+
+    pytest-xdist 3.8 writes the mark ``xdist_group`` into an attribute of the test that
+    pytest 9.2 no longer reads, so groups go by path here.
+    """
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]
+
+    class Scheduling(LoadGroupScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            shared = next((path for path in SHARED_BY if nodeid.startswith(path)), None)
+            return shared or super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

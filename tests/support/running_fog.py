@@ -136,6 +136,8 @@ class RunningFog:
         """Ask again and again until the condition holds; nothing tells us from outside."""
         deadline = time.monotonic() + timeout_seconds
         while not condition():
+            if self.process.poll() is not None:
+                raise AssertionError(f"`e2llm up` has ended\n{self.output.read_text()}")
             if time.monotonic() > deadline:
                 raise AssertionError(f"waited in vain until {what}\n{self._tails()}")
             time.sleep(0.05)
@@ -159,8 +161,6 @@ class RunningFog:
 
     def is_whole(self) -> bool:
         """Return whether every device is there and every replica of the plan complete."""
-        if self.process.poll() is not None:
-            raise AssertionError(f"`e2llm up` has ended\n{self.output.read_text()}")
         try:
             plan, devices = self.plan(), self.devices()
         except FogUnreachableError:
@@ -199,6 +199,8 @@ def running_fog(folder: Path, *options: str) -> Iterator[RunningFog]:
         )
     fog = RunningFog(f"http://127.0.0.1:{port}", state, process, output)
     try:
+        # Not only the gateway is ready: `up` has asked its own question and knows it too.
+        fog.until(lambda: f"listens on {fog.url}" in output.read_text(), "`up` says its address")
         fog.wait_until_whole()
         yield fog
     finally:
