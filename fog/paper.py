@@ -1,0 +1,98 @@
+"""`e2llm simulate --paper`: the paper's evaluation beside ours, for a person and as JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table as RichTable
+
+from fog.output import write_json
+
+if TYPE_CHECKING:
+    from planner.paper.tables import Table
+
+
+def run_paper(
+    num_seeds: int, json_target: str | None, figures: Path | None, console: Console
+) -> None:
+    """Simulate the sixteen cells, ideal and with error, and show them.
+
+    Raises:
+        ModuleNotFoundError: Figures are wanted without matplotlib; raised before anything runs.
+        OSError: The JSON file or a figure cannot be written.
+    """
+    # Imported here: numpy and the simulator take a moment that `e2llm --help` need not take.
+    from planner.paper.errors import IDEAL, load_errors
+    from planner.paper.plans import compare
+    from planner.paper.published import PaperWorkload, Policy, load_published
+    from planner.paper.report import CAVEAT, plan_entries
+    from planner.paper.tables import (
+        CONTRADICTIONS,
+        cell_entries,
+        plans_tables,
+        reduction_entries,
+        reductions_table,
+        results_tables,
+        waiting_table,
+    )
+    from planner.paper.waiting import Model, simulate_paper
+
+    if figures is not None:
+        from planner.paper.figures import draw_figures
+    began = time.perf_counter()
+    errors = load_errors()
+    models = ((Model.IDEAL, IDEAL), (Model.WITH_ERROR, errors))
+    comparisons = [compare(workload, policy) for workload in PaperWorkload for policy in Policy]
+    cells = []
+    total = len(models) * len(load_published().results)
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task(f"{total} cells, {num_seeds} runs each", total=total)
+        for cell in simulate_paper(num_seeds, models):
+            cells.append(cell)
+            progress.advance(bar)
+    tables = [
+        *plans_tables(comparisons),
+        *results_tables(cells),
+        *(waiting_table(cells, model) for model, _ in models),
+        reductions_table(cells),
+    ]
+    show_tables(console, tables)
+    console.print("Published cells that contradict each other:", style="bold")
+    for text in CONTRADICTIONS:
+        console.print(f"- {text}", highlight=False)
+    console.print(f"\n{CAVEAT}", highlight=False)
+    files = []
+    if figures is not None:
+        files = draw_figures(figures, cells, errors)
+        console.print(f"Figures: {', '.join(str(file) for file in files)}", highlight=False)
+    result: dict[str, Any] = {
+        "plans": plan_entries(comparisons),
+        "cells": cell_entries(cells),
+        "reductions": reduction_entries(cells),
+        "contradictions": list(CONTRADICTIONS),
+        "seeds": num_seeds,
+        "seconds": time.perf_counter() - began,
+    }
+    write_json(json_target, result)
+
+
+def show_tables(console: Console, tables: Sequence[Table]) -> None:
+    """Print tables with what has to be read with them."""
+    for table in tables:
+        shown = RichTable(
+            title=table.title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left"
+        )
+        for column in table.header:
+            shown.add_column(column)
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+        if table.note:
+            console.print(table.note, highlight=False)
+            console.print()
