@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, inf, isfinite
+from math import inf, isfinite
 from typing import Final, Protocol
 
 from broker.plan import Role
@@ -33,9 +33,8 @@ ROUTINGS: Final = {
 }
 """The routings among which `choose` looks, by the names that reports use."""
 
-# Of the candidates the best tenth, and at least so many, see all samples.
-_FINALISTS: Final = 10
-_FINAL_SHARE: Final = 0.1
+# (samples seen, candidates that go on): then those that are left see all samples.
+_HALVING: Final = ((1, 20), (3, 6))
 _ROLES: Final = (Role.PREFILL, Role.DECODE, Role.BOTH)
 
 
@@ -160,12 +159,6 @@ def mean(runs: Sequence[Served]) -> Served:
     )
 
 
-def with_routings(origin: str, members: Iterable[Member]) -> list[Candidate]:
-    """Return a plan with each of `ROUTINGS`."""
-    fixed = tuple(members)
-    return [Candidate(origin, fixed, routing) for routing in ROUTINGS.values()]
-
-
 @dataclass(slots=True)
 class _Trials:
     """Runs that were made, each once."""
@@ -185,6 +178,18 @@ class _Trials:
         cost = self.value(mean(runs))
         return cost if isfinite(cost) else inf
 
+    def best(self, candidates: Sequence[Candidate]) -> Candidate:
+        """Return the best by successive halving; the first one sees all samples in any case.
+
+        The first is whom the others have to beat, so it must not be lost to one bad draw.
+        """
+        kept = list(candidates)
+        for num_samples, num_kept in _HALVING:
+            if num_samples < len(self.samples):
+                ranked = sorted(kept, key=lambda c: self.cost(c, num_samples))[:num_kept]
+                kept = [c for c in kept if c is candidates[0] or c in ranked]
+        return min(kept, key=lambda c: self.cost(c, len(self.samples)))
+
 
 def choose(
     site: Site,
@@ -192,13 +197,14 @@ def choose(
     samples: Sequence[Sequence[SimRequest]],
     value: Value = total_delay,
     *,
-    max_climbs: int = 8,
+    max_climbs: int = 6,
 ) -> Candidate:
     """Return the candidate that serves the samples best, improved role by role.
 
-    All candidates see the first sample, the best of them all samples; then the best changes
-    the role of one replica, or its routing, as long as that helps. Equal arguments give an
-    equal choice; ties go to the first candidate.
+    Most candidates are far from the best, so few see every sample: all see the first, fewer
+    the next ones, a handful the rest. Then the best changes the role of one replica, or its
+    routing, as long as that helps. Equal arguments give an equal choice; ties go to the
+    first candidate.
 
     Args:
         site: Where it runs.
@@ -215,13 +221,10 @@ def choose(
     if not given or not samples:
         raise ValueError("a choice needs at least one candidate and one sample")
     trials = _Trials(site, samples, value)
-    first = sorted(given, key=lambda c: trials.cost(c, 1))
-    finalists = first[: max(_FINALISTS, ceil(_FINAL_SHARE * len(first)))]
-    best = min(finalists, key=lambda c: trials.cost(c, len(samples)))
+    best = trials.best(given)
     for _ in range(max_climbs):
-        near = sorted(neighbours(site, best), key=lambda c: trials.cost(c, 1))[:_FINALISTS]
-        better = min(near, key=lambda c: trials.cost(c, len(samples)), default=best)
-        if trials.cost(better, len(samples)) >= trials.cost(best, len(samples)):
+        better = trials.best([best, *neighbours(site, best)])
+        if better is best:
             break
         best = better
     if trials.cost(best, len(samples)) == inf:

@@ -10,7 +10,8 @@ score and members. The search over groupings is ours: exact up to
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
 from broker.plan import Role
 from planner.model import Roles, Workload
@@ -24,7 +25,9 @@ Assign = Callable[[Sequence[Options], Workload], Choice]
 """Groups that each hold the model to roles, and how good that is."""
 
 # Equal devices compare as equal.
-_TOLERANCE = 1e-9
+_TOLERANCE: Final = 1e-9
+# Up to so many groups all roles are enumerated for every grouping that a search meets.
+_MAX_EXACT_GROUPS: Final = 5
 
 
 class RuledGroupings(Groupings):
@@ -70,12 +73,46 @@ def search(table: GroupTable, assign: Assign, seed: int = 0, num_best: int = 1) 
 
 
 def by_slower_phase(roles: Roles, rule: RoleRule | None = None) -> Assign:
-    """The paper's objective, ``max(N_P / sum PS, N_D / sum DS)``, with these roles."""
+    """The paper's objective, ``max(N_P / sum PS, N_D / sum DS)``, with these roles.
+
+    Few groups get the best of all roles. Of many, those best at prefill for what they are
+    worth in decode prefill, for every number of them; with mixed roles the one at the
+    border does both. Mixed roles are then optimal whenever a group's splits for its roles
+    have equal rates (a fractional knapsack), separate ones nearly so.
+    """
 
     def assign(groups: Sequence[Options], workload: Workload) -> Choice:
-        return choose_roles(groups, workload, roles, rule)
+        if len(groups) <= _MAX_EXACT_GROUPS:
+            return choose_roles(groups, workload, roles, rule)
+        best: Choice = (WORST, ())
+        for chosen in _thresholds(groups, roles):
+            members = tuple(
+                Member(role, getattr(group, role.value))
+                for role, group in zip(chosen, groups, strict=True)
+            )
+            value = score(members, workload, roles)
+            if value < best[0] and (rule is None or rule(members)):
+                best = value, members
+        return best
 
     return assign
+
+
+def _thresholds(groups: Sequence[Options], roles: Roles) -> Iterator[list[Role]]:
+    order = sorted(
+        range(len(groups)),
+        key=lambda g: (-groups[g].prefill.prefill_rate / groups[g].decode.decode_rate, g),
+    )
+    for num_prefill in range(len(groups)):
+        chosen = [Role.DECODE] * len(groups)
+        for g in order[:num_prefill]:
+            chosen[g] = Role.PREFILL
+        if num_prefill:
+            yield chosen
+        if roles is Roles.MIXED:
+            mixed = list(chosen)
+            mixed[order[num_prefill]] = Role.BOTH
+            yield mixed
 
 
 def all_both(groups: Sequence[Options], workload: Workload) -> Choice:

@@ -6,7 +6,7 @@ Each is a plan and a routing; docstrings say what is taken from whom and what is
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.baselines.searches import (
     all_both,
@@ -20,7 +20,7 @@ from planner.baselines.searches import (
     speed_rule,
     tagged_by_speed,
 )
-from planner.candidates import ROUTINGS, Candidate, Site, with_routings
+from planner.candidates import Candidate, Site
 from planner.model import Roles
 from planner.paper.replicas import PaperFog
 from planner.paper.splitwise import SplitwiseRule
@@ -115,40 +115,35 @@ def baselines(site: Site, seed: int = 0) -> tuple[System, ...]:
 
 
 def candidates(
-    site: Site, systems: Iterable[System], period_seconds: float, seed: int = 0
+    site: Site, systems: Iterable[System], periods_seconds: Iterable[float], seed: int = 0
 ) -> list[Candidate]:
     """Return what our planner chooses from.
 
     The best groupings by the analytic objective with mixed roles, with separate roles and
     colocated; those in which a lone request is fastest, as far as they serve the load; and
-    the plans of all baselines. The best of each kind and the baselines' come with each of our
-    routings, the baselines' with their own as well.
+    the plans of all baselines with their own routing and with ours. Other routings are tried
+    by `planner.candidates.choose` on the best of these.
 
     Args:
         site: Where they would run.
         systems: The baselines.
-        period_seconds: Mean time between two requests.
+        periods_seconds: Mean times between two requests for which low latency is sought.
         seed: Of the genetic algorithm, where there are too many devices to enumerate.
     """
     table = site.table
-    plans: list[tuple[str, Sequence[Member]]] = []
-    others: list[Candidate] = []
+    # What ours has to beat comes first: the baselines as they are.
+    known = list(systems)
+    offered = [system.candidate for system in known]
     for name, assign in (
         ("mixed roles", by_slower_phase(Roles.MIXED)),
         ("separate roles", by_slower_phase(Roles.SEPARATE)),
         ("colocated", all_both),
-        ("low latency", by_latency_under_load(period_seconds)),
+        *(("low latency", by_latency_under_load(period)) for period in periods_seconds),
     ):
-        for number, found in enumerate(search(table, assign, seed, _NUM_BEST)):
-            if number == 0:
-                plans.append((name, found.members))
-            else:
-                others.append(Candidate(name, found.members, LEAST_ADDED_TIME))
-    known = list(systems)
-    plans += [(system.name, system.candidate.members) for system in known]
-    offered = [candidate for name, members in plans for candidate in with_routings(name, members)]
-    offered += [s.candidate for s in known if s.candidate.routing not in ROUTINGS.values()]
-    return offered + others
+        for found in search(table, assign, seed, _NUM_BEST):
+            offered.append(Candidate(name, found.members, LEAST_ADDED_TIME))
+    offered += [replace(system.candidate, routing=LEAST_ADDED_TIME) for system in known]
+    return offered
 
 
 def _first(found: Sequence[Solution]) -> Solution | None:

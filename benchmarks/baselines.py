@@ -1,0 +1,239 @@
+"""Our objective and routing against the paper's E2LLM and other systems, on equal terms.
+
+    python benchmarks/baselines.py [--quick] [--only NAME] [--processes N]
+        [--json FILE] [--figure FILE]
+
+Simulates every system of ``planner.baselines`` on the paper's fog (calibrated profile, true
+speeds as planned) and on three fogs of our own with the lengths of Azure's traces, and prints
+a Markdown report. All systems have the same devices, builder of replicas, ``min_tps``, cap of
+slots and chunks, and meet the same requests (paired seeds).
+
+Ours is chosen for each cell by simulation: `planner.candidates.choose` runs the candidates,
+among them all baselines' plans, on samples of the stated workload drawn with other seeds
+(from 10000 on) than those reported (from 0 on), and minimises mean waiting plus mean
+end-to-end time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planner.baselines import NOTES, System, baselines, candidates
+from planner.baselines.fogs import FOGS, TRAFFIC, fog_site
+from planner.baselines.report import conditions, figure, table
+from planner.baselines.sites import FogSite, PaperSite
+from planner.candidates import ROUTINGS, Candidate, choose, mean, serve
+from planner.paper.published import PaperWorkload, load_published
+from planner.roles import request_seconds
+from planner.simulation import SimRequest
+from planner.simulation.workloads import fixed_period, lognormal, poisson, requests
+
+ROOT = Path(__file__).parent.parent
+SAMPLE_SEED = 10_000
+LOADS = {"light": 0.4, "medium": 0.8, "heavy": 1.5}
+"""Arrivals over what the paper's E2LLM plan serves."""
+PROMPT_CV, ANSWER_CV = 0.2, 0.7
+"""Spread of the paper's lengths, of which it prints the means only: assumed."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is simulated."""
+
+    num_seeds: int
+    num_samples: int
+    num_requests: int
+
+
+FULL = Size(num_seeds=20, num_samples=8, num_requests=100)
+QUICK = Size(num_seeds=3, num_samples=2, num_requests=60)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fog, workload and load; ``load`` is a period in seconds on the paper's fog."""
+
+    fog: str
+    workload: str
+    load: str
+
+
+def cells(quick: bool) -> list[Cell]:
+    """Return what is compared; a quick run has a corner of each fog."""
+    periods = ["0.5"] if quick else [str(p) for p in load_published().periods_seconds]
+    found = [Cell("paper", str(w), period) for w in PaperWorkload for period in periods]
+    for fog in FOGS if not quick else ["one-gpu-box"]:
+        found += [Cell(fog, traffic, load) for traffic in TRAFFIC for load in LOADS]
+    return found
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A fog with a workload, what the baselines plan there, and our candidates."""
+
+    site: PaperSite | FogSite
+    systems: tuple[System, ...]
+    candidates: list[Candidate]
+    periods_seconds: dict[str, float]
+
+
+@cache
+def setting(fog: str, workload: str) -> Setting:
+    """Return a setting; the cells of one workload share it."""
+    site: PaperSite | FogSite
+    if fog == "paper":
+        site = PaperSite(PaperWorkload(workload))
+        systems = baselines(site)
+        periods = {str(p): p for p in load_published().periods_seconds}
+    else:
+        site = fog_site(fog, workload)
+        systems = baselines(site)
+        seconds = request_seconds(systems[0].candidate.members, site.table.workload)
+        periods = {name: seconds / load for name, load in LOADS.items()}
+    return Setting(site, systems, candidates(site, systems, periods.values()), periods)
+
+
+def draw(cell: Cell, period: float, seed: int, number: int) -> tuple[SimRequest, ...]:
+    """Return the requests of one run: the paper's fixed period, or Poisson arrivals."""
+    rng = np.random.default_rng(seed)
+    if cell.fog == "paper":
+        means = load_published().workloads[PaperWorkload(cell.workload)]
+        prompt = lognormal(means.prompt_tokens, PROMPT_CV)
+        answer = lognormal(means.answer_tokens, ANSWER_CV)
+        return requests(fixed_period(number, period), prompt, answer, rng)
+    traffic = TRAFFIC[cell.workload]
+    arrivals = poisson(number, 1 / period, rng)
+    return requests(arrivals, traffic.prompt.lengths(), traffic.answer.lengths(), rng)
+
+
+def compare(cell: Cell, size: Size) -> dict[str, Any]:
+    """Return what every system and ours come to in one cell."""
+    began = time.process_time()
+    here = setting(cell.fog, cell.workload)
+    period = here.periods_seconds[cell.load]
+
+    def drawn(first: int, count: int) -> list[tuple[SimRequest, ...]]:
+        return [draw(cell, period, first + k, size.num_requests) for k in range(count)]
+
+    ours = choose(here.site, here.candidates, drawn(SAMPLE_SEED, size.num_samples))
+    reported = drawn(0, size.num_seeds)
+    rows = []
+    for name, candidate in [
+        ("ours", ours),
+        *((system.name, system.candidate) for system in here.systems),
+    ]:
+        runs = [serve(here.site, candidate, sample) for sample in reported]
+        rows.append(
+            {
+                "system": name,
+                **asdict(mean(runs)),
+                "waiting_by_seed": [round(run.waiting_seconds, 4) for run in runs],
+                "end_to_end_by_seed": [round(run.end_to_end_seconds, 4) for run in runs],
+                "plan": described(here.site, candidate),
+                "routing": routing_name(candidate),
+                "origin": candidate.origin,
+            }
+        )
+    return {
+        **asdict(cell),
+        "period_seconds": period,
+        "cpu_seconds": round(time.process_time() - began, 1),
+        "systems": rows,
+    }
+
+
+def described(site: PaperSite | FogSite, candidate: Candidate) -> list[str]:
+    """Return each replica in words."""
+    return [
+        f"{replica.role} {'+'.join(stage.device for stage in replica.stages)} ({replica.slots})"
+        for replica in site.replicas(candidate.members)
+    ]
+
+
+def routing_name(candidate: Candidate) -> str:
+    """Return the name of a candidate's routing."""
+    names = [name for name, routing in ROUTINGS.items() if routing == candidate.routing]
+    return names[0] if names else "splitwise"
+
+
+def compare_all(wanted: Sequence[Cell], size: Size, processes: int) -> Iterator[dict[str, Any]]:
+    """Yield the cells in order, with a bar on the terminal."""
+    began = time.monotonic()
+    with ProcessPoolExecutor(processes) as pool:
+        # One process plans for all loads of a workload.
+        found = (
+            pool.map(compare, wanted, [size] * len(wanted), chunksize=len(LOADS))
+            if processes > 1
+            else (compare(cell, size) for cell in wanted)
+        )
+        for number, entry in enumerate(found, start=1):
+            width = 30 * number // len(wanted)
+            bar = "#" * width + "-" * (30 - width)
+            seconds = time.monotonic() - began
+            print(
+                f"\r[{bar}] {number}/{len(wanted)} cells, {seconds:.0f} s",
+                end="\n" if number == len(wanted) else "",
+                file=sys.stderr,
+                flush=True,
+            )
+            yield entry
+
+
+def main() -> None:
+    """Print the report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a corner of it, in under a minute")
+    parser.add_argument("--only", help="cells whose fog or workload contains this")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--figure", type=Path, help="draw waiting and end-to-end times here")
+    arguments = parser.parse_args()
+
+    size = QUICK if arguments.quick else FULL
+    wanted = cells(arguments.quick)
+    if arguments.only:
+        wanted = [c for c in wanted if arguments.only in f"{c.fog} {c.workload}"]
+    if not wanted:
+        parser.error(f"no cell has {arguments.only!r} in its fog or workload")
+    began = time.monotonic()
+    entries = list(compare_all(wanted, size, arguments.processes))
+    head = {
+        "commit": _commit(),
+        "command": " ".join(["python benchmarks/baselines.py", *sys.argv[1:]]),
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        "seconds": round(time.monotonic() - began),
+        "reported_seeds": [0, size.num_seeds - 1],
+        "choosing_seeds": [SAMPLE_SEED, SAMPLE_SEED + size.num_samples - 1],
+        "requests_per_run": size.num_requests,
+    }
+    if arguments.json:
+        report = {**head, "notes": NOTES, "cells": entries}
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.figure:
+        figure(entries, arguments.figure)
+    print("# Baselines\n")
+    print("\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in head.items()))
+    print(f"\n{conditions(entries)}\n\n{table(entries)}")
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()
