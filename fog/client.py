@@ -48,11 +48,12 @@ class FogRequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """The answer to ``GET /readyz``."""
+    """The answer to ``GET /readyz``; ``details`` are figures and problems by name."""
 
     ready: bool
     reason: str
     progress: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,11 +287,12 @@ class _NotReadyError(FogRequestError):
 
 def _readiness(body: Any, *, ready: bool) -> Readiness:
     body = body if isinstance(body, dict) else {}
-    progress = body.get("progress")
+    progress, details = body.get("progress"), body.get("details")
     return Readiness(
         ready=ready,
         reason=str(body.get("reason") or ""),
         progress=float(progress) if isinstance(progress, int | float) else None,
+        details=details if isinstance(details, dict) else {},
     )
 
 

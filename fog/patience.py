@@ -1,4 +1,4 @@
-"""How long a wait may take: not a fixed time, but a time without any progress. Pure."""
+"""How long a wait may take: a time without progress, or a time in one hopeless state. Pure."""
 
 from __future__ import annotations
 
@@ -21,3 +21,23 @@ class Patience:
         if advance > self._best:
             self._best, self._advanced_at = advance, now
         return now - self._advanced_at > self._timeout
+
+
+class Standstill:
+    """Tells when one state has lasted for ``seconds``.
+
+    Args:
+        seconds: Long enough that what is under way shows itself by another state.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._state: object = None
+        self._since = 0.0
+
+    def has_lasted(self, state: object, now: float) -> bool:
+        """Take in the state, None for none, and return whether it has lasted long enough."""
+        if state is None or state != self._state:
+            self._state, self._since = state, now
+            return False
+        return now - self._since >= self._seconds

@@ -27,6 +27,9 @@ _MARKS: Final = {
 }
 
 
+BRIEF_CHARACTERS: Final = 100
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """What is known of a starting fog at one moment.
@@ -67,6 +70,16 @@ class Snapshot:
         # Bytes without end, brought into 0..1: however many, one more is a step.
         return started + present + progress + loaded_bytes / (loaded_bytes + 1e9)
 
+    @property
+    def brief(self) -> str:
+        """The headline cut to a line: a long reason is told once, when the wait ends."""
+        text = self.headline
+        if len(text) <= BRIEF_CHARACTERS:
+            return text
+        # At the end of a part where there is one: what follows often changes while it waits.
+        beginning = text[: BRIEF_CHARACTERS - len(" ...")]
+        return beginning.rpartition("; " if "; " in beginning else " ")[0] + " ..."
+
 
 class Display(Protocol):
     """Shows snapshots until it is closed."""
@@ -105,9 +118,9 @@ class PlainDisplay:
 
     def update(self, snapshot: Snapshot) -> None:
         """Print the headline if it is another one."""
-        if snapshot.headline != self._last:
-            self._last = snapshot.headline
-            text = f"{snapshot.elapsed_seconds:6.1f} s  {snapshot.headline}"
+        if snapshot.brief != self._last:
+            self._last = snapshot.brief
+            text = f"{snapshot.elapsed_seconds:6.1f} s  {snapshot.brief}"
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:

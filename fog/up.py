@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ from fog.config import demand_warning, load_config
 from fog.doctor import num_usable_cores
 from fog.model_choice import choose_model
 from fog.output import write_json
-from fog.patience import Patience
+from fog.patience import Patience, Standstill
 from fog.ports import LOOPBACK, check_port
 from fog.preparation import UpOptions, prepare
 from fog.processes import ProcessEvent, ProcessSpec, ProcessState, Supervisor
@@ -40,16 +40,19 @@ from fog.progress import Snapshot, make_display
 from fog.services import build_specs
 from fog.settable import gateway_settable, planner_settable
 from fog.state import StateFolder, default_state
+from fog.verdict import final_reason
 from fog.welcome import answer_figures, print_next_steps, print_welcome
 
 POLL_SECONDS: Final = 0.2
+HOPELESS_SECONDS: Final = 6.0
+"""How long a reason that waiting cannot mend must stand, with nothing moving, to be believed."""
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
 
 
 class FogNotReadyError(Exception):
-    """The fog did not become ready in time. The message says what it waited for."""
+    """The fog did not become ready in time, or cannot. The message says why."""
 
 
 def run_up(options: UpOptions, console: Console) -> int:
@@ -78,7 +81,8 @@ def run_up(options: UpOptions, console: Console) -> int:
             highlight=False,
             soft_wrap=True,
         )
-        run = FogRun(options, build_specs(plan), folder.logs, model.question, console)
+        devices = frozenset(device.id for device in config.devices)
+        run = FogRun(options, build_specs(plan), folder.logs, model.question, console, devices)
         return asyncio.run(run.run())
 
 
@@ -88,6 +92,7 @@ class FogRun:
     Args:
         specs: The processes; one is named ``gateway`` and listens on the port in ``options``.
         question: Asked when the fog is ready, unless ``options`` has another one.
+        devices: Ids of the devices among the processes.
     """
 
     def __init__(
@@ -97,8 +102,10 @@ class FogRun:
         log_folder: Path,
         question: str,
         console: Console,
+        devices: Collection[str] = (),
     ) -> None:
         self._options = options
+        self._devices = devices
         self._log_folder = log_folder
         self._question = options.once if options.once is not None else question
         self._console = console
@@ -121,7 +128,7 @@ class FogRun:
 
         Raises:
             ProcessFailedError: A child ended again and again.
-            FogNotReadyError: Nothing advanced for too long.
+            FogNotReadyError: Nothing advanced for too long, or waiting is in vain.
         """
         with _stop_signals(self._supervisor) as stop:
             self._supervisor.start()
@@ -175,9 +182,10 @@ class FogRun:
         """Show progress until ``/readyz`` says 200.
 
         Raises:
-            FogNotReadyError: Nothing has advanced for too long.
+            FogNotReadyError: Nothing has advanced for too long, or waiting is in vain.
         """
         patience = Patience(self._options.timeout_seconds, time.monotonic())
+        standstill = Standstill(HOPELESS_SECONDS)
         display = make_display(self._console, live=not self._options.verbose)
         with contextlib.closing(display):
             while True:
@@ -185,6 +193,12 @@ class FogRun:
                 display.update(snapshot)
                 if snapshot.readiness is not None and snapshot.readiness.ready:
                     return
+                reason = final_reason(snapshot, self._devices)
+                state = (reason, snapshot.advance) if reason is not None else None
+                if standstill.has_lasted(state, time.monotonic()):
+                    raise FogNotReadyError(
+                        f"the fog cannot become ready: {reason}\n  Logs: {self._log_folder}"
+                    )
                 if patience.is_out(snapshot.advance, time.monotonic()):
                     raise FogNotReadyError(
                         f"the fog was not ready, and nothing advanced for "

@@ -165,4 +165,5 @@ class ModelSlot:
         if readiness.ready or not self.served.problems:
             return readiness
         reason = f"{'; '.join(self.served.problems)} ({readiness.reason})"
-        return Readiness(False, reason, readiness.progress, readiness.details)
+        details = {**readiness.details, "checkpoint_problems": list(self.served.problems)}
+        return Readiness(False, reason, readiness.progress, details)

@@ -1,6 +1,7 @@
 """A gateway that needs no fog: the routes that the command line uses, canned answers.
 
-Run as a script: ``python fake_gateway.py PORT [refusals]`` refuses readiness that often.
+Run as a script: ``python fake_gateway.py PORT REFUSALS [PLANNER_PROBLEM]`` refuses readiness
+that often.
 Started in a thread by `serve`, it also records the bodies that it was asked.
 """
 
@@ -53,6 +54,7 @@ DEVICES: list[dict[str, Any]] = [
         "id": "laptop",
         "state": "ready",
         "pid": 12,
+        "memory_bytes": 4096,
         "loaded_bytes": 2048,
         "tensors": ["a", "b"],
         "last_seen_seconds": 0.4,
@@ -66,6 +68,7 @@ class Behaviour:
     """What the gateway does; tests change it."""
 
     refusals: int = 0
+    problem: str | None = None
     chat_template: bool = True
     fail_in_stream: bool = False
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -86,7 +89,9 @@ def make_server(port: int, behaviour: Behaviour) -> ThreadingHTTPServer:
         def do_GET(self) -> None:
             if self.path == "/readyz" and behaviour.refusals > 0:
                 behaviour.refusals -= 1
-                self._send(503, {"reason": "2 of 6 devices have measured", "progress": 0.3})
+                reason = behaviour.problem or "2 of 6 devices have measured"
+                details = {"planner_problem": behaviour.problem}
+                self._send(503, {"reason": reason, "progress": 0.3, "details": details})
                 return
             bodies: dict[str, Any] = {
                 "/healthz": {},
@@ -147,4 +152,6 @@ def serve(behaviour: Behaviour | None = None) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    make_server(int(sys.argv[1]), Behaviour(refusals=int(sys.argv[2]))).serve_forever()
+    problem = sys.argv[3] if len(sys.argv) > 3 else None
+    behaviour = Behaviour(refusals=int(sys.argv[2]), problem=problem)
+    make_server(int(sys.argv[1]), behaviour).serve_forever()

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from fog import model_choice
+from fog import model_choice, up
 from fog.chat import run_chat
 from fog.cli import missing_module_text
 from fog.client import FogClient
@@ -158,19 +158,21 @@ def child(code: str, name: str) -> ProcessSpec:
     return ProcessSpec(name=name, argv=argv, environ=dict(os.environ), stop_rank=1)
 
 
-def gateway(port: int, refusals: int = 0) -> ProcessSpec:
+def gateway(port: int, refusals: int = 0, *problem: str) -> ProcessSpec:
     return ProcessSpec(
         name="gateway",
-        argv=(sys.executable, fake_gateway.__file__, str(port), str(refusals)),
+        argv=(sys.executable, fake_gateway.__file__, str(port), str(refusals), *problem),
         environ=dict(os.environ),
         probe=http_probe("127.0.0.1", port, "/healthz"),
     )
 
 
-def fog_run(folder: Path, options: UpOptions, *specs: ProcessSpec) -> tuple[FogRun, io.StringIO]:
+def fog_run(
+    folder: Path, options: UpOptions, *specs: ProcessSpec, devices: tuple[str, ...] = ()
+) -> tuple[FogRun, io.StringIO]:
     output = io.StringIO()
     shown = Console(file=output, width=200)
-    return FogRun(options, specs, folder, "What is 5 + 7?", shown), output
+    return FogRun(options, specs, folder, "What is 5 + 7?", shown, devices), output
 
 
 @pytest.fixture
@@ -231,6 +233,22 @@ async def test_a_fog_that_does_not_advance_is_given_up_with_the_reason(
     with pytest.raises(FogNotReadyError, match="2 of 6 devices have measured") as caught:
         await run.run()
     assert str(tmp_path) in str(caught.value)
+    assert descendants() == []
+
+
+async def test_a_fog_that_cannot_become_ready_ends_soon_and_says_the_whole_reason_once(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up, "HOPELESS_SECONDS", 0.5)
+    problem = f"no plan: the model needs 9.0 MB, {'and so on, ' * 20}2.0 MB are missing"
+    run, output = fog_run(
+        tmp_path, UpOptions(port=port), gateway(port, 10_000, problem), devices=("laptop",)
+    )
+    with pytest.raises(FogNotReadyError) as caught:
+        await run.run()
+    assert str(caught.value).count(problem) == 1
+    assert "2.0 MB are missing" not in output.getvalue()
+    assert output.getvalue().count("no plan: the model needs 9.0 MB") == 1
     assert descendants() == []
 
 

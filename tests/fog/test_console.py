@@ -3,15 +3,17 @@
 import io
 import json
 import shlex
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from fog.client import Answer, Readiness
-from fog.patience import Patience
+from fog.patience import Patience, Standstill
 from fog.processes import ProcessState
 from fog.progress import LiveDisplay, PlainDisplay, Snapshot, device_text, make_display
 from fog.tables import devices_table, layers_text, plan_view
+from fog.verdict import final_reason
 from fog.welcome import answer_figures, curl_line, print_next_steps, print_welcome
 from tests.fog.fake_gateway import DEVICES, PLAN
 
@@ -118,6 +120,63 @@ def test_patience_ends_after_a_time_without_progress_not_after_a_time() -> None:
     assert not patience.is_out(0.1, now=20)
     assert not patience.is_out(0.2, now=25)
     assert patience.is_out(0.2, now=29)
+
+
+def test_what_has_lasted_in_one_state_has_come_to_a_standstill() -> None:
+    standstill = Standstill(6)
+    assert not standstill.has_lasted(("no plan", 3.0), now=0)
+    assert not standstill.has_lasted(("no plan", 3.0), now=5)
+    # Something was loaded.
+    assert not standstill.has_lasted(("no plan", 3.5), now=6)
+    assert not standstill.has_lasted(None, now=9)
+    assert not standstill.has_lasted(("no plan", 3.5), now=20)
+    assert standstill.has_lasted(("no plan", 3.5), now=26)
+
+
+NO_PLAN = {"planner_problem": "no plan: 6.4 MB are missing"}
+HEALS = {"pi": "it said nothing for 60 s while loading"}
+MEASURED = ({"id": "pi", "memory_bytes": 9}, {"id": "pj", "memory_bytes": 9})
+
+
+@pytest.mark.parametrize(
+    ("details", "devices", "is_final"),
+    [
+        (NO_PLAN, MEASURED, True),
+        (NO_PLAN, MEASURED[:1], False),
+        (NO_PLAN, (*MEASURED[:1], {"id": "pj", "memory_bytes": None}), False),
+        ({"planner_problem": "waiting for devices: 1 of 2 profiles"}, MEASURED, False),
+        ({"planner_problem": f"pi failed to load: x; {NO_PLAN['planner_problem']}"}, (), False),
+        ({"load_errors": {"pi": "tensor a.b has shape (1,)"}}, (), True),
+        ({"load_errors": {"pi": "model m has no tensor a.b"}}, (), True),
+        ({"load_errors": HEALS}, (), False),
+        ({"checkpoint_problems": ["tensors missing: a.b"]}, (), True),
+        ({"checkpoint_problems": []}, MEASURED, False),
+        ({}, MEASURED, False),
+    ],
+)
+def test_waiting_is_in_vain_for_a_damaged_checkpoint_or_when_all_devices_are_too_small(
+    details: dict[str, Any], devices: tuple[dict[str, Any], ...], is_final: bool
+) -> None:
+    readiness = Readiness(ready=False, reason="the whole reason", details=details)
+    snapshot = Snapshot(elapsed_seconds=1, readiness=readiness, devices=devices)
+    assert (final_reason(snapshot, {"pi", "pj"}) is not None) is is_final
+
+
+def test_a_fog_that_is_ready_or_silent_is_not_hopeless() -> None:
+    ready = Readiness(ready=True, reason="ready", details=NO_PLAN)
+    assert final_reason(Snapshot(elapsed_seconds=1, readiness=ready), ()) is None
+    assert final_reason(Snapshot(elapsed_seconds=1), ()) is None
+
+
+def test_a_long_reason_is_cut_to_a_line_at_the_end_of_a_part() -> None:
+    def brief(reason: str) -> str:
+        return Snapshot(elapsed_seconds=1, readiness=Readiness(ready=False, reason=reason)).brief
+
+    assert brief("loading") == "loading"
+    assert brief(f"tensors are missing; download them again ({'x' * 99})") == (
+        "tensors are missing ..."
+    )
+    assert brief("word " * 30) == "word " * 18 + "word ..."
 
 
 def test_without_a_terminal_each_change_is_one_line() -> None:

@@ -147,6 +147,8 @@ def test_a_missing_tensor_is_named_by_readyz(tmp_path: Path) -> None:
             lambda response: "model.layers.2.mlp.down_proj.weight" in response.json()["reason"],
         )
         assert ready.status_code == 503
+        [problem] = ready.json()["details"]["checkpoint_problems"]
+        assert "model.layers.2.mlp.down_proj.weight" in problem
 
 
 def test_a_model_that_cannot_be_served_ends_the_gateway(tmp_path: Path) -> None:
