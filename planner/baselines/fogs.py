@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from planner.baselines.sites import FogSite
-from planner.catalogue import WeightFormat, load_devices, load_models
+from planner.catalogue import CatalogueModel, WeightFormat, load_devices, load_models
 from planner.model import DeviceSpec, Objective, Workload
 from planner.simulation.workloads import (
     AZURE_CODE_ANSWER,
@@ -27,18 +27,33 @@ class FogPlan:
 
     Attributes:
         devices: Catalogue name to how many.
-        model: Catalogue name.
+        model: What is served.
     """
 
     devices: Mapping[str, int]
-    model: str
+    model: CatalogueModel
     weights: WeightFormat
 
+
+# Blocks of one kind: a search over 24 devices is quick where splits have a closed form.
+_LLAMA_8B: Final = CatalogueModel(
+    name="llama-3.1-8b",
+    config="meta-llama/Llama-3.1-8B",
+    hidden_size=4096,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=14336,
+    vocab_size=128256,
+    tied=False,
+    context_limit=131072,
+)
 
 FOGS: Final = {
     "raspberry-pis": FogPlan(
         {"raspberry-pi-5-8gb": 4, "raspberry-pi-4-4gb": 3},
-        "qwen2.5-0.5b",
+        load_models()["qwen2.5-0.5b"],
         WeightFormat.INT8,
     ),
     "one-gpu-box": FogPlan(
@@ -48,7 +63,7 @@ FOGS: Final = {
             "mini-pc-n100-16gb": 2,
             "raspberry-pi-5-8gb": 3,
         },
-        "llama-3.2-1b",
+        load_models()["llama-3.2-1b"],
         WeightFormat.INT8,
     ),
     "24-mixed": FogPlan(
@@ -63,8 +78,8 @@ FOGS: Final = {
             "mini-pc-7840hs-32gb": 3,
             "laptop-i5-1240p-16gb": 4,
         },
-        "gpt-oss-20b",
-        WeightFormat.MXFP4,
+        _LLAMA_8B,
+        WeightFormat.INT4,
     ),
 }
 
@@ -107,7 +122,7 @@ def fog_site(fog: str, traffic: str, objective: Objective | None = None) -> FogS
     Host memory of graphics cards is left out: our nodes keep their layers in one memory.
     """
     plan = FOGS[fog]
-    model = load_models()[plan.model]
+    model = plan.model
     catalogue = load_devices().devices
     devices: list[DeviceSpec] = []
     for name, count in plan.devices.items():
