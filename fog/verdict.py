@@ -27,7 +27,11 @@ def final_reason(snapshot: Snapshot, devices: Collection[str]) -> str | None:
     if readiness is None or readiness.ready:
         return None
     details = readiness.details
-    if details.get("checkpoint_problems") or _damaged(details.get("load_errors")):
+    if _damaged(details.get("load_errors")):
+        return readiness.reason
+    here = {str(d.get("id")) for d in snapshot.devices if d.get("state") == "ready"}
+    if details.get("checkpoint_problems") and here.issuperset(devices):
+        # Until they are here devices have had no say: which of them lacks what.
         return readiness.reason
     problem = details.get("planner_problem")
     if isinstance(problem, str) and problem.startswith(_INFEASIBLE):

@@ -135,7 +135,7 @@ def test_what_has_lasted_in_one_state_has_come_to_a_standstill() -> None:
 
 NO_PLAN = {"planner_problem": "no plan: 6.4 MB are missing"}
 HEALS = {"pi": "it said nothing for 60 s while loading"}
-MEASURED = ({"id": "pi", "memory_bytes": 9}, {"id": "pj", "memory_bytes": 9})
+MEASURED = tuple({"id": name, "state": "ready", "memory_bytes": 9} for name in ("pi", "pj"))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,8 @@ MEASURED = ({"id": "pi", "memory_bytes": 9}, {"id": "pj", "memory_bytes": 9})
         ({"load_errors": {"pi": "tensor a.b has shape (1,)"}}, (), True),
         ({"load_errors": {"pi": "model m has no tensor a.b"}}, (), True),
         ({"load_errors": HEALS}, (), False),
-        ({"checkpoint_problems": ["tensors missing: a.b"]}, (), True),
+        ({"checkpoint_problems": ["tensors missing: a.b"]}, MEASURED, True),
+        ({"checkpoint_problems": ["tensors missing: a.b"]}, MEASURED[:1], False),
         ({"checkpoint_problems": []}, MEASURED, False),
         ({}, MEASURED, False),
     ],
