@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from itertools import product
 from math import inf
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from broker.plan import Role
+from planner.model import InfeasiblePlanError
 from planner.paper import (
     CalibrationError,
     PaperWorkload,
@@ -23,7 +25,8 @@ from planner.paper import (
     load_published,
     paper_fog,
 )
-from planner.paper.calibration import CALIBRATION_FILE
+from planner.paper.calibration import CALIBRATION_FILE, parse_calibration
+from planner.paper.plans import fog_under
 from planner.paper.report import plan_entries
 from planner.paper.splitwise import SplitwiseRule, rule_slack
 from planner.roles import Member
@@ -222,6 +225,15 @@ def test_equal_devices_may_prefill_and_decode_under_the_splitwise_rule() -> None
     orin = fog.options(fog.group(["dev7"]))
     assert orin is not None
     assert not SplitwiseRule(fog)([Member(Role.PREFILL, orin.prefill), members[1]])
+
+
+def test_a_calibration_under_which_a_published_group_is_impossible_is_said_to_be_so() -> None:
+    document = tomllib.loads(CALIBRATION_FILE.read_text(encoding="utf-8"))
+    (macs,) = (table for table in document["devices"] if table["ids"] == ["dev2", "dev3"])
+    macs["usable_gigabytes"]["value"] = 8
+    fog = fog_under(parse_calibration(document, "changed"), PaperWorkload.EXTENDED)
+    with pytest.raises(InfeasiblePlanError, match="dev3, dev2 cannot hold the model"):
+        compare(PaperWorkload.EXTENDED, Policy.E2LLM, fog=fog)
 
 
 def test_slots_are_the_most_that_keep_fifteen_tokens_per_second() -> None:
