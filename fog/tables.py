@@ -106,17 +106,38 @@ def _idle_lines(idle: Sequence[Json]) -> list[Text]:
 
 def _rate_lines(plan: Json) -> list[Text]:
     lines = []
-    for label in ("predicted", "measured"):
-        if text := rates_text(plan.get(label) or {}):
-            lines.append(Text(f"{label + ':':<11}{text}"))
+    if text := _promise(plan.get("predicted") or {}):
+        lines.append(Text(text))
+    measured: Json = plan.get("measured") or {}
+    if text := _joined(capacity_text(measured), "recent requests", latency_text(measured)):
+        # What was asked for, which may be far less than the fog can serve.
+        window = measured.get("window_seconds")
+        label = f"measured over the last {window:g} s" if window else "measured"
+        lines.append(Text(f"{label}: {text}"))
     if best := plan.get("best_single_device"):
-        text = rates_text(best.get("predicted") or {})
+        text = _promise(best.get("predicted") or {})
         lines.append(Text(f"best single device: {best.get('device')}, {text}", "dim"))
     return lines
 
 
+def _promise(rates: Json) -> str:
+    capacity = capacity_text(rates)
+    label = "capacity (predicted at full load): " if capacity else "predicted for "
+    text = _joined(capacity, "a lone request", latency_text(rates))
+    return f"{label}{text}" if text else ""
+
+
+def _joined(capacity: str, whose: str, latency: str) -> str:
+    return "; ".join(filter(None, [capacity, f"{whose}: {latency}" if latency else ""]))
+
+
 def rates_text(rates: Json) -> str:
     """Return the rates that are known, in words."""
+    return ", ".join(filter(None, [capacity_text(rates), latency_text(rates)]))
+
+
+def capacity_text(rates: Json) -> str:
+    """Return how much is, or can be, done in a second."""
     parts = []
     if rate := rates.get("decode_tokens_per_second"):
         parts.append(f"{rate:.1f} tokens/s decoded")
@@ -124,6 +145,12 @@ def rates_text(rates: Json) -> str:
         parts.append(f"{rate:.0f} tokens/s prefilled")
     if rate := rates.get("requests_per_second"):
         parts.append(f"{rate:.2f} requests/s")
+    return ", ".join(parts)
+
+
+def latency_text(rates: Json) -> str:
+    """Return how long one request waits for its first token, and for each further one."""
+    parts = []
     if seconds := rates.get("ttft_seconds"):
         parts.append(f"TTFT {format_seconds(seconds)}")
     if seconds := rates.get("tpot_seconds"):

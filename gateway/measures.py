@@ -136,8 +136,12 @@ class Measures:
         return _rate(self._finished, now, self._window_seconds)
 
     def body(self, replicas: Sequence[Replica], now: float) -> dict[str, Any]:
-        """Return the ``measured`` part of ``GET /fog/plan``; None where nothing is known."""
+        """Return the ``measured`` part of ``GET /fog/plan``; None where nothing is known.
+
+        Rates are those of the last ``window_seconds``, so they follow the demand.
+        """
         return {
+            "window_seconds": self._window_seconds,
             "ttft_seconds": median(self._ttft) if self._ttft else None,
             "tpot_seconds": median(self._tpot) if self._tpot else None,
             "prefill_tokens_per_second": sum(

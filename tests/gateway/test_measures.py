@@ -81,6 +81,7 @@ def test_rates_are_of_the_last_minute() -> None:
     body = measures.body([R], now=199.0)
     late = measures.body([R], now=1000.0)
 
+    assert body["window_seconds"] == 60
     assert body["decode_tokens_per_second"] == pytest.approx(1.0)
     assert body["requests_per_second"] == pytest.approx(0.25)
     assert late["decode_tokens_per_second"] is None
