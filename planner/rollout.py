@@ -46,13 +46,16 @@ class Rollout:
         It is news from a predecessor, or from another planner that holds the lease.
         """
         ours = self.current
-        if plan.version < self.version or (ours is not None and plan == ours):
-            return False
-        if plan.version == self.version and not (
-            self.coming is not None and plan.state is PlanState.ACTIVE
-        ):
-            return False
-        self.version = plan.version
+        if ours is not None:
+            if plan.version < self.version or plan == ours:
+                return False
+            if plan.version == self.version and not (
+                self.coming is not None and plan.state is PlanState.ACTIVE
+            ):
+                return False
+        # Without one of our own, what the bus retains is what serves, also when the store was
+        # heard first and knows this version, or a later one that never reached the bus.
+        self.version = max(self.version, plan.version)
         if plan.state is PlanState.ACTIVE:
             self.active, self.coming = plan, None
         else:

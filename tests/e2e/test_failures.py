@@ -1,5 +1,6 @@
 """Devices and the planner die or slow down; whoever reads an answer notices a pause at most."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import redis
 
 from broker.codec import decode_control
 from broker.control import DeviceState
+from broker.mqtt import MqttTransport
 from broker.plan import Plan, PlannerStatus
 from broker.topics import PLAN, PLANNER_STATUS
 from broker.transport import Received
@@ -91,16 +93,30 @@ def test_a_speed_that_is_written_into_redis_brings_a_new_plan_to_the_bus(fog: Ru
         fog.bus(slow) as bus,
     ):
         bus.subscribe([(topic, PLAN.qos)])
-        store.set(telemetry_key(SITE, slow), json.dumps({"speed_ratio": 0.2}), ex=60)
         try:
-            message = wait_for(bus, Received, blames_the_slow_one, PATIENCE_SECONDS)
-            published = decode_control(message.payload, Plan)
+            published = new_plan(bus, store, slow, blames_the_slow_one)
             fog.until(
                 lambda: fog.plan()["version"] >= published.version, "the gateway has the plan"
             )
         finally:
             store.delete(telemetry_key(SITE, slow))
     assert "12" in fog.ask(QUESTION).text
+
+
+def new_plan(
+    bus: MqttTransport, store: "redis.Redis", device: str, is_it: Callable[[Received], bool]
+) -> Plan:
+    """Write speeds of a device until a plan comes of it.
+
+    More than one, because a plan that is made just then for another reason takes a speed in
+    without a word; the next one differs from it again.
+    """
+    for speed_ratio in (0.2, 0.03, 0.2, 0.03):
+        telemetry = json.dumps({"speed_ratio": speed_ratio})
+        store.set(telemetry_key(SITE, device), telemetry, ex=60)
+        with contextlib.suppress(AssertionError):
+            return decode_control(wait_for(bus, Received, is_it).payload, Plan)
+    raise AssertionError(f"no plan blames {device} for its speed")
 
 
 def says(message: Received, state: DeviceState, session: int) -> bool:
@@ -111,11 +127,13 @@ def says(message: Received, state: DeviceState, session: int) -> bool:
     return status.state is state and status.session >= session
 
 
-def test_without_a_planner_requests_go_on_and_the_plan_outlives_it(fog: RunningFog) -> None:
-    topic = PLANNER_STATUS.path(SITE)
+def test_without_a_planner_requests_go_on_and_its_successor_keeps_the_plan(
+    fog: RunningFog,
+) -> None:
     pid = fog.pids()["planner"]
     with fog.bus(GATEWAY_ID) as bus:
-        bus.subscribe([(topic, PLANNER_STATUS.qos)])
+        topic = PLANNER_STATUS.path(SITE)
+        bus.subscribe([(topic, PLANNER_STATUS.qos), (PLAN.path(SITE), PLAN.qos)])
         first = wait_for(bus, Received, lambda r: r.topic == topic)
         session = decode_control(first.payload, PlannerStatus).session
         before = fog.plan()
@@ -126,10 +144,12 @@ def test_without_a_planner_requests_go_on_and_the_plan_outlives_it(fog: RunningF
         wait_for(bus, Received, lambda r: says(r, DeviceState.LOST, session))
         assert "12" in fog.ask(QUESTION).text
         assert fog.plan()["version"] == before["version"]
-        # The dead planner's lease must end first.
-        wait_for(bus, Received, lambda r: says(r, DeviceState.READY, session + 1), PATIENCE_SECONDS)
-    after = fog.plan()
+        # The successor says again what is retained, once the lease of the dead one has ended.
+        message = wait_for(
+            bus, Received, lambda r: r.topic == PLAN.path(SITE) and not r.retained, PATIENCE_SECONDS
+        )
+    plan = decode_control(message.payload, Plan)
+    assert plan.version == before["version"], plan.trigger
+    assert [replica.id for replica in plan.replicas] == [r["id"] for r in before["replicas"]]
     assert fog.pids()["planner"] != pid
-    assert after["version"] == before["version"], after["trigger"]
-    assert [r["id"] for r in after["replicas"]] == [r["id"] for r in before["replicas"]]
     assert "12" in fog.ask(QUESTION).text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from broker.control import DeviceState, ModelManifest, Telemetry
 from broker.plan import LoadState, PlannerStatus, PlanState, Role
 from planner.events import (
@@ -354,6 +356,23 @@ def test_a_restarted_planner_keeps_the_plan_and_publishes_no_new_version() -> No
     # It acts on the next change as the first would have done.
     second.leave(next(iter(first.devices()))).run(2)
     assert second.plan.version == first.plan.version + 1
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_restarted_planner_keeps_the_plan_also_when_it_hears_the_store_before_the_bus(
+    ahead: int,
+) -> None:
+    first = serving()
+    second = Bench(session=200)
+    second.last_version = first.plan.version + ahead
+    second.look()
+    second.connect()
+    first.retained_for(second)
+    second.run(30)
+    assert second.plans == [first.plan]
+    # What comes next is above all that was ever made.
+    second.leave(next(iter(first.devices()))).run(2)
+    assert second.plan.version == first.plan.version + ahead + 1
 
 
 def test_a_restarted_planner_goes_on_with_a_plan_that_was_being_prepared() -> None:

@@ -166,12 +166,16 @@ class RunningFog:
         except FogUnreachableError:
             return False
         replicas = plan["replicas"]
+        planned = {stage["device"] for replica in replicas for stage in replica["stages"]}
+        planned |= {idle["device"] for idle in plan["idle"]}
         return (
             plan["state"] == "active"
             and plan["preparing"] is None
             and {"prefill", "decode"} <= {replica["role"] for replica in replicas}
             and all(replica["complete"] for replica in replicas)
             and all(device["state"] == "ready" for device in devices.values())
+            # Who has just come back gets a place, or is left idle, with the next plan.
+            and planned == set(devices)
         )
 
     def _tails(self) -> str:
