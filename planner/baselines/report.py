@@ -16,6 +16,7 @@ from planner.baselines.systems import (
     PLAN_SPEED,
     PLAN_SPLITWISE,
     POOLS,
+    POOLS_LENDING,
     POOLS_MIXED,
     POOLS_SPEED,
 )
@@ -69,6 +70,7 @@ def conditions(entries: Sequence[Entry]) -> str:
                 _reduced(entry, POOLS, 0.50),
                 _reduced(entry, POOLS_SPEED, 0.25),
                 _reduced(entry, POOLS_MIXED, None),
+                _reduced(entry, POOLS_LENDING, None),
                 _reduced(entry, PLAN_SPLITWISE, None),
                 _reduced(entry, PLAN_SPEED, None),
             ]

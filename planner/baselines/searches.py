@@ -16,7 +16,7 @@ from typing import Final
 from broker.plan import Role
 from planner.model import Roles, Workload
 from planner.oracle import enumerate_groupings
-from planner.replicas import Options, members_of
+from planner.replicas import Options
 from planner.roles import WORST, Member, RoleRule, Score, choose_roles, score
 from planner.search import Groupings, GroupTable, Solution
 
@@ -232,8 +232,9 @@ def _climbed_group(num_devices: int, value: Callable[[int], Score]) -> int:
             near = [group ^ (1 << d) for d in range(num_devices) if group ^ (1 << d)]
             near += [
                 group ^ (1 << inside) ^ (1 << outside)
-                for inside in members_of(group)
-                for outside in members_of(full & ~group)
+                for inside in range(num_devices)
+                for outside in range(num_devices)
+                if group >> inside & 1 and not group >> outside & 1
             ]
             better = min(near, key=value)
             if value(better) >= value(group):

@@ -32,6 +32,7 @@ from planner.simulation.routing import (
     SPLITWISE,
     SPLITWISE_MIXED,
     SPLITWISE_SPEED,
+    MixedPool,
     Routing,
 )
 
@@ -43,6 +44,7 @@ ADAPTED = "adapted Splitwise (paper)"
 POOLS = "Splitwise pools"
 POOLS_SPEED = "Splitwise pools, speed-aware"
 POOLS_MIXED = "Splitwise pools, mixed pool"
+POOLS_LENDING = "Splitwise pools, mixed pool, short queue"
 PLAN_SPLITWISE = "E2LLM plan, Splitwise routing"
 PLAN_SPEED = "E2LLM plan, speed-aware Splitwise routing"
 PIPELINE = "one pipeline (EdgeShard)"
@@ -59,6 +61,8 @@ NOTES = {
     "pending tokens, least reserved memory, blind to speed",
     POOLS_SPEED: "the same pools; pending tokens and reserved memory over planned speeds",
     POOLS_MIXED: "the same pools and original rules; a pool that is full borrows from the other",
+    POOLS_LENDING: "the same, with a queue limit of one mean prompt instead of 8192 tokens, which "
+    "datacentre machines prefill in a second",
     PLAN_SPLITWISE: "E2LLM's plan with Splitwise's original routing: what routing alone does",
     PLAN_SPEED: "the strongest pools: tagged by E2LLM, not by speed, and speed-aware routing",
     PIPELINE: "one pipeline over the subset of devices that serves most requests, doing both",
@@ -88,6 +92,9 @@ def baselines(site: Site, seed: int = 0) -> tuple[System, ...]:
         groups = [_group(member) for member in separate.members]
         options = [option for g in groups if (option := table.options(g)) is not None]
         pools = Solution(*tagged_by_speed(options, table.workload))
+    lending = replace(
+        SPLITWISE_MIXED, mixed_pool=MixedPool(max_pending_tokens=table.workload.prompt_tokens)
+    )
     colocated = _first(search(table, all_both, seed))
     total_latency = _first(search(table, by_total_latency(table.num_devices), seed))
     found: list[tuple[str, Solution | None, Routing]] = [
@@ -96,6 +103,7 @@ def baselines(site: Site, seed: int = 0) -> tuple[System, ...]:
         (POOLS, pools, SPLITWISE),
         (POOLS_SPEED, pools, SPLITWISE_SPEED),
         (POOLS_MIXED, pools, SPLITWISE_MIXED),
+        (POOLS_LENDING, pools, lending),
         (PLAN_SPLITWISE, separate, SPLITWISE),
         (PLAN_SPEED, separate, SPLITWISE_SPEED),
         (PIPELINE, best_pipeline(table), PAPER_JSQ),
