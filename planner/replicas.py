@@ -16,6 +16,7 @@ from typing import NamedTuple
 from broker.placement import KV_BLOCK_TOKENS, kv_reserved_tokens
 from planner.cost import DeviceCost, device_cost, hop_seconds, link_seconds
 from planner.linear_stages import LinearStages
+from planner.masks import members_of
 from planner.model import DeviceSpec, ModelSpec, Objective, Workload
 from planner.partition import best_split
 from planner.split import Offload, Pace, Split, SplitProblem
@@ -144,7 +145,7 @@ class Fog:
     def options(self, group: int) -> Options | None:
         """Return what a group (a bit mask) is worth; None when the model does not fit in it."""
         if group not in self._options:
-            members = _members(group)
+            members = members_of(group)
             members.sort(key=self._kinds.__getitem__)
             kinds = tuple([self._kinds[d] for d in members])
             if kinds not in self._twins:
@@ -273,7 +274,7 @@ class Fog:
         hops = 0.0 if self._has_ways else self._hop_seconds(members)
         link = 0.0 if self._has_ways else self._link_seconds(members, 1)
         best: Split | None = None
-        for groups, rows in _groupings(slots, len(members)):
+        for groups, rows in groupings(slots, len(members)):
             pace = Pace(laps=groups, weight=1.0, extra_seconds=hops)
             bound = limit if best is None else min(limit, best.seconds)
             if groups * rows * link > bound:
@@ -354,7 +355,7 @@ class Fog:
         """
         best = inf
         busiest = _busiest_link([stage.cost for stage in stages])
-        for groups, rows in _groupings(slots, len(stages)):
+        for groups, rows in groupings(slots, len(stages)):
             times = [stage.decode_seconds(rows) for stage in stages]
             link = busiest * rows
             best = min(best, max(sum(times) + hops, groups * max(*times, link)))
@@ -370,15 +371,6 @@ class Fog:
     def _link_seconds(self, devices: Sequence[int], rows: int) -> float:
         """Return how long the slowest link of a ring carries ``rows`` positions."""
         return rows * _busiest_link([self.costs[d] for d in devices])
-
-
-def _members(group: int) -> list[int]:
-    members = []
-    while group:
-        lowest = group & -group
-        members.append(lowest.bit_length() - 1)
-        group ^= lowest
-    return members
 
 
 def _kind(cost: DeviceCost, has_ways: bool) -> tuple[object, ...]:
@@ -397,7 +389,7 @@ def _busiest_link(costs: Sequence[DeviceCost]) -> float:
     return max(link_seconds(costs[i - 1], cost) for i, cost in enumerate(costs))
 
 
-def _groupings(slots: int, num_stages: int) -> list[tuple[int, int]]:
+def groupings(slots: int, num_stages: int) -> list[tuple[int, int]]:
     """Return (groups, rows of the largest) worth trying: of equal rows the fewest groups."""
     fewest: dict[int, int] = {}
     for groups in range(1, min(slots, 2 * num_stages) + 1):
