@@ -19,7 +19,7 @@ NEAR_POINTS: Final = 0.15
 CONTRADICTIONS: Final = (
     "Splitwise, extended, T = 2 and 3 s: under overload the mean wait of 100 requests is about "
     "50 (s - T), s being seconds per request. 147.5 s and 17.1 s need s = 4.9 and then 3.3; the "
-    "printed decode speeds give 2.9 and 2.4 with 17 slots. No model that does not change "
+    "printed decode speeds give 3.4 and 2.9 with 17 slots. No model that does not change "
     "between the runs meets both.",
     "Splitwise, custom, T = 0.5 and 1 s: the printed wait rises from 246.9 to 275.2 s although "
     "requests come half as fast. Every queue gives less wait then; both can be near, the rise "

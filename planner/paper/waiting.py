@@ -44,6 +44,8 @@ ANSWER_CV: Final = 0.7
 that reason are not; no published waiting time was used to choose them."""
 
 ROUTING: Final[Routing] = PAPER_JSQ
+"""Shortest estimated waiting time by planned speeds. That routers measure (``knows_speeds``)
+fits the published decode speeds slightly worse (docs/paper.md)."""
 
 NEAR: Final = 0.25
 """A cell counts as near when the mean waiting time is off by at most this share."""
@@ -117,10 +119,14 @@ def simulate_paper(num_seeds: int, models: Iterable[tuple[Model, ErrorTerms]]) -
 
 
 def simulate_cell(
-    published: PublishedResult, model: Model, errors: ErrorTerms, seeds: Iterable[int]
+    published: PublishedResult,
+    model: Model,
+    errors: ErrorTerms,
+    seeds: Iterable[int],
+    routing: Routing = ROUTING,
 ) -> Cell:
     """Return one cell: the published plan under ``errors``, once for each seed."""
-    runs = [_run(published, errors, seed) for seed in seeds]
+    runs = [simulate(cell_scenario(published, errors, seed, routing)).summary() for seed in seeds]
     return Cell(
         workload=published.workload,
         period_seconds=published.period_seconds,
@@ -156,13 +162,15 @@ def paper_requests(
     )
 
 
-def cell_scenario(published: PublishedResult, errors: ErrorTerms, seed: int) -> Scenario:
+def cell_scenario(
+    published: PublishedResult, errors: ErrorTerms, seed: int, routing: Routing = ROUTING
+) -> Scenario:
     """Return one run of a cell as a scenario."""
     calibration = load_calibration()
     return Scenario(
         replicas=sim_replicas(published_plan(published.workload, published.policy), errors),
         requests=paper_requests(published.workload, published.period_seconds, seed),
-        routing=ROUTING,
+        routing=routing,
         network=_network(),
         kv_bytes_per_token=calibration.kv_bytes_per_token,
         num_layers=calibration.model.num_layers,
@@ -232,10 +240,6 @@ def published_plan(workload: PaperWorkload, policy: Policy) -> PaperPlan:
 @cache
 def _network() -> Network:
     return Network(links={device.id: device.link for device in load_calibration().devices})
-
-
-def _run(published: PublishedResult, errors: ErrorTerms, seed: int) -> Summary:
-    return simulate(cell_scenario(published, errors, seed)).summary()
 
 
 def _mean_of(runs: list[Summary], of: Callable[[Summary], Distribution]) -> Distribution:
