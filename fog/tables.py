@@ -109,8 +109,7 @@ def _rate_lines(plan: Json) -> list[Text]:
     if text := _promise(plan.get("predicted") or {}):
         lines.append(Text(text))
     measured: Json = plan.get("measured") or {}
-    if text := _joined(capacity_text(measured), "recent requests", latency_text(measured)):
-        # What was asked for, which may be far less than the fog can serve.
+    if text := _demand(measured):
         window = measured.get("window_seconds")
         label = f"measured over the last {window:g} s" if window else "measured"
         lines.append(Text(f"{label}: {text}"))
@@ -125,6 +124,16 @@ def _promise(rates: Json) -> str:
     label = "capacity (predicted at full load): " if capacity else "predicted for "
     text = _joined(capacity, "a lone request", latency_text(rates))
     return f"{label}{text}" if text else ""
+
+
+def _demand(measured: Json) -> str:
+    """Return what was asked for, which may be far less than the fog can serve."""
+    whole = {key: rate for key, rate in measured.items() if key != "prefill_tokens_per_second"}
+    each = [latency_text(measured)]
+    if rate := measured.get("prefill_tokens_per_second"):
+        # Of prompts that were alone in their replica, however few they were.
+        each.append(f"prompts at {rate:.0f} tokens/s")
+    return _joined(capacity_text(whole), "recent requests", ", ".join(filter(None, each)))
 
 
 def _joined(capacity: str, whose: str, latency: str) -> str:

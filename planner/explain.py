@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from planner.cost import DeviceCost
 from planner.model import InfeasiblePlanError
 from planner.replicas import Fog
 from planner.search import Solution
+
+MOST_NAMED: Final = 8
+"""More devices than this are counted in an error, not listed."""
 
 
 def format_bytes(count: float) -> str:
@@ -35,11 +40,14 @@ def infeasible(fog: Fog) -> InfeasiblePlanError:
         f"{fog.workload.context_tokens} tokens), the fog offers {format_bytes(offered)} on "
         f"{_count(len(fog.costs), 'device')}"
     )
-    remedy = "add devices, let them offer more memory, or plan for a shorter context"
+    remedy = (
+        "add devices, let them offer more memory (model_memory in fog.toml, E2LLM_NODE_MEMORY), "
+        "or plan for a shorter context ([planner] context_tokens, E2LLM_PLANNER_CONTEXT_TOKENS)"
+    )
     if offered < needed:
         missing = needed - offered
         return InfeasiblePlanError(
-            f"{demand}: {format_bytes(missing)} are missing; {remedy}", missing
+            f"{demand}: {format_bytes(missing)} are missing{_offers(fog)}; {remedy}", missing
         )
     smallest = smallest_stage_bytes(fog)
     useless = [cost for cost in fog.costs if offered_bytes(cost) < smallest]
@@ -56,8 +64,17 @@ def infeasible(fog: Fog) -> InfeasiblePlanError:
     ends = max(model.embedding_bytes, model.head_bytes) + smallest
     return InfeasiblePlanError(
         f"{demand}, but no split into whole layers fits: a layer with its KV cache needs "
-        f"{format_bytes(smallest)}, and with embedding or head up to {format_bytes(ends)}; {remedy}"
+        f"{format_bytes(smallest)}, and with embedding or head up to {format_bytes(ends)}"
+        f"{_offers(fog)}; {remedy}"
     )
+
+
+def _offers(fog: Fog) -> str:
+    """Return what each device offers, in brackets, where a person can take them in."""
+    if not 0 < len(fog.costs) <= MOST_NAMED:
+        return ""
+    each = (f"{cost.id} {format_bytes(offered_bytes(cost))}" for cost in fog.costs)
+    return f" (offered: {', '.join(each)})"
 
 
 def offered_bytes(cost: DeviceCost) -> int:

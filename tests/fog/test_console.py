@@ -47,7 +47,12 @@ def test_the_plan_shows_who_holds_what_and_who_is_left_out() -> None:
 
 
 def test_the_predicted_capacity_is_told_apart_from_the_demand_that_was_measured() -> None:
-    measured = {"decode_tokens_per_second": 2.5, "tpot_seconds": 0.05, "window_seconds": 60.0}
+    measured = {
+        "window_seconds": 60.0,
+        "decode_tokens_per_second": 2.5,
+        "prefill_tokens_per_second": 207.3,
+        "tpot_seconds": 0.05,
+    }
     single = {"device": "laptop", "predicted": {"requests_per_second": 0.5}}
     text = rendered(plan_view({**PLAN, "measured": measured, "best_single_device": single}))
     lines = text.splitlines()
@@ -55,7 +60,8 @@ def test_the_predicted_capacity_is_told_apart_from_the_demand_that_was_measured(
         "capacity (predicted at full load): 25.0 tokens/s decoded; a lone request: TTFT 250 ms"
     ) in lines
     assert (
-        "measured over the last 60 s: 2.5 tokens/s decoded; recent requests: 50 ms per token"
+        "measured over the last 60 s: 2.5 tokens/s decoded; "
+        "recent requests: 50 ms per token, prompts at 207 tokens/s"
     ) in lines
     assert (
         "best single device: laptop, capacity (predicted at full load): 0.50 requests/s"

@@ -270,8 +270,17 @@ def test_too_little_memory_says_how_much_is_missing() -> None:
     assert caught.value.missing_bytes == needed - 5_000_000
     assert str(caught.value).startswith(
         "the model needs 13.2 MB (9.0 MB of float32 weights and 4.2 MB of KV cache for one "
-        "request of 512 tokens), the fog offers 5.0 MB on 2 devices: 8.2 MB are missing"
+        "request of 512 tokens), the fog offers 5.0 MB on 2 devices: 8.2 MB are missing "
+        "(offered: a 3.0 MB, b 2.0 MB); "
     )
+    for setting in ("model_memory", "E2LLM_NODE_MEMORY", "context_tokens"):
+        assert setting in str(caught.value)
+
+
+def test_more_devices_than_a_person_can_take_in_are_counted_not_listed() -> None:
+    devices = [fogs.device(f"d{i}", 0.001, 1_000) for i in range(9)]
+    with pytest.raises(InfeasiblePlanError, match=r"on 9 devices: .* are missing; add devices"):
+        planner.plan(devices, fogs.model(), WORKLOAD)
 
 
 def test_enough_memory_in_pieces_too_small_is_said_too() -> None:

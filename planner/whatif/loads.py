@@ -11,7 +11,6 @@ from typing import Final
 import numpy as np
 from numpy.random import Generator
 
-from fog.quantities import suggest
 from planner.model import ModelSpec, Workload
 from planner.paper.published import PaperWorkload, load_published
 from planner.paper.waiting import ANSWER_CV, PROMPT_CV
@@ -142,12 +141,12 @@ def choose_load(text: str) -> Load:
     path = Path(text)
     if not path.is_file():
         raise LoadError(
-            f"--workload {text}: no such file and no such workload{suggest(text, list(loads))}"
+            f"workload {text}: no such file and no such workload; known: {', '.join(loads)}"
         )
     try:
         trace = read_trace(path)
     except (OSError, ValueError) as error:
-        raise LoadError(f"--workload {text}: {error}") from error
+        raise LoadError(f"workload {text}: {error}") from error
     return Load(
         f"{path.name}: {len(trace)} requests",
         fmean(request.prompt_tokens for request in trace),

@@ -1,0 +1,74 @@
+"""The paper's evaluation beside ours, as committed: benchmarks/results/paper.md and paper.json.
+
+    python benchmarks/paper.py [--seeds 200]
+
+The same cells as ``e2llm simulate --paper``, as a page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+from planner.paper.errors import IDEAL, load_errors
+from planner.paper.plans import compare
+from planner.paper.published import PaperWorkload, Policy
+from planner.paper.report import CAVEAT, plan_entries
+from planner.paper.tables import (
+    CONTRADICTIONS,
+    cell_entries,
+    plans_tables,
+    reduction_entries,
+    reductions_table,
+    results_tables,
+    waiting_table,
+)
+from planner.paper.waiting import Model, simulate_paper
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Write both files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seeds", type=int, default=200)
+    arguments = parser.parse_args()
+
+    began = time.process_time()
+    comparisons = [compare(workload, policy) for workload in PaperWorkload for policy in Policy]
+    models = ((Model.IDEAL, IDEAL), (Model.WITH_ERROR, load_errors()))
+    cells = list(simulate_paper(arguments.seeds, models))
+    seconds = time.process_time() - began
+    sections = [
+        "# The paper's evaluation beside ours",
+        f"`python benchmarks/paper.py --seeds {arguments.seeds}`, {platform.machine()}, Python "
+        f"{platform.python_version()}, {seconds:.0f} CPU seconds. {CAVEAT} `docs/paper.md` says "
+        "what may be concluded.",
+        "## Waiting times",
+        *(waiting_table(cells, model).markdown() for model, _ in reversed(models)),
+        reductions_table(cells).markdown(),
+        "Published cells that contradict each other:\n\n"
+        + "\n".join(f"- {text}" for text in CONTRADICTIONS),
+        "## Plans",
+        *(table.markdown() for table in plans_tables(comparisons)),
+        "## Tables VII and VIII",
+        *(table.markdown() for table in results_tables(cells)),
+    ]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "paper.md").write_text("\n\n".join(sections) + "\n", "utf-8")
+    values = {
+        "plans": plan_entries(comparisons),
+        "cells": cell_entries(cells),
+        "reductions": reduction_entries(cells),
+        "contradictions": list(CONTRADICTIONS),
+        "seeds": arguments.seeds,
+        "cpu_seconds": seconds,
+    }
+    (RESULTS / "paper.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Why each device of a plan got its place or none, and what its absence would cost. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from broker.plan import Plan
+from planner.model import DeviceSpec, InfeasiblePlanError
+from planner.whatif.outcomes import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Why a device is where it is.
+
+    Attributes:
+        without: What the fog would serve without it, or why it could not.
+    """
+
+    device: str
+    reason: str
+    without: str
+
+
+def explain(problem: Problem, devices: Sequence[DeviceSpec], plan: Plan) -> list[Place]:
+    """Return a place for every device. Plans once more for each that the plan uses."""
+    rate = plan.predicted.requests_per_second or 0.0
+    idle = {entry.device for entry in plan.idle}
+    places = []
+    for device in devices:
+        without = "nothing changes: it is not used"
+        if device.id not in idle:
+            without = _without(problem, [d for d in devices if d is not device], rate)
+        places.append(Place(device.id, plan.reasons.get(device.id, ""), without))
+    return places
+
+
+def _without(problem: Problem, left: Sequence[DeviceSpec], rate: float) -> str:
+    if not left:
+        return "no device is left"
+    try:
+        other = problem.plan(left).predicted.requests_per_second or 0.0
+    except InfeasiblePlanError as error:
+        return f"no plan: {error}"
+    return f"{other:.3g} requests/s ({other / rate - 1:+.0%})"
+
+
+def single_text(plan: Plan) -> str:
+    """Return the plan compared with the best single device."""
+    single = plan.best_single_device
+    if single is None:
+        return "No single device holds the whole model, so there is none to compare with."
+    used = {stage.device for replica in plan.replicas for stage in replica.stages}
+    if used == {single.device}:
+        return f"The plan is the best single device, {single.device}: no group is faster."
+    rate = plan.predicted.requests_per_second or 0.0
+    alone = single.predicted.requests_per_second or 0.0
+    return (
+        f"The fog serves {rate:.3g} requests/s, {rate / alone:.2f} times what its best single "
+        f"device, {single.device}, serves alone ({alone:.3g})."
+    )
