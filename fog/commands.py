@@ -225,12 +225,10 @@ def plan(
         with _planning_errors():
             from fog.explain import run_explain
             from fog.hypothetical import measured_here
-            from fog.simulate import load_problem
+            from fog.simulate import load_fog
 
-            problem = load_problem(fog, model, weights, measured_here(_cache(state)))
-            run_explain(
-                problem, json_target, make_console(json_target), is_explained=explain, seed=seed
-            )
+            found = load_fog(fog, model, weights, measured_here(_cache(state)), seed)
+            run_explain(found, json_target, make_console(json_target), is_explained=explain)
         return
     if explain:
         _give_up("e2llm: --explain needs --fog FILE", EXIT_USAGE)
@@ -368,9 +366,9 @@ def _planning_errors() -> Iterator[None]:
     """End in one line when the input is wrong, or the model fits on no devices."""
     from fog.changes import ChangeError
     from fog.config import ConfigError
-    from fog.loads import LoadError
     from fog.model_choice import ModelChoiceError
     from planner.model import InfeasiblePlanError
+    from planner.whatif.loads import LoadError
 
     try:
         yield

@@ -18,13 +18,11 @@ from broker.control import Link, ModelManifest
 from fog.config import ConfigError, DeviceConfig
 from fog.model_choice import DEMO_MODEL, DEMO_NAME, ModelChoiceError
 from fog.quantities import Memory, suggest
-from planner.catalogue.devices import load_devices
-from planner.catalogue.models import CatalogueModel, WeightFormat, load_models
-from planner.inputs import model_spec
-from planner.model import DeviceSpec, ModelSpec, Workload
 
 if TYPE_CHECKING:
     from nodes.calibration import Calibration
+    from planner.catalogue.models import CatalogueModel, WeightFormat
+    from planner.model import DeviceSpec, ModelSpec
 
 LOOPBACK: Final = Link(latency_seconds=0.0003, bytes_per_second=500e6)
 """Link of a device that emulates none: broker and device on one machine. An assumption; a
@@ -64,6 +62,8 @@ def choose_planned_model(
     Raises:
         ModelChoiceError: There is no such model, or it cannot be planned.
     """
+    from planner.catalogue.models import WeightFormat, load_models
+
     wanted = weights or "float32"
     if wanted not in list(WeightFormat):
         known = ", ".join(WeightFormat)
@@ -107,6 +107,8 @@ def _from_catalogue(shape: CatalogueModel, weights: WeightFormat, kv_format: str
 
 
 def _from_folder(folder: Path, name: str, weights: WeightFormat, kv_format: str) -> PlannedModel:
+    from planner.inputs import model_spec
+
     try:
         raw = json.loads((folder / "config.json").read_text("utf-8"))
         config = parse_config(raw)
@@ -126,6 +128,8 @@ def _from_folder(folder: Path, name: str, weights: WeightFormat, kv_format: str)
 
 
 def _shape(name: str, config: ModelConfig) -> CatalogueModel:
+    from planner.catalogue.models import CatalogueModel
+
     return CatalogueModel(
         name=name,
         config="config.json",
@@ -187,6 +191,8 @@ def device_specs(
 
 
 def _manifest_for(device: DeviceConfig, model: PlannedModel) -> ModelManifest:
+    from planner.catalogue.devices import load_devices
+
     why = model.obstacle
     if model.manifest is not None:
         if max(model.spec.block_bytes) <= _HUGE_BLOCK_BYTES:
@@ -200,6 +206,8 @@ def _manifest_for(device: DeviceConfig, model: PlannedModel) -> ModelManifest:
 
 
 def _emulated(device: DeviceConfig, model: PlannedModel, calibration: Calibration) -> DeviceSpec:
+    from planner.model import DeviceSpec
+
     slowed = calibration.slowed(device.slowdown)
     assert device.model_memory is not None, "a device without a catalogue entry says its memory"
     return DeviceSpec(
@@ -213,6 +221,8 @@ def _emulated(device: DeviceConfig, model: PlannedModel, calibration: Calibratio
 
 
 def _from_data_sheet(device: DeviceConfig, model: PlannedModel, chunk_tokens: int) -> DeviceSpec:
+    from planner.catalogue.devices import load_devices
+
     entry = load_devices().devices[str(device.catalogue)]
     spec = entry.spec(
         device.id,
@@ -240,6 +250,8 @@ def _memory_bytes(memory: Memory, model: ModelSpec) -> int:
     """Return an offer in bytes; a share counts weights and KV as nodes do."""
     if memory.num_bytes is not None:
         return memory.num_bytes
+    from planner.model import Workload
+
     assert memory.share is not None, "an offer has a share or bytes"
     context = min(model.context_limit, Workload().context_tokens)
     return int(memory.share * (model.weight_bytes + context * sum(model.kv_bytes)))
@@ -249,11 +261,13 @@ def measured_here(cache: Path) -> Calibrate:
     """Return what measures this machine, one thread as `e2llm up` does, or reads the cache."""
 
     def calibrate(manifest: ModelManifest) -> Calibration:
-        import torch
+        from nodes.calibrator import CalibrationFailed, Calibrator
 
-        from nodes.calibrator import Calibrator
-
-        torch.set_num_threads(1)
-        return Calibrator(cache, threads=1).calibrate(manifest)
+        calibrator = Calibrator(cache, threads=1)
+        calibrator.start(manifest)
+        result = calibrator.events.get()
+        if isinstance(result, CalibrationFailed):
+            raise ConfigError(f"this machine's times for {manifest.name}: {result.error}")
+        return result.calibration
 
     return calibrate

@@ -1,7 +1,6 @@
 """`e2llm simulate --fog FILE`: what a fog would do with a workload, before and after a change.
 
-Plans are those of production (`planner.planning`), and so are late binding, growing KV and the
-links between devices in the simulation. Nothing is started.
+Reads files and options, and shows what `planner.whatif` finds. Nothing is started.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from rich import box
@@ -17,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from broker.plan import Plan
 from fog.changes import Changes, parse_changes
 from fog.config import FogConfig, load_config
 from fog.hypothetical import (
@@ -27,34 +25,18 @@ from fog.hypothetical import (
     device_specs,
     measured_here,
 )
-from fog.loads import choose_load, cut_to_context, planned_workload
 from fog.output import write_json
 from fog.quantities import format_seconds
 from fog.settable import gateway_settable, planner_settable
 from fog.tables import plan_view
-from planner.catalogue.devices import load_devices
-from planner.model import DeviceSpec, InfeasiblePlanError, Workload
-from planner.planning import plan as make_plan
-from planner.settings import PlannerSettings
-from planner.simulation import (
-    DeviceLoss,
-    KvReservation,
-    PlanChange,
-    Scenario,
-    SimRequest,
-    Summary,
-    simulate,
-)
-from planner.simulation.replicas import kv_bytes_per_token, network_of, replicas_from_plan
-from planner.simulation.routing import LATE_BINDING
-from planner.target import fitted_workload
+
+if TYPE_CHECKING:
+    from planner.model import DeviceSpec
+    from planner.settings import PlannerSettings
+    from planner.whatif.outcomes import Outcome, Problem
 
 DEFAULT_LOAD: Final = 0.7
 """Share of the plan's predicted requests per second that arrives when no rate is given."""
-
-NOTICE_SECONDS: Final = 2.0
-"""From a device's end to its requests being queued again: a broken connection makes the broker
-publish the last will at once, a silent one only after the keep-alive time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,53 +57,42 @@ class SimulateOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """All that planning needs, from a fog file."""
-
-    config: FogConfig
-    settings: PlannerSettings
-    model: PlannedModel
-    workload: Workload
-    calibrate: Calibrate
-
-    def specs(self, changes: Changes) -> tuple[DeviceSpec, ...]:
-        """Return the devices as the planner would know them after ``changes``."""
-        devices = changes.apply(self.config.devices)
-        return device_specs(devices, self.model, self.workload.chunk_tokens, self.calibrate)
-
-    def plan(self, devices: Sequence[DeviceSpec], seed: int) -> Plan:
-        """Return the plan of production.
-
-        Raises:
-            InfeasiblePlanError: The model does not fit; says what is missing.
-        """
-        return make_plan(devices, self.model.spec, self.workload, self.settings.objective, seed)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A fog under a workload.
+class FogFile:
+    """A fog file with the model that its devices are to serve.
 
     Attributes:
-        later: Plans that became active while requests came, with their time.
-        notes: What a reader should know.
+        calibrate: This machine's times, for devices that are emulated.
+        problem: The workload is that of the file's planner.
     """
 
-    plan: Plan
-    summary: Summary
-    later: tuple[tuple[float, Plan], ...] = ()
-    notes: tuple[str, ...] = ()
+    config: FogConfig
+    model: PlannedModel
+    calibrate: Calibrate
+    problem: Problem
+
+    def devices(self, changes: Changes) -> tuple[DeviceSpec, ...]:
+        """Return the devices as the planner would know them after ``changes``."""
+        return device_specs(
+            changes.apply(self.config.devices),
+            self.model,
+            self.problem.workload.chunk_tokens,
+            self.calibrate,
+        )
 
 
-def load_problem(
-    fog: Path, model: str | None, weights: str | None, calibrate: Calibrate
-) -> Problem:
-    """Read a fog file and a model; the workload is that of the planner's settings.
+def load_fog(
+    fog: Path, model: str | None, weights: str | None, calibrate: Calibrate, seed: int = 0
+) -> FogFile:
+    """Read a fog file and a model.
 
     Raises:
         ConfigError: The file is wrong; names line and key.
         ModelChoiceError: The model is.
     """
+    from planner.catalogue.devices import load_devices
+    from planner.target import fitted_workload
+    from planner.whatif.outcomes import Problem
+
     config = load_config(
         fog,
         planner=planner_settable(),
@@ -133,13 +104,14 @@ def load_problem(
         model, weights or config.gateway.get("weights"), config.gateway.get("kv_format")
     )
     workload = fitted_workload(settings.workload, chosen.spec)
-    return Problem(
-        config, settings, chosen, workload.fitted_to(chosen.spec.context_limit), calibrate
-    )
+    workload = workload.fitted_to(chosen.spec.context_limit)
+    problem = Problem(chosen.spec, workload, settings.objective, seed)
+    return FogFile(config, chosen, calibrate, problem)
 
 
 def _planner_settings(config: FogConfig) -> PlannerSettings:
     from broker.settings import read_settings
+    from planner.settings import PlannerSettings
 
     given = {f"E2LLM_PLANNER_{key.upper()}": value for key, value in config.planner.items()}
     return read_settings(
@@ -159,24 +131,28 @@ def run_simulate(
         ConfigError, ModelChoiceError, ChangeError, LoadError: Something is written wrongly.
         InfeasiblePlanError: The model does not fit on the devices.
     """
-    problem = load_problem(
-        options.fog, options.model, options.weights, calibrate or measured_here(options.cache)
-    )
+    from planner.catalogue.devices import load_devices
+    from planner.whatif.loads import choose_load, cut_to_context, planned_workload
+    from planner.whatif.outcomes import Problem, what_if
+
+    calibrate = calibrate or measured_here(options.cache)
+    fog = load_fog(options.fog, options.model, options.weights, calibrate, options.seed)
     load = choose_load(options.workload)
     changes = parse_changes(
-        problem.config, load_devices().devices, options.add, options.link, options.lose
+        fog.config, load_devices().devices, options.add, options.link, options.lose
     )
-    spec = problem.model.spec
-    workload = planned_workload(load, problem.workload, spec)
-    problem = Problem(problem.config, problem.settings, problem.model, workload, problem.calibrate)
-    devices = problem.specs(Changes())
-    plan = problem.plan(devices, options.seed)
-    capacity = plan.predicted.requests_per_second or 0.0
+    workload = planned_workload(load, fog.problem.workload, fog.model.spec)
+    problem = Problem(fog.model.spec, workload, fog.problem.objective, options.seed)
+    devices = fog.devices(Changes())
+    capacity = problem.plan(devices).predicted.requests_per_second or 0.0
     rate = options.rate or load.trace_rate or DEFAULT_LOAD * capacity
     drawn = load.requests(options.num_requests, rate, options.seed)
     found, num_cut = cut_to_context(drawn, workload.context_tokens)
-    before = Outcome(plan, _simulated(problem, devices, plan, found, ()))
-    after = _changed(problem, changes, found, options.seed) if changes else None
+    before = what_if(problem, devices, found)
+    after = None
+    if changes:
+        losses = [(loss.device, loss.at_seconds) for loss in changes.losses]
+        after = what_if(problem, fog.devices(changes), found, losses)
     lines = [
         f"Workload {load.text}; {len(found)} requests, {rate:.3g} per second on average, "
         f"seed {options.seed}. Planned for {workload.prompt_tokens} prompt and "
@@ -200,90 +176,6 @@ def run_simulate(
             "after": None if after is None else _entry(after),
         },
     )
-
-
-def _changed(
-    problem: Problem, changes: Changes, found: tuple[SimRequest, ...], seed: int
-) -> Outcome:
-    """Return what becomes of the same requests in the changed fog."""
-    devices = problem.specs(changes)
-    plan = problem.plan(devices, seed)
-    faults: list[DeviceLoss | PlanChange] = []
-    later: list[tuple[float, Plan]] = []
-    notes: list[str] = []
-    left, running = list(devices), plan
-    for index, loss in enumerate(changes.losses):
-        left = [device for device in left if device.id != loss.device]
-        faults.append(DeviceLoss(loss.at_seconds, loss.device, NOTICE_SECONDS))
-        try:
-            next_plan = problem.plan(left, seed)
-        except InfeasiblePlanError as error:
-            notes.append(f"without {loss.device} there is no plan: {error}")
-            continue
-        ready = loss.at_seconds + NOTICE_SECONDS + _load_seconds(problem, running, next_plan, left)
-        following = changes.losses[index + 1 : index + 2]
-        if following and following[0].at_seconds <= ready:
-            notes.append(f"{following[0].device} is lost before the plan without {loss.device}")
-            continue
-        faults.append(PlanChange(ready, _sim_replicas(problem, left, next_plan)))
-        later.append((ready, next_plan))
-        running = next_plan
-    last = found[-1].arrival_seconds
-    notes += [
-        f"{loss.device} is lost after the last request arrived ({last:.0f} s)"
-        for loss in changes.losses
-        if loss.at_seconds > last
-    ]
-    summary = _simulated(problem, devices, plan, found, tuple(faults))
-    return Outcome(plan, summary, tuple(later), tuple(notes))
-
-
-def _load_seconds(
-    problem: Problem, running: Plan, coming: Plan, devices: Sequence[DeviceSpec]
-) -> float:
-    """Return how long devices fetch layers that they do not hold, each over its own link."""
-    held = _layers(running)
-    links = {device.id: device.link.bytes_per_second for device in devices}
-    model = problem.model.spec
-    seconds = [
-        sum(model.block_bytes[layer] for layer in layers - held.get(device, set())) / links[device]
-        for device, layers in _layers(coming).items()
-    ]
-    return max(seconds, default=0.0)
-
-
-def _layers(plan: Plan) -> dict[str, set[int]]:
-    return {
-        stage.device: set(range(stage.layers.start, stage.layers.end))
-        for replica in plan.replicas
-        for stage in replica.stages
-    }
-
-
-def _sim_replicas(problem: Problem, devices: Sequence[DeviceSpec], plan: Plan) -> Any:
-    return replicas_from_plan(plan, devices, problem.model.spec, problem.workload)
-
-
-def _simulated(
-    problem: Problem,
-    devices: Sequence[DeviceSpec],
-    plan: Plan,
-    found: tuple[SimRequest, ...],
-    faults: tuple[DeviceLoss | PlanChange, ...],
-) -> Summary:
-    model = problem.model.spec
-    scenario = Scenario(
-        replicas=_sim_replicas(problem, devices, plan),
-        requests=found,
-        routing=LATE_BINDING,
-        network=network_of(devices),
-        kv_bytes_per_token=kv_bytes_per_token(model),
-        num_layers=model.num_layers,
-        reservation=KvReservation.GROWING,
-        faults=faults,
-        expected_answer_tokens=float(problem.workload.answer_tokens),
-    )
-    return simulate(scenario).summary()
 
 
 # --- for a person and as JSON -------------------------------------------------------------
