@@ -236,7 +236,7 @@ def test_a_device_that_falls_silent_is_reported_by_its_will(any_broker: BrokerPr
 
 
 @pytest.mark.mosquitto
-def test_a_packet_over_the_brokers_limit_costs_the_connection_and_says_so(
+def test_a_packet_over_the_brokers_limit_costs_the_connection(
     mosquitto: BrokerProcess,
 ) -> None:
     client = MqttTransport(mosquitto.address(PLANNER_USER), "too-much", max_payload_bytes=4 << 20)
@@ -245,7 +245,9 @@ def test_a_packet_over_the_brokers_limit_costs_the_connection_and_says_so(
 
     client.publish(Publication(TOPIC, bytes(2 << 20)))
 
-    assert "large" in wait_for(client, Disconnected).reason.lower()
+    # Mosquitto says "packet too large" and resets at once; a busy client may see the reset first.
+    reason = wait_for(client, Disconnected).reason.lower()
+    assert "large" in reason or "connection lost" in reason
     client.close()
 
 

@@ -23,7 +23,7 @@ from broker.control import ModelManifest
 from broker.memory import Fault, MemoryBroker, MemoryTransport
 from broker.mqtt import MqttTransport
 from broker.plan import Assignment, Loaded, LoadState, Plan, PlanState, Replica, StageAssignment
-from broker.topics import DEVICE_ASSIGNMENT, DEVICE_LOADED, PLAN, PLANNER_USER, QoS, Topic
+from broker.topics import DEVICE_ASSIGNMENT, DEVICE_LOADED, PLAN, PLANNER_USER, Topic
 from broker.transport import Inbox, Publication, Received, Transport
 from gateway.engine import FogEngine
 from gateway.requests import Generation
@@ -34,7 +34,7 @@ from nodes.presence import Presence
 from nodes.profiler import Profiler
 from nodes.service import NodeService
 from nodes.settings import MemoryOffer
-from tests.support.bus import SITE, BrokerProcess, wait_for
+from tests.support.bus import SITE, BrokerProcess
 from tests.support.node_rig import InlineLoader, InstantCalibrator
 
 GATEWAY = "gateway-1"
@@ -198,18 +198,6 @@ class RealFog(ServiceFog):
             self.nodes[device] = subprocess.Popen(
                 [sys.executable, "-m", "nodes"], stdout=log, stderr=log, env=environment
             )
-
-    def dropped_by_broker(self) -> int:
-        """Return how many messages Mosquitto says that it dropped since its start."""
-        topic = "$SYS/broker/publish/messages/dropped"
-        observer = MqttTransport(self.broker.address(PLANNER_USER), "observer")
-        observer.subscribe([(topic, QoS.AT_MOST_ONCE)])
-        observer.connect()
-        try:
-            counted = wait_for(observer, Received, lambda message: message.topic == topic)
-        finally:
-            observer.close()
-        return int(counted.payload)
 
     async def stop(self) -> None:
         """Stop everything."""
