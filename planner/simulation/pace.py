@@ -57,6 +57,7 @@ class Pace:
         for hop in self._hops[1:]:
             self.delays += (hop, 0.0) if self._has_links else (hop,)
         self.is_context_free = all(_is_context_free(function) for function, _ in self._decode)
+        self._steps: dict[int, list[float]] = {}
         self._groups: dict[int, tuple[int, int]] = {}
         self._cells: dict[tuple[int, int], tuple[float, float]] = {}
         self._chunks: dict[tuple[int, int], tuple[float, ...]] = {}
@@ -81,12 +82,20 @@ class Pace:
         return found
 
     def _stage_seconds(self, rows: int, context: float) -> list[float]:
-        return [factor * seconds(rows, context) for seconds, factor in self._decode]
+        if not self.is_context_free:
+            return [factor * seconds(rows, context) for seconds, factor in self._decode]
+        found = self._steps.get(rows)
+        if found is None:
+            found = [factor * seconds(rows, context) for seconds, factor in self._decode]
+            self._steps[rows] = found
+        return found
 
     def round_seconds(self, num_rows: int, context: float) -> float:
         """Return the time of one round without prefill, by the tables themselves."""
         groups, rows = self.groups(num_rows)
-        times = self._stage_seconds(rows, context)
+        return self._round_seconds(groups, rows, self._stage_seconds(rows, context))
+
+    def _round_seconds(self, groups: int, rows: int, times: list[float]) -> float:
         links = [rows * seconds for seconds in self._link_rows]
         slowest = max(*times, *links)
         if self.replica.groups is GroupRule.PAPER:
@@ -257,7 +266,7 @@ class Pace:
         for delay, leaves, seconds in zip(self.delays, ahead, group, strict=True):
             behind = max(behind + delay, leaves) + seconds
         behind += self._hops[0] + rows * self._link_rows[0]
-        return max(self.round_seconds(num_rows, context), busiest, behind)
+        return max(self._round_seconds(groups, rows, times), busiest, behind)
 
 
 def _is_context_free(function: DecodeSeconds) -> bool:

@@ -79,11 +79,12 @@ class DecodeTable:
 
     def __call__(self, rows: int, context: float) -> float:
         """Return seconds of one step of ``rows`` rows that see ``context`` positions each."""
-        at_context = [
-            (float(number), _line(tuple(zip(self.contexts, line, strict=True)), context))
-            for number, line in zip(self.rows, self.seconds, strict=True)
-        ]
-        return _line(at_context, rows)
+        lower, upper = _around(self.rows, rows)
+        low = _between(self.contexts, self.seconds[lower], context)
+        if lower == upper:
+            return low
+        high = _between(self.contexts, self.seconds[upper], context)
+        return _on_line(self.rows[lower], low, self.rows[upper], high, rows)
 
 
 def decode_times(points: Sequence[tuple[int, float]]) -> DecodeTable:
@@ -119,7 +120,25 @@ def _line(points: Sequence[tuple[float, float]], x: float) -> float:
     if x <= points[0][0] or len(points) == 1:
         return points[0][1]
     index = min(bisect_left(points, x, key=lambda point: point[0]), len(points) - 1)
-    (x0, y0), (x1, y1) = points[index - 1], points[index]
+    return _on_line(*points[index - 1], *points[index], x)
+
+
+def _around(axis: Sequence[float], x: float) -> tuple[int, int]:
+    """Return between which two of ``axis`` a value is taken; twice the first, at or below it."""
+    if x <= axis[0] or len(axis) == 1:
+        return 0, 0
+    index = min(bisect_left(axis, x), len(axis) - 1)
+    return index - 1, index
+
+
+def _between(axis: Sequence[float], values: Sequence[float], x: float) -> float:
+    lower, upper = _around(axis, x)
+    if lower == upper:
+        return values[lower]
+    return _on_line(axis[lower], values[lower], axis[upper], values[upper], x)
+
+
+def _on_line(x0: float, y0: float, x1: float, y1: float, x: float) -> float:
     return max(y0 + (y1 - y0) * (x - x0) / (x1 - x0), 0.0)
 
 
