@@ -134,7 +134,9 @@ async def test_a_damaged_tensor_is_named_by_the_node(fog: RealFog, tmp_path: Pat
     shutil.rmtree(whole)
 
 
-async def test_a_restarted_broker_costs_a_pause_and_no_token(fog: RealFog, tmp_path: Path) -> None:
+async def test_a_restarted_broker_costs_a_pause_and_nothing_was_dropped_before(
+    fog: RealFog, tmp_path: Path
+) -> None:
     write_checkpoint(tmp_path, "llama")
     replicas = [
         make_replica((2, 5), DEVICES[:2], Role.PREFILL),
@@ -142,6 +144,7 @@ async def test_a_restarted_broker_costs_a_pause_and_no_token(fog: RealFog, tmp_p
     ]
     await fog.serve(manifest_of(tmp_path, "restarted"), replicas)
     reference = await fog.answer(greedy("before-restart", (9, 8, 7, 6)))
+    assert await fog.dropped_by_broker() == 0
     stream = fog.engine.generate(greedy("over-restart", (9, 8, 7, 6)))
     tokens: list[int] = []
     async for token in stream:

@@ -35,6 +35,7 @@ from nodes.profiler import Profiler
 from nodes.service import NodeService
 from nodes.settings import MemoryOffer
 from tests.support.bus import SITE, BrokerProcess
+from tests.support.dropped import DroppedMessages
 from tests.support.node_rig import InlineLoader, InstantCalibrator
 
 GATEWAY = "gateway-1"
@@ -170,10 +171,12 @@ class RealFog(ServiceFog):
         super().__init__(folder, devices)
         self.broker = BrokerProcess("mosquitto", folder, nodes=self.devices, gateways=(GATEWAY,))
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self._dropped: DroppedMessages
 
     async def start(self) -> None:
         """Start everything and connect."""
         self.broker.start()
+        self._dropped = DroppedMessages(self.broker)
         for device in self.devices:
             self.start_node(device)
         planner = MqttTransport(self.broker.address(PLANNER_USER), PLANNER_USER)
@@ -199,10 +202,15 @@ class RealFog(ServiceFog):
                 [sys.executable, "-m", "nodes"], stdout=log, stderr=log, env=environment
             )
 
+    async def dropped_by_broker(self) -> int:
+        """Return how many messages Mosquitto has dropped since its start."""
+        return await asyncio.to_thread(self._dropped.count)
+
     async def stop(self) -> None:
         """Stop everything."""
         for process in self.nodes.values():
             process.terminate()
+        self._dropped.close()
         await self.engine.stop()
         self._planner.close()
         for process in self.nodes.values():
