@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
+from functools import cache
 from urllib.parse import quote, unquote, urlsplit
 
 DEFAULT_PORT = 1883
+
+# The id may stand in a broker's log, from which a weak password should not be guessed fast:
+# 10 ms on a PC, once per credential.
+_ROUNDS = 20_000
+_SECRET_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,18 @@ class BrokerAddress:
             login += "@"
         return f"mqtt://{login}{self._host_in_url}:{self.port}"
 
+    def secret_client_id(self, name: str) -> str:
+        """Return a client id that begins with ``name`` and that only this credential leads to.
+
+        Who connects with the id of another client takes its place, and no broker asks without
+        a plug-in whether the id belongs to the user (docs/decisions/0009). So the id has a part
+        that other users cannot know, and that is the same in every session of this one. Without
+        a password it is the name.
+        """
+        if self.password is None:
+            return name
+        return f"{name}~{_secret(self.username or '', self.password)}"
+
     def __str__(self) -> str:
         login = f"{self.username}@" if self.username is not None else ""
         return f"mqtt://{login}{self._host_in_url}:{self.port}"
@@ -80,3 +99,10 @@ class BrokerAddress:
     @property
     def _host_in_url(self) -> str:
         return f"[{self.host}]" if ":" in self.host else self.host
+
+
+@cache
+def _secret(user: str, password: str) -> str:
+    salt = f"e2llm client id of {user}".encode()
+    digest = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _ROUNDS, _SECRET_BYTES)
+    return digest.hex()

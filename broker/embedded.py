@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 _CONNECT_SECONDS: Final = 10.0
 _SHUTDOWN_SECONDS: Final = 3.0
 
+# In a session: the `asyncio.Event` that is set when its connection is no longer served.
+_SERVED: Final = "e2llm.served"
+
 # MQTT 3.1.1, 3.1.2.2 and 3.2.2.3.
 _MQTT_3_1_1: Final = 4
 _UNACCEPTABLE_VERSION: Final = b"\x20\x02\x00\x01"
@@ -92,8 +95,19 @@ class _FirstBytesAgain(StreamReaderAdapter):  # type: ignore[misc]  # amqtt has 
         return data
 
 
+class _CuttableWriter(StreamWriterAdapter):  # type: ignore[misc]  # amqtt has no types
+    """A connection's writer that can end it without waiting for a receiver that is gone."""
+
+    def cut(self) -> None:
+        """Forget what is not sent; the connection's reader sees its end."""
+        self._writer.transport.abort()
+
+
 class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
-    """amqtt with what it lacks: TCP_NODELAY, an answer for MQTT 5, an end for the silent."""
+    """amqtt with what it lacks: TCP_NODELAY, an answer for MQTT 5, an end for the silent.
+
+    And one client per client id.
+    """
 
     async def stream_connected(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
@@ -113,7 +127,7 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
             again = _FirstBytesAgain(start.read, reader)
             watch = asyncio.create_task(_cut_when_silent(again, writer, start.keep_alive_seconds))
             try:
-                await self.external_connected(again, StreamWriterAdapter(writer), listener_name)
+                await self.external_connected(again, _CuttableWriter(writer), listener_name)
             finally:
                 watch.cancel()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
@@ -131,6 +145,21 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
         subscribed = self.subscriptions.get(subscription[0], [])
         if any(each.client_id == session.client_id for each, _qos in subscribed):
             await super()._publish_retained_messages_for_subscription(subscription, session)
+
+    async def _delete_session(self, client_id: str) -> None:
+        """End the session of a client that connects again, and its connection before that.
+
+        MQTT 3.1.1, 3.1.4-2. amqtt 0.12 forgets the older session and leaves it connected, so
+        that a device which lost its network would be there twice until the keep alive ends.
+        """
+        session, handler = self.sessions.get(client_id, (None, None))
+        served: asyncio.Event | None = session.attributes.get(_SERVED) if session else None
+        if served is not None:
+            handler.writer.cut()
+            # Its will is said and its subscriptions end, by client id, before ours begin.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(served.wait(), _SHUTDOWN_SECONDS)
+        await super()._delete_session(client_id)
 
     async def _client_message_loop(
         self, client_session: Session, handler: BrokerProtocolHandler
@@ -155,7 +184,15 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
             await disconnect(said[0])
 
         handler.handle_disconnect = disconnect_after_messages
-        await super()._client_message_loop(client_session, handler)
+        served = client_session.attributes[_SERVED] = asyncio.Event()
+        try:
+            if self.sessions[client_session.client_id][0] is client_session:
+                await super()._client_message_loop(client_session, handler)
+            else:
+                # Another has taken the place before this one was served.
+                await handler.stop()
+        finally:
+            served.set()
 
 
 @dataclass(frozen=True)

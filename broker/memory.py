@@ -27,6 +27,7 @@ from broker.transport import (
     TransportClosedError,
     TransportEvent,
 )
+from broker.waiting import WaitingRoom
 
 Fault = Callable[[Publication], Sequence[tuple[float, Publication]]]
 """What becomes of a message: ``(delay in seconds, message)`` for each copy that arrives."""
@@ -137,13 +138,12 @@ class MemoryTransport:
         max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
     ) -> None:
         self.client_id = client_id
-        self.num_dropped = 0
         self._broker = broker
         self._will = will
         self._inbox: Inbox = queue.SimpleQueue() if inbox is None else inbox
         self._max_payload_bytes = max_payload_bytes
         self._filters: dict[str, QoS] = {}
-        self._waiting: list[Publication] = []
+        self._waiting = WaitingRoom()
         self._is_connected = False
         self._is_closed = False
 
@@ -155,6 +155,10 @@ class MemoryTransport:
     def is_connected(self) -> bool:
         return self._is_connected
 
+    @property
+    def num_dropped(self) -> int:
+        return self._waiting.num_dropped
+
     def connect(self) -> None:
         """Connect, send what waited, and report `Connected`; nothing if already connected."""
         with self._broker._lock:
@@ -164,8 +168,7 @@ class MemoryTransport:
                 return
             self._broker._attach(self)
             self._is_connected = True
-            waiting, self._waiting = self._waiting, []
-            for publication in waiting:
+            for publication in self._waiting.leave():
                 self._broker.deliver(publication)
             self._inbox.put(Connected(self.client_id))
             self._broker._send_retained(self, self._filters)
@@ -197,10 +200,8 @@ class MemoryTransport:
                 raise TransportClosedError(f"transport {self.client_id} is closed")
             if self._is_connected:
                 self._broker.deliver(message)
-            elif message.qos is QoS.AT_MOST_ONCE:
-                self.num_dropped += 1
             else:
-                self._waiting.append(message)
+                self._waiting.keep(message)
 
     def receive(self, timeout_seconds: float | None = None) -> TransportEvent | None:
         return take(self._inbox, timeout_seconds)

@@ -17,7 +17,6 @@ import selectors
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
@@ -42,6 +41,7 @@ from broker.transport import (
     TransportClosedError,
     TransportEvent,
 )
+from broker.waiting import WaitingRoom
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ _HANDSHAKE_SECONDS: Final = 5.0
 _V5_HANDSHAKE_SECONDS: Final = 1.0
 _FAREWELL_SECONDS: Final = 2.0
 # What both brokers take from one client before they answer; QoS 1 is for control alone.
-_MAX_INFLIGHT, _MAX_WAITING = 20, 10_000
+_MAX_INFLIGHT: Final = 20
 
 # MQTT 5, 3.2.2.2; paho translates the return codes of MQTT 3.1.1 to these.
 _UNSUPPORTED_VERSION: Final = 0x84
@@ -69,7 +69,8 @@ class MqttTransport:
 
     Args:
         address: Broker and credential.
-        client_id: The same in every session; a second client with it takes this one's place.
+        client_id: The same in every session. A second client with it and the same credential
+            takes this one's place; the broker sees `BrokerAddress.secret_client_id` of it.
         will: Published by the broker when the connection is lost without `close`.
         inbox: Where events go, from the network thread; a new queue when not given.
         keep_alive_seconds: After 1.5 times this silence the broker publishes the will.
@@ -89,7 +90,6 @@ class MqttTransport:
         if will is not None:
             check_publication(will, max_payload_bytes)
         self.client_id = client_id
-        self.num_dropped = 0
         self._address = address
         self._will = will
         self._inbox: Inbox = queue.SimpleQueue() if inbox is None else inbox
@@ -101,7 +101,7 @@ class MqttTransport:
         # its own there, for which a publisher whose write failed waits.
         self._lock = threading.Lock()
         self._client = self._new_client(MQTTProtocolVersion.MQTTv5)
-        self._waiting: deque[Publication] = deque(maxlen=_MAX_WAITING)
+        self._waiting = WaitingRoom()
         self._is_connected = False
         self._is_closed = False
 
@@ -123,6 +123,10 @@ class MqttTransport:
     @property
     def is_connected(self) -> bool:
         return self._is_connected
+
+    @property
+    def num_dropped(self) -> int:
+        return self._waiting.num_dropped
 
     @property
     def protocol(self) -> str:
@@ -154,7 +158,7 @@ class MqttTransport:
         with self._lock:
             self._check_open()
             if not self._is_connected:
-                self._keep(publication)
+                self._waiting.keep(publication)
                 return
             self._hand_over(publication)
             self._client.loop_write()
@@ -205,14 +209,6 @@ class MqttTransport:
     def _check_open(self) -> None:
         if self._is_closed:
             raise TransportClosedError(f"transport {self.client_id} is closed")
-
-    def _keep(self, publication: Publication) -> None:
-        if publication.qos is QoS.AT_MOST_ONCE:
-            self.num_dropped += 1
-        else:
-            # Full, it drops its oldest.
-            self.num_dropped += len(self._waiting) == _MAX_WAITING
-            self._waiting.append(publication)
 
     def _hand_over(self, message: Publication) -> paho.MQTTMessageInfo:
         return self._client.publish(*_arguments(message))
@@ -310,8 +306,8 @@ class MqttTransport:
         with self._lock:
             if self._is_closed:
                 return
-            while self._waiting:
-                self._hand_over(self._waiting.popleft())
+            for publication in self._waiting.leave():
+                self._hand_over(publication)
             self._is_connected = True
         self._inbox.put(Connected(self.client_id))
 
@@ -321,16 +317,16 @@ class MqttTransport:
         unanswered = self._client.drop_out_messages()
         with self._lock:
             self._client = self._new_client(MQTTProtocolVersion.MQTTv311)
-            self._waiting.extendleft(
+            self._waiting.put_first(
                 Publication(kept.topic, kept.payload, QoS(kept.qos), kept.retain)
-                for kept in reversed(unanswered)
+                for kept in unanswered
             )
 
     def _new_client(self, protocol: MQTTProtocolVersion) -> paho.Client:
         is_v5 = protocol == MQTTProtocolVersion.MQTTv5
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
-            self.client_id,
+            self._address.secret_client_id(self.client_id),
             clean_session=None if is_v5 else True,
             protocol=protocol,
             # Else paho answers the refusal of 3.1.1 with MQTT 3.1.

@@ -41,7 +41,7 @@ from broker.topics import (
     node_inbox,
 )
 from broker.transport import Connected, Publication, Received
-from tests.support.bus import SITE, BrokerProcess, wait_for
+from tests.support.bus import PATIENCE_SECONDS, SITE, BrokerProcess, wait_for
 
 KINDS = {
     PLANNER_USER: Kind.PLANNER,
@@ -301,6 +301,24 @@ def test_both_brokers_keep_a_foreign_inbox_closed(fog: Fog) -> None:
     while isinstance(event := spy.receive(0.05), Received):
         seen.append(event.payload)
     assert set(seen) == {b"for node-2"}
+
+
+def test_both_brokers_leave_a_client_alone_whose_place_another_user_wants(fog: Fog) -> None:
+    topic = DEVICE_STATUS.path(SITE, device="node-1")
+    victim = MqttTransport(fog.broker.address("node-1"), "node-1")
+    fog.clients.append(victim)
+    victim.subscribe([(topic, QoS.AT_LEAST_ONCE)])
+    victim.connect()
+    wait_for(victim, Connected)
+
+    thief = MqttTransport(fog.broker.address("node-2"), "node-1")
+    fog.clients.append(thief)
+    thief.connect()
+    wait_for(thief, Connected)
+
+    fog.client(PLANNER_USER).publish(Publication(topic, b"for node-1", QoS.AT_LEAST_ONCE))
+    # Not `Disconnected`, which would have come first.
+    assert victim.receive(PATIENCE_SECONDS) == Received(topic, b"for node-1")
 
 
 @pytest.mark.mosquitto

@@ -17,6 +17,8 @@ from broker.filters import covers, is_filter
 from broker.sockets import Wakeup, part
 from broker.subscriptions import Subscriptions
 from broker.topics import QoS
+from broker.transport import Publication
+from broker.waiting import WaitingRoom
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,25 @@ def test_an_address_shows_no_password() -> None:
 
     assert "secret" not in f"{address} {address!r}"
     assert "user" in str(address)
+
+
+def test_a_client_id_is_the_same_in_every_session_and_unknown_to_other_users() -> None:
+    address = BrokerAddress("broker", username="node-1", password="secret")
+    client_id = address.secret_client_id("node-1")
+
+    again = BrokerAddress("elsewhere", 1884, "node-1", "secret")
+    assert again.secret_client_id("node-1") == client_id
+    assert re.fullmatch(r"node-1~[0-9a-f]{16}", client_id)
+    assert "secret" not in client_id
+    others = [("node-1", "wrong"), ("node-2", "secret"), ("node-1", "")]
+    assert client_id not in {
+        BrokerAddress("broker", username=user, password=password).secret_client_id("node-1")
+        for user, password in others
+    }
+
+
+def test_without_a_password_a_client_id_has_no_secret() -> None:
+    assert BrokerAddress("broker", username="node-1").secret_client_id("node-1~kv") == "node-1~kv"
 
 
 # The levels of the standard's own examples (MQTT 3.1.1, 4.7.1).
@@ -241,3 +262,21 @@ def test_a_thread_in_a_selector_is_woken_once_for_many_calls() -> None:
 
     wakeup.close()
     wakeup.set()
+
+
+def test_a_waiting_room_keeps_what_must_arrive_in_order_and_counts_the_rest() -> None:
+    first, second, third, fourth = (
+        Publication("t", str(number).encode(), QoS.AT_LEAST_ONCE) for number in range(4)
+    )
+    room = WaitingRoom(limit=3)
+
+    room.keep(Publication("t", b"at most once"))
+    for publication in (second, third):
+        room.keep(publication)
+    assert room.num_dropped == 1
+    room.put_first([first])
+    room.keep(fourth)
+
+    assert room.num_dropped == 2
+    assert room.leave() == [second, third, fourth]
+    assert room.leave() == []

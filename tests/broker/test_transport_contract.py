@@ -343,14 +343,19 @@ def test_a_transport_that_never_connected_can_be_closed(bus: Bus) -> None:
 
 
 def test_a_second_client_with_the_same_id_takes_the_place_of_the_first(bus: Bus) -> None:
-    if bus.kind == "amqtt":
-        pytest.xfail("amqtt 0.12 lets both stay; MQTT 3.1.1, 3.1.4-2 demands this")
-    first = bus.connected()
+    topic, said = fresh_topic(), fresh_topic()
+    watcher = bus.connected(said)
+    first = bus.connected(topic, will=Publication(said, b"lost", QoS.AT_LEAST_ONCE))
 
     second = bus.client(client_id=first.client_id)
+    second.subscribe([(topic, QoS.AT_LEAST_ONCE)])
     second.connect()
 
     wait_for(second, Connected)
     wait_for(first, Disconnected)
     # Else the two take each other's place until the test ends.
     first.close()
+    assert wait_for(watcher, Received).payload == b"lost"
+    # What the broker forgets of the first is not what the second asked for.
+    watcher.publish(Publication(topic, b"for the second", QoS.AT_LEAST_ONCE))
+    assert wait_for(second, Received).payload == b"for the second"
