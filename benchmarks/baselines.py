@@ -2,6 +2,7 @@
 
     python benchmarks/baselines.py [--quick] [--only NAME] [--processes N]
         [--json FILE] [--figure FILE]
+    python benchmarks/baselines.py --merge FILE FILE ... [--json FILE] [--figure FILE]
 
 Simulates every system of ``planner.baselines`` on the paper's fog (calibrated profile, true
 speeds as planned) and on three fogs of our own with the lengths of Azure's traces, and prints
@@ -11,7 +12,11 @@ slots and chunks, and meet the same requests (paired seeds).
 Ours is chosen for each cell by simulation: `planner.candidates.choose` runs the candidates,
 among them all baselines' plans, on samples of the stated workload drawn with other seeds
 (from 10000 on) than those reported (from 0 on), and minimises mean waiting plus mean
-end-to-end time.
+end-to-end time. Beside it: the same restricted to the routing of production's gateway, and
+what the live planner and gateway do without any choosing.
+
+A whole run takes about an hour of one core. ``--only`` runs a part of it, and ``--merge``
+makes one report of parts that were written with ``--json``.
 """
 
 from __future__ import annotations
@@ -31,20 +36,30 @@ from typing import Any
 
 import numpy as np
 
-from planner.baselines import NOTES, System, baselines, candidates
+from planner.baselines import NOTES, System, baselines, candidates, live_systems
 from planner.baselines.fogs import FOGS, TRAFFIC, fog_site
 from planner.baselines.report import conditions, figure, table
 from planner.baselines.sites import FogSite, PaperSite
-from planner.candidates import ROUTINGS, Candidate, choose, mean, serve
+from planner.baselines.systems import OURS, OURS_GATEWAY, OURS_UNHURRIED
+from planner.candidates import (
+    ROUTINGS,
+    Candidate,
+    Trials,
+    choose,
+    mean,
+    serve,
+    unhurried_delay,
+)
 from planner.paper.published import PaperWorkload, load_published
 from planner.roles import request_seconds
 from planner.simulation import SimRequest
+from planner.simulation.routing import LATE_BINDING
 from planner.simulation.workloads import fixed_period, lognormal, poisson, requests
 
 ROOT = Path(__file__).parent.parent
 SAMPLE_SEED = 10_000
 LOADS = {"light": 0.4, "medium": 0.8, "heavy": 1.5}
-"""Arrivals over what the paper's E2LLM plan serves."""
+"""Arrivals over what the fog's best plan serves, by the analytic objective with mixed roles."""
 PROMPT_CV, ANSWER_CV = 0.2, 0.7
 """Spread of the paper's lengths, of which it prints the means only: assumed."""
 
@@ -58,7 +73,7 @@ class Size:
     num_requests: int
 
 
-FULL = Size(num_seeds=20, num_samples=10, num_requests=100)
+FULL = Size(num_seeds=24, num_samples=24, num_requests=100)
 QUICK = Size(num_seeds=3, num_samples=2, num_requests=60)
 
 
@@ -82,7 +97,7 @@ def cells(quick: bool) -> list[Cell]:
 
 @dataclass(frozen=True)
 class Setting:
-    """A fog with a workload, what the baselines plan there, and our candidates."""
+    """A fog with a workload, what the systems plan there, and our candidates."""
 
     site: PaperSite | FogSite
     systems: tuple[System, ...]
@@ -96,12 +111,13 @@ def setting(fog: str, workload: str) -> Setting:
     site: PaperSite | FogSite
     if fog == "paper":
         site = PaperSite(PaperWorkload(workload))
-        systems = baselines(site)
+        systems = baselines(site) + live_systems(site)
         periods = {str(p): p for p in load_published().periods_seconds}
     else:
         site = fog_site(fog, workload)
-        systems = baselines(site)
-        seconds = request_seconds(systems[0].candidate.members, site.table.workload)
+        systems = baselines(site) + live_systems(site)
+        work = site.table.workload
+        seconds = min(request_seconds(system.candidate.members, work) for system in systems)
         periods = {name: seconds / load for name, load in LOADS.items()}
     return Setting(site, systems, candidates(site, systems, periods.values()), periods)
 
@@ -128,20 +144,22 @@ def compare(cell: Cell, size: Size) -> dict[str, Any]:
     def drawn(first: int, count: int) -> list[tuple[SimRequest, ...]]:
         return [draw(cell, period, first + k, size.num_requests) for k in range(count)]
 
-    ours = choose(here.site, here.candidates, drawn(SAMPLE_SEED, size.num_samples))
+    trials = Trials(here.site, drawn(SAMPLE_SEED, size.num_samples))
     reported = drawn(0, size.num_seeds)
     rows = []
     for name, candidate in [
-        ("ours", ours),
+        (OURS, choose(trials, here.candidates)),
+        (OURS_UNHURRIED, choose(trials, here.candidates, unhurried_delay)),
+        (OURS_GATEWAY, choose(trials, here.candidates, routings=[LATE_BINDING])),
         *((system.name, system.candidate) for system in here.systems),
     ]:
         runs = [serve(here.site, candidate, sample) for sample in reported]
         rows.append(
             {
                 "system": name,
-                **asdict(mean(runs)),
-                "waiting_by_seed": [round(run.waiting_seconds, 4) for run in runs],
-                "end_to_end_by_seed": [round(run.end_to_end_seconds, 4) for run in runs],
+                **{name: round(value, 4) for name, value in asdict(mean(runs)).items()},
+                "waiting_by_seed": [round(run.waiting_seconds, 3) for run in runs],
+                "end_to_end_by_seed": [round(run.end_to_end_seconds, 3) for run in runs],
                 "plan": described(here.site, candidate),
                 "routing": routing_name(candidate),
                 "origin": candidate.origin,
@@ -195,38 +213,84 @@ def compare_all(wanted: Sequence[Cell], size: Size, processes: int) -> Iterator[
 def main() -> None:
     """Print the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a corner of it, in under a minute")
-    parser.add_argument("--only", help="cells whose fog or workload contains this")
+    parser.add_argument("--quick", action="store_true", help="a corner of it, in some minutes")
+    parser.add_argument("--only", help="cells that contain this as 'fog workload load'")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--merge", type=Path, nargs="+", help="report these parts, run nothing")
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--figure", type=Path, help="draw waiting and end-to-end times here")
     arguments = parser.parse_args()
 
-    size = QUICK if arguments.quick else FULL
-    wanted = cells(arguments.quick)
-    if arguments.only:
-        wanted = [c for c in wanted if arguments.only in f"{c.fog} {c.workload}"]
-    if not wanted:
-        parser.error(f"no cell has {arguments.only!r} in its fog or workload")
+    if arguments.merge:
+        parts = [json.loads(path.read_text()) for path in arguments.merge]
+    else:
+        size = QUICK if arguments.quick else FULL
+        wanted = cells(arguments.quick)
+        if arguments.only:
+            wanted = [c for c in wanted if arguments.only in f"{c.fog} {c.workload} {c.load}"]
+        if not wanted:
+            parser.error(f"no cell has {arguments.only!r} in its name")
+        parts = [run(wanted, size, arguments.processes)]
+    report = merged(parts)
+    if arguments.json:
+        # One cell a line: a change of one shows as one.
+        head = json.dumps({name: value for name, value in report.items() if name != "cells"})
+        lines = ",\n".join(json.dumps(entry) for entry in report["cells"])
+        arguments.json.write_text(f'{head[:-1]},\n"cells": [\n{lines}\n]}}\n')
+    if arguments.figure:
+        figure(report["cells"], arguments.figure)
+    print("# Baselines\n")
+    for name, value in report.items():
+        if name not in ("cells", "notes", "parts"):
+            print(f"- {name.replace('_', ' ')}: {value}")
+    for part in report["parts"]:
+        print(f"- `{part['command']}` at {part['commit']}: {part['seconds']} s")
+    print(f"\n{conditions(report['cells'])}\n\n{table(report['cells'])}")
+
+
+def run(wanted: Sequence[Cell], size: Size, processes: int) -> dict[str, Any]:
+    """Return the results of some cells and how they came about."""
     began = time.monotonic()
-    entries = list(compare_all(wanted, size, arguments.processes))
-    head = {
-        "commit": _commit(),
-        "command": " ".join(["python benchmarks/baselines.py", *sys.argv[1:]]),
+    entries = list(compare_all(wanted, size, processes))
+    return {
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
-        "seconds": round(time.monotonic() - began),
         "reported_seeds": [0, size.num_seeds - 1],
         "choosing_seeds": [SAMPLE_SEED, SAMPLE_SEED + size.num_samples - 1],
         "requests_per_run": size.num_requests,
+        "parts": [
+            {
+                "command": " ".join(["python benchmarks/baselines.py", *sys.argv[1:]]),
+                "commit": _commit(),
+                "seconds": round(time.monotonic() - began),
+            }
+        ],
+        "notes": NOTES,
+        "cells": entries,
     }
-    if arguments.json:
-        report = {**head, "notes": NOTES, "cells": entries}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    if arguments.figure:
-        figure(entries, arguments.figure)
-    print("# Baselines\n")
-    print("\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in head.items()))
-    print(f"\n{conditions(entries)}\n\n{table(entries)}")
+
+
+def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return one report of several, its cells in the usual order.
+
+    Raises:
+        SystemExit: They differ in seeds, requests or machine, or two have the same cell.
+    """
+    first = parts[0]
+    for name in ("machine", "reported_seeds", "choosing_seeds", "requests_per_run"):
+        if any(part[name] != first[name] for part in parts):
+            raise SystemExit(f"the parts differ in {name}")
+    order = [asdict(cell) for cell in cells(quick=False)]
+    found = {}
+    for entry in (entry for part in parts for entry in part["cells"]):
+        place = order.index({name: entry[name] for name in ("fog", "workload", "load")})
+        if place in found:
+            raise SystemExit(f"two parts have {order[place]}")
+        found[place] = entry
+    return {
+        **first,
+        "parts": [piece for part in parts for piece in part["parts"]],
+        "cells": [found[place] for place in sorted(found)],
+    }
 
 
 def _commit() -> str:

@@ -4,6 +4,7 @@ An analytic objective (seconds per request of the slower phase) knows no queues:
 plans for a load that never ends. Here candidates are run on samples of the stated workload,
 its arrivals included, and the best is improved by changing one role at a time. The samples
 are arguments: whoever reports results draws them with other seeds than those reported.
+All candidates meet the same samples, so that their differences are not those of the draws.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ ROUTINGS: Final = {
 """The routings among which `choose` looks, by the names that reports use."""
 
 # (samples seen, candidates that go on): then those that are left see all samples.
-_HALVING: Final = ((1, 20), (3, 6))
+_HALVING: Final = ((2, 20), (6, 8))
 _ROLES: Final = (Role.PREFILL, Role.DECODE, Role.BOTH)
 
 
@@ -117,6 +118,15 @@ def total_delay(served: Served) -> float:
     return served.waiting_seconds + served.end_to_end_seconds
 
 
+def unhurried_delay(served: Served) -> float:
+    """Return `total_delay`, longer by the share of requests below 7 tokens per second.
+
+    For those who would rather wait than read slowly: where replicas do both, prompts delay
+    the answers beside them, which mean times hardly show.
+    """
+    return total_delay(served) * (1 + served.slow_share)
+
+
 def scenario(site: Site, candidate: Candidate, requests: Sequence[SimRequest]) -> Scenario:
     """Return a run of ``candidate`` on ``site``."""
     return Scenario(
@@ -160,81 +170,103 @@ def mean(runs: Sequence[Served]) -> Served:
 
 
 @dataclass(slots=True)
-class _Trials:
-    """Runs that were made, each once."""
+class Trials:
+    """Candidates on samples of a workload; each run is made once.
+
+    Args:
+        site: Where they run.
+        samples: Requests, one sequence for each run.
+
+    Raises:
+        ValueError: There is no sample.
+    """
 
     site: Site
     samples: Sequence[Sequence[SimRequest]]
-    value: Value
     _known: dict[tuple[object, int], Served] = field(default_factory=dict)
 
-    def cost(self, candidate: Candidate, num_samples: int) -> float:
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise ValueError("a choice needs at least one sample")
+
+    def served(self, candidate: Candidate, num_samples: int | None = None) -> Served:
+        """Return what becomes of the first samples; of all by default."""
         runs = []
-        for index in range(num_samples):
+        for index in range(num_samples or len(self.samples)):
             key = candidate.key, index
             if key not in self._known:
                 self._known[key] = serve(self.site, candidate, self.samples[index])
             runs.append(self._known[key])
-        cost = self.value(mean(runs))
-        return cost if isfinite(cost) else inf
+        return mean(runs)
 
-    def best(self, candidates: Sequence[Candidate]) -> Candidate:
+    def best(self, candidates: Sequence[Candidate], value: Value) -> Candidate:
         """Return the best by successive halving; the first one sees all samples in any case.
 
         The first is whom the others have to beat, so it must not be lost to one bad draw.
         """
+
+        def cost(candidate: Candidate, num_samples: int | None = None) -> float:
+            found = value(self.served(candidate, num_samples))
+            return found if isfinite(found) else inf
+
         kept = list(candidates)
         for num_samples, num_kept in _HALVING:
             if num_samples < len(self.samples):
-                ranked = sorted(kept, key=lambda c: self.cost(c, num_samples))[:num_kept]
+                ranked = sorted(kept, key=lambda c: cost(c, num_samples))[:num_kept]
                 kept = [c for c in kept if c is candidates[0] or c in ranked]
-        return min(kept, key=lambda c: self.cost(c, len(self.samples)))
+        return min(kept, key=cost)
 
 
 def choose(
-    site: Site,
+    trials: Trials,
     candidates: Iterable[Candidate],
-    samples: Sequence[Sequence[SimRequest]],
     value: Value = total_delay,
     *,
+    routings: Sequence[Routing] | None = None,
     max_climbs: int = 6,
 ) -> Candidate:
     """Return the candidate that serves the samples best, improved role by role.
 
-    Most candidates are far from the best, so few see every sample: all see the first, fewer
-    the next ones, a handful the rest. Then the best changes the role of one replica, or its
+    Most candidates are far from the best, so few see every sample: all see the first ones,
+    fewer the next, a handful the rest. Then the best changes the role of one replica, or its
     routing, as long as that helps. Equal arguments give an equal choice; ties go to the
     first candidate.
 
     Args:
-        site: Where it runs.
+        trials: Where and on what candidates are tried. Runs are kept there for other choices.
         candidates: Plans with routings, in the order of preference.
-        samples: Requests, one sequence for each run.
         value: What is made small.
+        routings: The only ones that may be chosen; candidates with another get each of these.
+            None: those of the candidates, and `ROUTINGS`.
         max_climbs: Most changes to the best candidate; 0 chooses among the given ones.
 
     Raises:
-        ValueError: There is no candidate, no sample, or none serves every request.
+        ValueError: There is no candidate, or none serves every request.
     """
-    given = list({candidate.key: candidate for candidate in reversed(list(candidates))}.values())
+    offered = list(candidates)
+    if routings is not None:
+        offered = [replace(c, routing=routing) for c in offered for routing in routings]
+    given = list({candidate.key: candidate for candidate in reversed(offered)}.values())
     given.reverse()
-    if not given or not samples:
-        raise ValueError("a choice needs at least one candidate and one sample")
-    trials = _Trials(site, samples, value)
-    best = trials.best(given)
+    if not given:
+        raise ValueError("a choice needs at least one candidate")
+    allowed = tuple(ROUTINGS.values()) if routings is None else routings
+    best = trials.best(given, value)
     for _ in range(max_climbs):
-        better = trials.best([best, *neighbours(site, best)])
+        better = trials.best([best, *neighbours(trials.site, best, allowed)], value)
         if better is best:
             break
         best = better
-    if trials.cost(best, len(samples)) == inf:
+    if not isfinite(value(trials.served(best))):
         raise ValueError("no candidate serves every request of the samples")
     return best
 
 
-def neighbours(site: Site, candidate: Candidate) -> Iterator[Candidate]:
+def neighbours(
+    site: Site, candidate: Candidate, routings: Iterable[Routing] = tuple(ROUTINGS.values())
+) -> Iterator[Candidate]:
     """Yield candidates that differ in one replica's role or in the routing."""
-    for routing in ROUTINGS.values():
+    for routing in routings:
         if routing != candidate.routing:
             yield replace(candidate, routing=routing)
     for index, member in enumerate(candidate.members):

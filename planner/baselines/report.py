@@ -2,6 +2,12 @@
 
 Waiting time never stands alone: beside it are end-to-end time and the share of requests that
 decode below 7 tokens per second, for both of which waiting can be traded.
+
+The rule by which ours is worse than the best baseline or not was fixed before the runs: the
+best baseline of a cell is the one whose mean waiting plus mean end-to-end time, over the
+reported seeds, is least, and ours is compared with it in that sum. Beside it stand two
+stricter views: waiting against the baseline that waits least, and end to end against the one
+that ends first, which may be two different baselines.
 """
 
 from __future__ import annotations
@@ -12,7 +18,13 @@ from typing import Any
 
 from planner.baselines.systems import (
     E2LLM,
+    LIVE,
+    LIVE_MIXED,
+    NOT_BASELINES,
     NOTES,
+    OURS,
+    OURS_GATEWAY,
+    OURS_UNHURRIED,
     PLAN_SPEED,
     PLAN_SPLITWISE,
     POOLS,
@@ -28,6 +40,8 @@ Entry = Mapping[str, Any]
 SHARE_LIMIT = 0.02
 SECONDS_LIMIT = 0.2
 _WAITING, _END_TO_END = "waiting_seconds", "end_to_end_seconds"
+SUM = "waiting plus end to end"
+_COLUMNS = {SUM: (_WAITING, _END_TO_END), "waiting": (_WAITING,), "end to end": (_END_TO_END,)}
 
 
 def rows_of(entry: Entry) -> dict[str, Entry]:
@@ -35,84 +49,140 @@ def rows_of(entry: Entry) -> dict[str, Entry]:
     return {row["system"]: row for row in entry["systems"]}
 
 
-def reduction(entry: Entry, rival: str, quantity: str = _WAITING) -> float:
+def seconds_of(row: Entry, measure: str = SUM) -> float:
+    """Return a system's mean seconds by a measure: the sum, waiting, or end to end."""
+    return sum(float(row[column]) for column in _COLUMNS[measure])
+
+
+def reduction(entry: Entry, rival: str, measure: str = "waiting") -> float:
     """Return the share of a rival's time that ours saves; negative when ours takes longer."""
     rows = rows_of(entry)
-    return 1 - float(rows["ours"][quantity]) / float(rows[rival][quantity])
+    return 1 - seconds_of(rows[OURS], measure) / seconds_of(rows[rival], measure)
 
 
-def best_baseline(entry: Entry) -> Entry:
-    """Return the baseline with the least mean waiting plus mean end-to-end time."""
-    rows = [row for row in entry["systems"] if row["system"] != "ours"]
-    return min(rows, key=lambda row: row[_WAITING] + row[_END_TO_END])
+def best_baseline(entry: Entry, measure: str = SUM) -> Entry:
+    """Return the baseline that is best by a measure."""
+    rows = [row for row in entry["systems"] if row["system"] not in NOT_BASELINES]
+    return min(rows, key=lambda row: seconds_of(row, measure))
 
 
-def excess(entry: Entry, quantity: str) -> float:
-    """Return by how many seconds ours is beyond the best baseline."""
-    return float(rows_of(entry)["ours"][quantity]) - float(best_baseline(entry)[quantity])
-
-
-def is_never_worse(entry: Entry, quantity: str) -> bool:
-    """Whether ours is worse than the best baseline by at most the limits."""
-    limit = max(SHARE_LIMIT * best_baseline(entry)[quantity], SECONDS_LIMIT)
-    return excess(entry, quantity) <= float(limit)
+def is_never_worse(entry: Entry, measure: str = SUM, system: str = OURS) -> bool:
+    """Whether ours is worse than the best baseline by a measure by at most the limits."""
+    best = seconds_of(best_baseline(entry, measure), measure)
+    found = seconds_of(rows_of(entry)[system], measure)
+    return found - best <= max(SHARE_LIMIT * best, SECONDS_LIMIT)
 
 
 def conditions(entries: Sequence[Entry]) -> str:
     """Return which of the promised conditions hold, in each cell where they are promised."""
+    sections = [_overload(entries), _never_worse(entries), _stricter(entries), _live(entries)]
+    return "\n\n".join(section for section in sections if section)
+
+
+def _overload(entries: Sequence[Entry]) -> str:
     lines = []
     for entry in entries:
-        if entry["fog"] == "paper" and float(entry["load"]) <= 1:
+        if entry["fog"] == "paper":
             wanted = 0.15 if entry["workload"] == "extended" else 0.30
+            # Promised for overload: beyond what the best plan serves.
+            is_promised = float(entry["load"]) <= 1
             lines += [
-                _reduced(entry, E2LLM, wanted),
+                _reduced(entry, E2LLM, wanted if is_promised else None),
                 _end_to_end(entry),
-                _reduced(entry, POOLS, 0.50),
-                _reduced(entry, POOLS_SPEED, 0.25),
+                _reduced(entry, POOLS, 0.50 if is_promised else None),
+                _reduced(entry, POOLS_SPEED, 0.25 if is_promised else None),
                 _reduced(entry, POOLS_MIXED, None),
                 _reduced(entry, POOLS_LENDING, None),
                 _reduced(entry, PLAN_SPLITWISE, None),
                 _reduced(entry, PLAN_SPEED, None),
             ]
     header = ("cell", "compared with", "condition", "measured", "holds")
-    never = []
+    return f"## The paper's fog\n\n{markdown_table(header, lines)}" if lines else ""
+
+
+def _never_worse(entries: Sequence[Entry]) -> str:
+    lines = []
     for entry in entries:
-        best, ours = best_baseline(entry), rows_of(entry)["ours"]
-        never.append(
+        best, ours = best_baseline(entry), rows_of(entry)[OURS]
+        lines.append(
             (
                 _name(entry),
                 best["system"],
-                *(f"{best[q]:.2f} / {ours[q]:.2f}" for q in (_WAITING, _END_TO_END)),
+                *(f"{seconds_of(best, m):.2f} / {seconds_of(ours, m):.2f}" for m in _COLUMNS),
                 f"{best['slow_share']:.0%} / {ours['slow_share']:.0%}",
-                *("yes" if is_never_worse(entry, q) else "no" for q in (_WAITING, _END_TO_END)),
+                _yes(is_never_worse(entry)),
             )
         )
-    never_header = (
+    header = (
         "cell",
         "best baseline",
-        "waiting: theirs / ours, s",
-        "end to end, s",
+        *(f"{measure}: theirs / ours, s" for measure in _COLUMNS),
         "under 7 tokens/s",
-        "waiting within limit",
-        "end to end within limit",
+        "sum within limit",
     )
-    text = f"## Never worse than the best baseline\n\n{markdown_table(never_header, never)}"
-    if lines:
-        return f"## The paper's fog in overload\n\n{markdown_table(header, lines)}\n\n{text}"
-    return text
+    return f"## Never worse than the best baseline\n\n{markdown_table(header, lines)}"
+
+
+def _stricter(entries: Sequence[Entry]) -> str:
+    lines = []
+    for entry in entries:
+        ours = rows_of(entry)[OURS]
+        line = [_name(entry)]
+        for measure in ("waiting", "end to end"):
+            best = best_baseline(entry, measure)
+            times = f"{seconds_of(best, measure):.2f} / {seconds_of(ours, measure):.2f}"
+            line += [best["system"], times, _yes(is_never_worse(entry, measure))]
+        lines.append(line)
+    header = (
+        "cell",
+        "waits least",
+        "waiting: theirs / ours, s",
+        "within limit",
+        "ends first",
+        "end to end: theirs / ours, s",
+        "within limit",
+    )
+    title = "## Each measure against the baseline that is best at it alone"
+    return f"{title}\n\n{markdown_table(header, lines)}"
+
+
+def _live(entries: Sequence[Entry]) -> str:
+    lines = []
+    for entry in entries:
+        rows, best = rows_of(entry), best_baseline(entry)
+        shown = [rows[name] for name in (LIVE, LIVE_MIXED, OURS_GATEWAY, OURS_UNHURRIED, OURS)]
+        lines.append((_name(entry), *(_times(row) for row in (rows[E2LLM], best, *shown))))
+    header = (
+        "cell: waiting / end to end in s (under 7 tokens/s)",
+        E2LLM,
+        "best baseline",
+        "live planner",
+        "live planner, mixed roles",
+        "chosen by simulation for the gateway's routing",
+        "chosen for few slow answers",
+        "chosen with any routing",
+    )
+    return f"## What production does\n\n{markdown_table(header, lines)}"
+
+
+def _times(row: Entry) -> str:
+    return f"{row[_WAITING]:.2f} / {row[_END_TO_END]:.2f} ({row['slow_share']:.0%})"
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
 
 
 def _reduced(entry: Entry, rival: str, wanted: float | None) -> tuple[str, ...]:
     found = reduction(entry, rival)
     condition = "reported" if wanted is None else f"waiting {wanted:.0%} less"
-    holds = "" if wanted is None else "yes" if found >= wanted else "no"
+    holds = "" if wanted is None else _yes(found >= wanted)
     return _name(entry), rival, condition, f"{found:.1%} less", holds
 
 
 def _end_to_end(entry: Entry) -> tuple[str, ...]:
-    found = reduction(entry, E2LLM, _END_TO_END)
-    holds = "yes" if found >= 0 else "no"
-    return _name(entry), E2LLM, "end to end no worse", f"{found:.1%} less", holds
+    found = reduction(entry, E2LLM, "end to end")
+    return _name(entry), E2LLM, "end to end no worse", f"{found:.1%} less", _yes(found >= 0)
 
 
 def _name(entry: Entry) -> str:
@@ -175,7 +245,7 @@ def figure(entries: Sequence[Entry], path: Path) -> None:
         names = [row["system"] for row in rows]
         waiting = [row[_WAITING] for row in rows]
         rest = [max(row[_END_TO_END] - row[_WAITING], 0.0) for row in rows]
-        colours = ["#c0392b" if name == "ours" else "#2c5f8a" for name in names]
+        colours = ["#c0392b" if name in NOT_BASELINES else "#2c5f8a" for name in names]
         axis.barh(names, waiting, color=colours, label="waiting")
         axis.barh(names, rest, left=waiting, color="#d5d8dc", label="decoding")
         # One system that is far off would hide all differences between the others.

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from planner.assembly import assemble
+from planner.baselines.searches import by_slower_phase, search
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
 from planner.paper.calibration import load_calibration
 from planner.paper.plans import paper_fog
 from planner.paper.published import PaperWorkload
 from planner.paper.replicas import PaperFog
+from planner.planning import plan
 from planner.replicas import Fog
 from planner.roles import Member, score
 from planner.search import Solution
@@ -41,6 +43,10 @@ class PaperSite:
     def replicas(self, members: Sequence[Member]) -> tuple[SimReplica, ...]:
         """Return the simulated replicas of a solution."""
         return tuple(self._replica(member) for member in members)
+
+    def live_members(self, seed: int = 0) -> tuple[Member, ...]:
+        """Return the plan that our live planner's objective prefers under this cost model."""
+        return search(self.table, by_slower_phase(Roles.SEPARATE), seed)[0].members
 
     def _replica(self, member: Member) -> SimReplica:
         found, fog = member.performance, self.table
@@ -95,3 +101,19 @@ class FogSite:
                 plan, self.devices, self.model, self.table.workload
             )
         return self._replicas[key]
+
+    def live_members(self, seed: int = 0) -> tuple[Member, ...]:
+        """Return the plan that our live planner makes of this fog."""
+        table = self.table
+        found = plan(self.devices, self.model, table.workload, table.objective, seed)
+        index = {cost.id: device for device, cost in enumerate(table.costs)}
+        return tuple(
+            Member(
+                replica.role,
+                table.performance(
+                    [index[stage.device] for stage in replica.stages],
+                    [len(stage.layers) for stage in replica.stages],
+                ),
+            )
+            for replica in found.replicas
+        )

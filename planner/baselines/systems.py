@@ -20,13 +20,15 @@ from planner.baselines.searches import (
     speed_rule,
     tagged_by_speed,
 )
-from planner.candidates import Candidate, Site
+from planner.baselines.sites import FogSite, PaperSite
+from planner.candidates import Candidate
 from planner.model import Roles
 from planner.paper.replicas import PaperFog
 from planner.paper.splitwise import SplitwiseRule
 from planner.roles import Member
 from planner.search import Solution
 from planner.simulation.routing import (
+    LATE_BINDING,
     LEAST_ADDED_TIME,
     PAPER_JSQ,
     SPLITWISE,
@@ -44,7 +46,7 @@ ADAPTED = "adapted Splitwise (paper)"
 POOLS = "Splitwise pools"
 POOLS_SPEED = "Splitwise pools, speed-aware"
 POOLS_MIXED = "Splitwise pools, mixed pool"
-POOLS_LENDING = "Splitwise pools, mixed pool, short queue"
+POOLS_LENDING = "Splitwise pools, mixed pool, edge limits"
 PLAN_SPLITWISE = "E2LLM plan, Splitwise routing"
 PLAN_SPEED = "E2LLM plan, speed-aware Splitwise routing"
 PIPELINE = "one pipeline (EdgeShard)"
@@ -53,7 +55,23 @@ DEVICE = "best single device"
 HEXGEN = "total latency (HexGen-like)"
 RANDOM = "random"
 
+OURS = "ours"
+OURS_UNHURRIED = "ours, few slow answers"
+OURS_GATEWAY = "ours, gateway's routing"
+LIVE = "live planner, gateway's routing"
+LIVE_MIXED = "live planner with mixed roles, gateway's routing"
+NOT_BASELINES = (OURS, OURS_UNHURRIED, OURS_GATEWAY, LIVE, LIVE_MIXED)
+
 NOTES = {
+    OURS: "chosen by simulation for least waiting plus end to end, from the analytic objective's "
+    "best plans and those of all baselines; any routing",
+    OURS_UNHURRIED: "the same, but each percent of requests below 7 tokens/s weighs as one percent "
+    "more waiting and end to end",
+    OURS_GATEWAY: "ours, chosen for the routing of production's gateway: late binding, least "
+    "expected finish",
+    LIVE: "what a fog does today without any setting: the analytic plan, separate roles, and the "
+    "gateway's routing",
+    LIVE_MIXED: "the same with the setting `roles = mixed`",
     E2LLM: "separate roles, least max(N_P/sum PS, N_D/sum DS); shortest estimated wait, both "
     "replicas at arrival",
     ADAPTED: "as E2LLM, and every prefill replica prefills at least as fast as every decode one",
@@ -61,8 +79,8 @@ NOTES = {
     "pending tokens, least reserved memory, blind to speed",
     POOLS_SPEED: "the same pools; pending tokens and reserved memory over planned speeds",
     POOLS_MIXED: "the same pools and original rules; a pool that is full borrows from the other",
-    POOLS_LENDING: "the same, with a queue limit of one mean prompt instead of 8192 tokens, which "
-    "datacentre machines prefill in a second",
+    POOLS_LENDING: "the same, a prompt machine being full with one mean prompt instead of 8192 "
+    "tokens (a second of a datacentre machine), a token machine when its slots are taken",
     PLAN_SPLITWISE: "E2LLM's plan with Splitwise's original routing: what routing alone does",
     PLAN_SPEED: "the strongest pools: tagged by E2LLM, not by speed, and speed-aware routing",
     PIPELINE: "one pipeline over the subset of devices that serves most requests, doing both",
@@ -81,7 +99,7 @@ class System:
     candidate: Candidate
 
 
-def baselines(site: Site, seed: int = 0) -> tuple[System, ...]:
+def baselines(site: FogSite | PaperSite, seed: int = 0) -> tuple[System, ...]:
     """Return all baselines that exist on a site: its models may need more than one device."""
     table = site.table
     separate = _first(search(table, by_slower_phase(Roles.SEPARATE), seed))
@@ -93,7 +111,8 @@ def baselines(site: Site, seed: int = 0) -> tuple[System, ...]:
         options = [option for g in groups if (option := table.options(g)) is not None]
         pools = Solution(*tagged_by_speed(options, table.workload))
     lending = replace(
-        SPLITWISE_MIXED, mixed_pool=MixedPool(max_pending_tokens=table.workload.prompt_tokens)
+        SPLITWISE_MIXED,
+        mixed_pool=MixedPool(max_pending_tokens=table.workload.prompt_tokens, counts_slots=True),
     )
     colocated = _first(search(table, all_both, seed))
     total_latency = _first(search(table, by_total_latency(table.num_devices), seed))
@@ -122,8 +141,20 @@ def baselines(site: Site, seed: int = 0) -> tuple[System, ...]:
     )
 
 
+def live_systems(site: FogSite | PaperSite, seed: int = 0) -> tuple[System, ...]:
+    """Return what production does by itself: the analytic plan and its gateway's routing."""
+    mixed = search(site.table, by_slower_phase(Roles.MIXED), seed)[0].members
+    return (
+        System(LIVE, Candidate(LIVE, site.live_members(seed), LATE_BINDING)),
+        System(LIVE_MIXED, Candidate(LIVE_MIXED, mixed, LATE_BINDING)),
+    )
+
+
 def candidates(
-    site: Site, systems: Iterable[System], periods_seconds: Iterable[float], seed: int = 0
+    site: FogSite | PaperSite,
+    systems: Iterable[System],
+    periods_seconds: Iterable[float],
+    seed: int = 0,
 ) -> list[Candidate]:
     """Return what our planner chooses from.
 
@@ -134,7 +165,7 @@ def candidates(
 
     Args:
         site: Where they would run.
-        systems: The baselines.
+        systems: The baselines, and what production does.
         periods_seconds: Mean times between two requests for which low latency is sought.
         seed: Of the genetic algorithm, where there are too many devices to enumerate.
     """

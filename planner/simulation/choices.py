@@ -84,7 +84,7 @@ def _choose_from_pools(
         return pending == 0 or pending + demand.prompt_tokens <= pools.max_pending_tokens
 
     def takes_answer(state: StateT | None) -> bool:
-        if state is None:
+        if state is None or (pools.counts_slots and state.num_decodes >= state.slots):
             return False
         return state.reserved_tokens + demand.reserved_tokens < state.kv_tokens
 

@@ -34,9 +34,16 @@ class Bind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixedPool:
-    """Splitwise's limits of its pools (reference simulator)."""
+    """Splitwise's limits of its pools (reference simulator).
+
+    Attributes:
+        max_pending_tokens: Prompt positions at which a prompt machine is full.
+        counts_slots: A token machine is full when its slots are taken, too, not only when its
+            memory is: slots are what limits a batch where each request has a least speed.
+    """
 
     max_pending_tokens: int = 8192
+    counts_slots: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
