@@ -239,6 +239,11 @@ class FogEngine:
 
     def _on_message(self, message: Received) -> None:
         now = self._clock()
+        if not message.payload and message.topic in self._own_topics():
+            # Cleared by hand: a node or planner that starts now would know nothing.
+            self._publish_status()
+            self._publish_manifest()
+            return
         taken = self._intake.take(message, now)
         if self._manifest is not None and len(self._intake.own_models) > 1:
             self._publish_manifest()
@@ -273,6 +278,13 @@ class FogEngine:
             software=self._software,
         )
         return status_publication(self._site, self._gateway, status)
+
+    def _own_topics(self) -> set[str]:
+        """Return the topics that retain what this gateway says of itself."""
+        topics = {GATEWAY_STATUS.path(self._site, gateway=self._gateway)}
+        if self._manifest is not None:
+            topics.add(MODEL.path(self._site, model=_slug(self._manifest.name)))
+        return topics
 
     def _publish_status(self) -> None:
         self._publish(self._status(DeviceState.READY))

@@ -14,7 +14,16 @@ from broker.placement import kv_reserved_tokens
 from broker.plan import IdleDevice, LoadState, Plan
 from broker.transport import Publication
 from planner.authority import Authority
-from planner.events import BusDown, BusUp, Event, LoadedSeen, PlannerSeen, PlanSeen, StoreSeen
+from planner.events import (
+    AssignmentSeen,
+    BusDown,
+    BusUp,
+    Event,
+    LoadedSeen,
+    PlannerSeen,
+    PlanSeen,
+    StoreSeen,
+)
 from planner.knowledge import Failure, Knowledge
 from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec
 from planner.planning import plan_outcome, reassess
@@ -73,6 +82,9 @@ class Control:
             case BusDown():
                 # What is published now would wait, and be old when it arrives.
                 self._up_seconds = None
+                self._must_republish = True
+            case PlanSeen(None) | AssignmentSeen(assignment=None):
+                # Cleared by hand: a node or gateway that starts now would know nothing.
                 self._must_republish = True
             case PlanSeen(plan) if plan is not None:
                 if self.rollout.hear(plan):

@@ -103,12 +103,10 @@ class Knowledge:
                 self._hear_profile(device, profile, now)
             case LoadedSeen(device, loaded):
                 self._hear_loaded(self.view(device), loaded, now)
-            case AssignmentSeen(device, assignment):
+            case AssignmentSeen(device, assignment) if assignment is not None:
                 view = self.view(device)
                 known_version = view.assigned.version if view.assigned is not None else -1
-                if assignment is None:
-                    view.assigned = None
-                elif assignment.version >= known_version:
+                if assignment.version >= known_version:
                     view.assigned = assignment
             case StoreSeen(telemetry=telemetry):
                 for device, view in self.devices.items():

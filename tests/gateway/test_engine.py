@@ -280,6 +280,18 @@ async def test_after_a_lost_connection_all_is_published_again(site: Site) -> Non
     await until(lambda: _state(site) is DeviceState.READY)
 
 
+@pytest.mark.parametrize(
+    "topic",
+    [MODEL.path(SITE, model="owner-Tiny-Model"), GATEWAY_STATUS.path(SITE, gateway=ME)],
+)
+async def test_what_is_cleared_by_hand_is_published_again(site: Site, topic: str) -> None:
+    before = site.broker.retained[topic]
+
+    site.planner.publish(Publication(topic, b"", QoS.AT_LEAST_ONCE, retained=True))
+
+    await until(lambda: site.broker.retained.get(topic) == before)
+
+
 async def test_a_late_will_of_an_earlier_run_is_overwritten(site: Site) -> None:
     will = GatewayStatus(state=DeviceState.LOST, session=50)
 

@@ -7,8 +7,10 @@ import pytest
 from broker.control import DeviceState, ModelManifest, Telemetry
 from broker.plan import LoadState, PlannerStatus, PlanState, Role
 from planner.events import (
+    AssignmentSeen,
     BusDown,
     BusUp,
+    Event,
     LoadedSeen,
     ModelSeen,
     PlannerSeen,
@@ -537,6 +539,18 @@ def test_after_a_reconnect_all_retained_state_is_published_again() -> None:
     bench.assignments.clear()
     bench.plans.clear()
     bench.handle(BusUp())
+    bench.run(1)
+    assert bench.assignments == assignments
+    assert bench.plans == [plan]
+
+
+@pytest.mark.parametrize("cleared", [PlanSeen(None), AssignmentSeen("a", None)])
+def test_what_is_cleared_by_hand_is_published_again(cleared: Event) -> None:
+    bench = serving()
+    assignments, plan = dict(bench.assignments), bench.plan
+    bench.assignments.clear()
+    bench.plans.clear()
+    bench.handle(cleared)
     bench.run(1)
     assert bench.assignments == assignments
     assert bench.plans == [plan]
