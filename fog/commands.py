@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Final
 
 import typer
 
 from fog.cli import missing_module_text
-from fog.client import DEFAULT_URL, URL_VARIABLE, FogClient, FogRequestError, FogUnreachableError
-from fog.output import STDOUT, make_console, write_json
-
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_UNREACHABLE: Final = 3
+from fog.client import DEFAULT_URL, FogClient, FogRequestError, FogUnreachableError
+from fog.options import (
+    EXIT_FAILED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    JsonOption,
+    PlannedModelOption,
+    UrlOption,
+    WeightsOption,
+    give_up,
+)
+from fog.output import make_console, write_json
+from fog.workshop import make_model
 
 CHAT_TIMEOUT_SECONDS: Final = 600.0
 """Silence after which a chat gives up: a large model on slow devices takes its time."""
@@ -33,11 +39,7 @@ app = typer.Typer(
 )
 
 
-def _check_json_target(target: str | None) -> str | None:
-    """Refuse a file that cannot be written now, not after a fog has run for it."""
-    if target not in (None, STDOUT) and not Path(target).absolute().parent.is_dir():
-        raise typer.BadParameter(f"the folder of {target} does not exist")
-    return target
+app.command("make-model")(make_model)
 
 
 def _check_prompt(prompt: str | None) -> str | None:
@@ -47,44 +49,16 @@ def _check_prompt(prompt: str | None) -> str | None:
     return prompt
 
 
-UrlOption = Annotated[
-    str,
-    typer.Option("--url", envvar=URL_VARIABLE, help="Address of the fog's gateway."),
-]
-JsonOption = Annotated[
-    str | None,
-    typer.Option(
-        "--json",
-        metavar="FILE",
-        help="Write the result as JSON; '-' is stdout.",
-        callback=_check_json_target,
-    ),
-]
-
-PlannedModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="FOLDER_OR_NAME",
-        help="Model folder, or a name of the catalogue such as gpt-oss-20b.",
-    ),
-]
-WeightsOption = Annotated[
-    str | None,
-    typer.Option("--weights", help="float32, bfloat16, int8, int4 or mxfp4."),
-]
-
-
 def run() -> None:
     """Run the command line and exit; what a person can mend gets one line."""
     try:
         app()
     except ModuleNotFoundError as error:
-        _give_up(missing_module_text(error), EXIT_FAILED)
+        give_up(missing_module_text(error), EXIT_FAILED)
     except FogUnreachableError as error:
-        _give_up(f"e2llm: {error}", EXIT_UNREACHABLE)
+        give_up(f"e2llm: {error}", EXIT_UNREACHABLE)
     except FogRequestError as error:
-        _give_up(f"e2llm: the fog refused: {error}", EXIT_FAILED)
+        give_up(f"e2llm: the fog refused: {error}", EXIT_FAILED)
 
 
 @app.callback(invoke_without_command=True)
@@ -171,7 +145,7 @@ def up(
     try:
         exit_code = run_up(options, make_console(json_target))
     except (ConfigError, ModelChoiceError) as error:
-        _give_up(f"e2llm: {error}", EXIT_USAGE)
+        give_up(f"e2llm: {error}", EXIT_USAGE)
     except (
         DemoModelMissingError,
         PortBusyError,
@@ -180,7 +154,7 @@ def up(
         ProcessFailedError,
         FogNotReadyError,
     ) as error:
-        _give_up(f"e2llm: {error}", EXIT_FAILED)
+        give_up(f"e2llm: {error}", EXIT_FAILED)
     raise typer.Exit(exit_code)
 
 
@@ -231,7 +205,7 @@ def plan(
             run_explain(found, json_target, make_console(json_target), is_explained=explain)
         return
     if explain:
-        _give_up("e2llm: --explain needs --fog FILE", EXIT_USAGE)
+        give_up("e2llm: --explain needs --fog FILE", EXIT_USAGE)
     client = FogClient(url)
     current = client.plan()
     write_json(json_target, current)
@@ -328,7 +302,7 @@ def simulate(
     """Answer "what if" without a fog: with your devices, or with the paper's."""
     console = make_console(json_target)
     if paper == (fog is not None):
-        _give_up("e2llm: simulate needs either --fog FILE or --paper", EXIT_USAGE)
+        give_up("e2llm: simulate needs either --fog FILE or --paper", EXIT_USAGE)
     if fog is None:
         from fog.paper import run_paper
 
@@ -373,11 +347,6 @@ def _planning_errors() -> Iterator[None]:
     try:
         yield
     except (ConfigError, ModelChoiceError, ChangeError, LoadError) as error:
-        _give_up(f"e2llm: {error}", EXIT_USAGE)
+        give_up(f"e2llm: {error}", EXIT_USAGE)
     except InfeasiblePlanError as error:
-        _give_up(f"e2llm: there is no plan: {error}", EXIT_FAILED)
-
-
-def _give_up(message: str, exit_code: int) -> NoReturn:
-    print(message, file=sys.stderr)
-    sys.exit(exit_code)
+        give_up(f"e2llm: there is no plan: {error}", EXIT_FAILED)
