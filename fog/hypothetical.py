@@ -100,7 +100,7 @@ def _from_catalogue(shape: CatalogueModel, weights: WeightFormat, kv_format: str
             revision=spec.revision,
             config=config,
             tensors={},
-            weights=weights,
+            weights=str(weights),
             kv_format=kv_format,
         )
     return PlannedModel(spec, shape, weights, manifest, obstacle)
@@ -117,7 +117,7 @@ def _from_folder(folder: Path, name: str, weights: WeightFormat, kv_format: str)
             revision=f"folder:{name}",
             config=raw,
             tensors={},
-            weights=weights,
+            weights=str(weights),
             kv_format=kv_format,
         )
         spec = model_spec(manifest)

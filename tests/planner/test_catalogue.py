@@ -23,6 +23,12 @@ LLAMA_LIKE = {
     "tinyllama-1.1b": "llama",
     "llama-3.2-1b": "llama",
     "qwen3-0.6b": "qwen3",
+    "llama-3.2-3b": "llama",
+    "qwen3-4b": "qwen3",
+    "mistral-7b": "mistral",
+    "qwen2.5-7b": "qwen2",
+    "llama-3.1-8b": "llama",
+    "qwen3-8b": "qwen3",
 }
 
 
@@ -72,6 +78,12 @@ def decode_rate(device: str, model: str, weights: WeightFormat, rows: int, conte
         ("tinyllama-1.1b", 1_100_048_384),
         ("llama-3.2-1b", 1_235_814_400),
         ("qwen3-0.6b", 596_049_920),
+        ("llama-3.2-3b", 3_212_749_824),
+        ("qwen3-4b", 4_022_468_096),
+        ("mistral-7b", 7_248_023_552),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("llama-3.1-8b", 8_030_261_248),
+        ("qwen3-8b", 8_190_735_360),
         ("gpt-oss-20b", 20_914_757_184),
     ],
 )
