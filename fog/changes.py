@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from fog.config import DeviceConfig, FogConfig, parse_device_id
 from fog.quantities import parse_bytes_per_second, parse_seconds, suggest
 
-_TIME: Final = re.compile(r"([0-9.]+)\s*(s|min|h)")
+ALL: Final = "all"
+"""Every device, in ``--link``, unless one has this name."""
+
+_TIME: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)\s*(s|min|h)")
 _MINUTES: Final = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -27,15 +30,30 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
+class Addition:
+    """A device joins.
+
+    Attributes:
+        like: The device of the file or of the catalogue that it is like.
+    """
+
+    device: DeviceConfig
+    like: str
+
+
+@dataclass(frozen=True, slots=True)
 class Changes:
     """What differs between before and after.
 
     Attributes:
+        links: Devices with their new links, added ones too.
+        link_texts: What is new about links, in words.
         losses: In the order of time.
     """
 
-    added: tuple[DeviceConfig, ...] = ()
+    added: tuple[Addition, ...] = ()
     links: tuple[DeviceConfig, ...] = ()
+    link_texts: tuple[str, ...] = ()
     losses: tuple[Loss, ...] = ()
 
     def __bool__(self) -> bool:
@@ -44,15 +62,15 @@ class Changes:
     def apply(self, devices: Sequence[DeviceConfig]) -> tuple[DeviceConfig, ...]:
         """Return the devices with those that are added and the links that change."""
         changed = {device.id: device for device in self.links}
-        known = [changed.get(device.id, device) for device in devices]
-        return (*known, *(changed.get(device.id, device) for device in self.added))
+        all_devices = (*devices, *(addition.device for addition in self.added))
+        return tuple(changed.get(device.id, device) for device in all_devices)
 
     def texts(self) -> list[str]:
         """Return the changes in words."""
         return [
-            *(f"{d.id} ({d.catalogue}) is added" for d in self.added),
-            *(f"the link of {d.id} changes" for d in self.links),
-            *(f"{loss.device} is lost after {loss.at_seconds:g} s" for loss in self.losses),
+            *(f"{entry.device.id} (like {entry.like}) is added" for entry in self.added),
+            *self.link_texts,
+            *(f"{loss.device} is lost at {_time_text(loss.at_seconds)}" for loss in self.losses),
         ]
 
 
@@ -71,66 +89,100 @@ def parse_changes(
     devices = {device.id: device for device in config.devices}
     added = []
     for text in add:
-        device = _added(text, catalogue)
-        if device.id in devices:
-            raise ChangeError(f"--add {text}: there is a device {device.id!r} already")
-        devices[device.id] = device
-        added.append(device)
-    links = []
+        addition = _added(text, devices, catalogue)
+        devices[addition.device.id] = addition.device
+        added.append(addition)
+    links: dict[str, DeviceConfig] = {}
+    link_texts = []
     for text in link:
-        device = _linked(text, devices)
-        devices[device.id] = device
-        links.append(device)
-    losses = [_lost(text, devices) for text in lose]
-    return Changes(tuple(added), tuple(links), tuple(sorted(losses, key=lambda x: x.at_seconds)))
+        changed, link_text = _linked(text, devices | links)
+        links |= {device.id: device for device in changed}
+        link_texts.append(link_text)
+    losses: list[Loss] = []
+    for text in lose:
+        loss = _lost(text, devices)
+        if any(other.device == loss.device for other in losses):
+            raise ChangeError(f"--lose {text}: {loss.device} is lost already")
+        losses.append(loss)
+    losses.sort(key=lambda loss: loss.at_seconds)
+    return Changes(tuple(added), tuple(links.values()), tuple(link_texts), tuple(losses))
 
 
-def _added(text: str, catalogue: Collection[str]) -> DeviceConfig:
-    device_id, colon, name = text.partition(":")
-    if not colon:
-        raise ChangeError(f"--add {text}: write ID:CATALOGUE-DEVICE, as in pi:raspberry-pi-5-8gb")
-    if name not in catalogue:
+def _added(text: str, devices: Mapping[str, DeviceConfig], catalogue: Collection[str]) -> Addition:
+    device_id, _, like = text.partition(":")
+    if not like:
         raise ChangeError(
-            f"--add {text}: no device {name!r} in the catalogue{suggest(name, list(catalogue))}"
+            f"--add {text}: it has no numbers; write ID:DEVICE with a device of the catalogue "
+            "(`e2llm catalogue` lists them) or of the file, as in pi:raspberry-pi-5-8gb"
         )
     try:
         parse_device_id(device_id)
     except ValueError as error:
         raise ChangeError(f"--add {text}: {error}") from error
-    return DeviceConfig(id=device_id, slowdown=1.0, model_memory=None, catalogue=name)
+    if device_id in devices:
+        raise ChangeError(f"--add {text}: there is a device {device_id!r} already")
+    if like in devices:
+        return Addition(replace(devices[like], id=device_id), like)
+    if like in catalogue:
+        device = DeviceConfig(id=device_id, slowdown=1.0, model_memory=None, catalogue=like)
+        return Addition(device, like)
+    raise ChangeError(
+        f"--add {text}: no device {like!r}, neither in the catalogue nor in the file"
+        f"{suggest(like, [*catalogue, *devices])}"
+    )
 
 
-def _linked(text: str, devices: dict[str, DeviceConfig]) -> DeviceConfig:
+def _linked(text: str, devices: Mapping[str, DeviceConfig]) -> tuple[list[DeviceConfig], str]:
+    """Return the devices with their new links, and the change in words."""
     device_id, _, quantities = text.partition(":")
-    device = _known("link", text, device_id, devices)
-    parts = [part.strip() for part in quantities.split(",") if part.strip()]
-    if not 1 <= len(parts) <= 2:
-        raise ChangeError(f"--link {text}: write ID:DELAY,RATE, as in pi:20ms,50Mbit/s")
-    for part in parts:
+    if device_id == ALL and ALL not in devices:
+        wanted, whose = list(devices.values()), "every device"
+    else:
+        wanted, whose = [_known("link", text, device_id, devices)], device_id
+    delay = rate = None
+    for part in filter(None, (part.strip() for part in quantities.split(","))):
         try:
-            if part.endswith("/s"):
-                device = replace(device, link_bytes_per_second=parse_bytes_per_second(part))
+            if part.endswith("/s") and rate is None:
+                rate = parse_bytes_per_second(part)
+            elif not part.endswith("/s") and delay is None:
+                delay = parse_seconds(part)
             else:
-                device = replace(device, link_delay_seconds=parse_seconds(part))
+                raise ValueError("there is one delay and one rate")
         except ValueError as error:
             raise ChangeError(f"--link {text}: {error}") from error
-    return device
+    if delay is rate is None:
+        raise ChangeError(f"--link {text}: write ID:DELAY,RATE, as in pi:20ms,50Mbit/s")
+    changed = [
+        replace(
+            device,
+            link_delay_seconds=device.link_delay_seconds if delay is None else delay,
+            link_bytes_per_second=device.link_bytes_per_second if rate is None else rate,
+        )
+        for device in wanted
+    ]
+    parts = [] if delay is None else [f"{delay * 1e3:g} ms one way"]
+    parts += [] if rate is None else [f"{rate * 8 / 1e6:g} Mbit/s"]
+    return changed, f"the link of {whose} has {' and '.join(parts)}"
 
 
-def _lost(text: str, devices: dict[str, DeviceConfig]) -> Loss:
+def _lost(text: str, devices: Mapping[str, DeviceConfig]) -> Loss:
     device_id, _, when = text.partition("@")
     device = _known("lose", text, device_id, devices)
     found = _TIME.fullmatch(when)
-    if found is None or found[1].count(".") > 1 or found[1] == ".":
+    if found is None:
         raise ChangeError(f"--lose {text}: write ID@TIME, as in pi@300s or pi@5min")
     return Loss(device.id, float(found[1]) * _MINUTES[found[2]])
 
 
 def _known(
-    option: str, text: str, device_id: str, devices: dict[str, DeviceConfig]
+    option: str, text: str, device_id: str, devices: Mapping[str, DeviceConfig]
 ) -> DeviceConfig:
     if device_id not in devices:
         raise ChangeError(
             f"--{option} {text}: no device {device_id!r}{suggest(device_id, list(devices))}"
         )
     return devices[device_id]
+
+
+def _time_text(seconds: float) -> str:
+    return f"{seconds / 60:g} min" if seconds >= 60 else f"{seconds:g} s"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
+from fog import planning_commands
 from fog.cli import missing_module_text
 from fog.client import DEFAULT_URL, FogClient, FogRequestError, FogUnreachableError
 from fog.options import (
@@ -18,12 +17,11 @@ from fog.options import (
     EXIT_UNREACHABLE,
     EXIT_USAGE,
     JsonOption,
-    PlannedModelOption,
+    StateOption,
     UrlOption,
-    WeightsOption,
     give_up,
 )
-from fog.output import make_console, write_json
+from fog.output import OutputError, make_console, write_json
 from fog.workshop import make_model
 
 CHAT_TIMEOUT_SECONDS: Final = 600.0
@@ -37,9 +35,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-
-app.command("make-model")(make_model)
 
 
 def _check_prompt(prompt: str | None) -> str | None:
@@ -59,6 +54,8 @@ def run() -> None:
         give_up(f"e2llm: {error}", EXIT_UNREACHABLE)
     except FogRequestError as error:
         give_up(f"e2llm: the fog refused: {error}", EXIT_FAILED)
+    except OutputError as error:
+        give_up(f"e2llm: {error}", EXIT_FAILED)
 
 
 @app.callback(invoke_without_command=True)
@@ -95,10 +92,7 @@ def up(
     port: Annotated[
         int, typer.Option("--port", min=1, max=65535, help="HTTP port on 127.0.0.1.")
     ] = 8080,
-    state: Annotated[
-        Path | None,
-        typer.Option("--state", metavar="DIR", help="State and logs; default: one per port."),
-    ] = None,
+    state: StateOption = None,
     once: Annotated[
         str | None,
         typer.Option(
@@ -176,48 +170,6 @@ def chat(
 
 
 @app.command()
-def plan(
-    url: UrlOption = DEFAULT_URL,
-    fog: Annotated[
-        Path | None,
-        typer.Option("--fog", metavar="FILE", help="Plan these devices; no fog needs to run."),
-    ] = None,
-    explain: Annotated[
-        bool,
-        typer.Option("--explain", help="With --fog: why each device got its place or none."),
-    ] = False,
-    model: PlannedModelOption = None,
-    weights: WeightsOption = None,
-    state: Annotated[Path | None, typer.Option("--state", metavar="DIR")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the genetic algorithm.")] = 0,
-    json_target: JsonOption = None,
-) -> None:
-    """Show which device holds which layers, and what that predicts and measures."""
-    from fog.tables import plan_view
-
-    if fog is not None:
-        with _planning_errors():
-            from fog.explain import run_explain
-            from fog.hypothetical import measured_here
-            from fog.simulate import load_fog
-
-            found = load_fog(fog, model, weights, measured_here(_cache(state)), seed)
-            run_explain(found, json_target, make_console(json_target), is_explained=explain)
-        return
-    if explain:
-        give_up("e2llm: --explain needs --fog FILE", EXIT_USAGE)
-    client = FogClient(url)
-    current = client.plan()
-    write_json(json_target, current)
-    if json_target is None:
-        console = make_console()
-        if not current.get("replicas"):
-            console.print(f"No plan yet: {client.readiness().reason}", highlight=False)
-            raise typer.Exit(EXIT_FAILED)
-        console.print(plan_view(current))
-
-
-@app.command()
 def devices(url: UrlOption = DEFAULT_URL, json_target: JsonOption = None) -> None:
     """Show the devices of a running fog."""
     from fog.tables import devices_table
@@ -234,7 +186,7 @@ def doctor(
     port: Annotated[
         int, typer.Option("--port", min=1, max=65535, help="HTTP port that `up` would use.")
     ] = 8080,
-    state: Annotated[Path | None, typer.Option("--state", metavar="DIR")] = None,
+    state: StateOption = None,
     json_target: JsonOption = None,
 ) -> None:
     """Say what this machine lacks for a local fog, and how to get it."""
@@ -251,102 +203,7 @@ def doctor(
         raise typer.Exit(EXIT_FAILED)
 
 
-@app.command()
-def simulate(
-    paper: Annotated[
-        bool, typer.Option("--paper", help="The E2LLM paper's evaluation beside ours.")
-    ] = False,
-    seeds: Annotated[
-        int, typer.Option("--seeds", min=1, help="With --paper: runs of each cell.")
-    ] = 200,
-    figures: Annotated[
-        Path | None, typer.Option("--figures", metavar="DIR", help="With --paper: draw figures.")
-    ] = None,
-    fog: Annotated[
-        Path | None, typer.Option("--fog", metavar="FILE", help="Devices to simulate.")
-    ] = None,
-    model: PlannedModelOption = None,
-    weights: WeightsOption = None,
-    workload: Annotated[
-        str,
-        typer.Option(
-            "--workload",
-            metavar="NAME_OR_CSV",
-            help="extended, custom, chat, azure-code, azure-conversation, or a CSV file of "
-            "arrival seconds, prompt tokens, answer tokens.",
-        ),
-    ] = "chat",
-    rate: Annotated[
-        float | None,
-        typer.Option("--rate", min=1e-6, help="Requests per second; default: 70 % of the plan's."),
-    ] = None,
-    num_requests: Annotated[
-        int | None, typer.Option("--requests", min=1, help="How many; default: 100.")
-    ] = None,
-    add: Annotated[
-        list[str] | None,
-        typer.Option("--add", metavar="ID:DEVICE", help="What if there were this device too?"),
-    ] = None,
-    lose: Annotated[
-        list[str] | None,
-        typer.Option("--lose", metavar="ID@TIME", help="What if it stopped, as in pi@300s?"),
-    ] = None,
-    link: Annotated[
-        list[str] | None,
-        typer.Option("--link", metavar="ID:DELAY,RATE", help="As in pi:20ms,50Mbit/s."),
-    ] = None,
-    state: Annotated[Path | None, typer.Option("--state", metavar="DIR")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of requests and planner.")] = 0,
-    json_target: JsonOption = None,
-) -> None:
-    """Answer "what if" without a fog: with your devices, or with the paper's."""
-    console = make_console(json_target)
-    if paper == (fog is not None):
-        give_up("e2llm: simulate needs either --fog FILE or --paper", EXIT_USAGE)
-    if fog is None:
-        from fog.paper import run_paper
-
-        run_paper(seeds, json_target, figures, console)
-        return
-    with _planning_errors():
-        from fog.simulate import SimulateOptions, run_simulate
-
-        options = SimulateOptions(
-            fog=fog,
-            cache=_cache(state),
-            workload=workload,
-            model=model,
-            weights=weights,
-            rate=rate,
-            num_requests=num_requests,
-            add=tuple(add or ()),
-            lose=tuple(lose or ()),
-            link=tuple(link or ()),
-            seed=seed,
-        )
-        run_simulate(options, json_target, console)
-
-
-def _cache(state: Path | None) -> Path:
-    """Return where measurements of this machine are, or will be."""
-    from fog.state import StateFolder, default_state
-
-    folder = StateFolder(state) if state is not None else default_state(8080, os.environ)
-    return folder.cache
-
-
-@contextmanager
-def _planning_errors() -> Iterator[None]:
-    """End in one line when the input is wrong, or the model fits on no devices."""
-    from fog.changes import ChangeError
-    from fog.config import ConfigError
-    from fog.model_choice import ModelChoiceError
-    from planner.model import InfeasiblePlanError
-    from planner.whatif.loads import LoadError
-
-    try:
-        yield
-    except (ConfigError, ModelChoiceError, ChangeError, LoadError) as error:
-        give_up(f"e2llm: {error}", EXIT_USAGE)
-    except InfeasiblePlanError as error:
-        give_up(f"e2llm: there is no plan: {error}", EXIT_FAILED)
+app.command()(planning_commands.plan)
+app.command()(planning_commands.simulate)
+app.command()(planning_commands.catalogue)
+app.command("make-model")(make_model)

@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fog.changes import Changes
 from fog.output import write_json
-from fog.simulate import FogFile
+from fog.planned_fog import PlannedFog, origin_lines
 from fog.tables import plan_view
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run_explain(
-    fog: FogFile, json_target: str | None, console: Console, *, is_explained: bool = True
+    fog: PlannedFog, json_target: str | None, console: Console, *, is_explained: bool = True
 ) -> None:
     """Plan and show; ``is_explained`` adds why each device got its place or none.
 
@@ -31,13 +30,20 @@ def run_explain(
     """
     from planner.whatif.places import explain, single_text
 
-    devices = fog.devices(Changes())
-    plan = fog.problem.plan(devices)
+    with console.status("") as status:
+        status.update("Measuring this machine, or reading what was measured ...")
+        devices = fog.specs(fog.config.devices)
+        status.update(f"Planning for {len(devices)} devices ...")
+        plan = fog.problem.plan(devices)
     entry: dict[str, Any] = {"plan": msgspec.to_builtins(plan)}
+    for line in origin_lines(fog.config.devices):
+        console.print(line, highlight=False)
+    console.print()
     console.print(plan_view(entry["plan"]))
     if is_explained:
-        places = explain(fog.problem, devices, plan)
-        single = single_text(plan)
+        with console.status("Planning once more without each device ..."):
+            places = explain(fog.problem, devices, plan)
+        single = single_text(fog.problem, devices, plan)
         console.print(_places_table(places))
         console.print(Text(single, "bold"))
         entry["devices"] = [asdict(place) for place in places]

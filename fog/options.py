@@ -9,7 +9,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from fog.client import URL_VARIABLE
-from fog.output import STDOUT
+from fog.output import target_problem
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -18,8 +18,8 @@ EXIT_UNREACHABLE: Final = 3
 
 def _check_json_target(target: str | None) -> str | None:
     """Refuse a file that cannot be written now, not after a fog has run for it."""
-    if target not in (None, STDOUT) and not Path(target).absolute().parent.is_dir():
-        raise typer.BadParameter(f"the folder of {target} does not exist")
+    if problem := target_problem(target):
+        raise typer.BadParameter(problem)
     return target
 
 
@@ -36,18 +36,27 @@ JsonOption = Annotated[
         callback=_check_json_target,
     ),
 ]
+StateOption = Annotated[
+    Path | None,
+    typer.Option("--state", metavar="DIR", help="State and logs; default: one per port."),
+]
 
 PlannedModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
         metavar="FOLDER_OR_NAME",
-        help="Model folder, or a name of the catalogue such as gpt-oss-20b.",
+        help="Model folder, or a model of `e2llm catalogue`; default: the small one in the "
+        "package.",
     ),
 ]
 WeightsOption = Annotated[
     str | None,
-    typer.Option("--weights", help="float32, bfloat16, int8, int4 or mxfp4."),
+    typer.Option(
+        "--weights",
+        metavar="FORMAT",
+        help="float32, bfloat16, int8, int4 or mxfp4; default: that of [gateway] in the file.",
+    ),
 ]
 
 

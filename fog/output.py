@@ -13,6 +13,24 @@ from rich.console import Console
 STDOUT: Final = "-"
 
 
+class OutputError(Exception):
+    """A result cannot be written; names the file and why."""
+
+
+def target_problem(target: str | None) -> str | None:
+    """Return why ``--json`` could not be written, before any work is done for it; or None."""
+    if target in (None, STDOUT):
+        return None
+    path = Path(str(target)).absolute()
+    if not path.parent.is_dir():
+        return f"the folder of {target} does not exist"
+    if path.is_dir():
+        return f"{target} is a folder"
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        return f"{target} cannot be written: permission denied"
+    return None
+
+
 PIPE_COLUMNS: Final = 120
 """Width of tables that go into a file or a pipe, which cannot say how wide they are."""
 
@@ -29,7 +47,7 @@ def write_json(target: str | None, value: Any) -> None:
     """Write ``value`` as one object with a line end; do nothing without a target.
 
     Raises:
-        OSError: The file cannot be written.
+        OutputError: The file cannot be written.
     """
     if target is None:
         return
@@ -38,4 +56,7 @@ def write_json(target: str | None, value: Any) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     else:
-        Path(target).write_text(text, "utf-8")
+        try:
+            Path(target).write_text(text, "utf-8")
+        except OSError as error:
+            raise OutputError(f"{target} cannot be written: {error.strerror}") from error

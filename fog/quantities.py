@@ -61,7 +61,8 @@ def parse_memory(value: object) -> Memory:
         raise ValueError(f"must be greater than 0, not {value!r}")
     if unit == "%":
         return Memory(share=amount / 100)
-    return Memory(num_bytes=int(amount * _factor(unit, _BYTES, value, also=("%",))))
+    num_bytes = _finite(amount * _factor(unit, _BYTES, value, also=("%",)), value)
+    return Memory(num_bytes=int(num_bytes))
 
 
 def parse_seconds(value: object) -> float:
@@ -103,7 +104,7 @@ def _parse(
     if not isinstance(value, str):
         raise ValueError(f"expected text with a unit like {example}, not {value!r}")
     amount, unit = _split(value, example)
-    result = amount * _factor(unit, units, value)
+    result = _finite(amount * _factor(unit, units, value), value)
     if result < 0 or (minimum_excluded is not None and result <= minimum_excluded):
         limit = "not be negative" if minimum_excluded is None else "be greater than 0"
         raise ValueError(f"must {limit}: {value!r}")
@@ -114,12 +115,16 @@ def _split(text: str, example: str) -> tuple[float, str]:
     found = _QUANTITY.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is not a number with a unit, like {example}")
-    amount = float(found[1])
-    if not math.isfinite(amount):
-        raise ValueError(f"{text!r} is too large")
+    amount = _finite(float(found[1]), text)
     if not found[2]:
         raise ValueError(f"{text!r} has no unit; write it like {example}")
     return amount, found[2]
+
+
+def _finite(amount: float, text: object) -> float:
+    if not math.isfinite(amount):
+        raise ValueError(f"{text!r} is too large")
+    return amount
 
 
 def _factor(

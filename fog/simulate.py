@@ -6,33 +6,23 @@ Reads files and options, and shows what `planner.whatif` finds. Nothing is start
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import msgspec
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from fog.changes import Changes, parse_changes
-from fog.config import FogConfig, load_config
-from fog.hypothetical import (
-    Calibrate,
-    PlannedModel,
-    choose_planned_model,
-    device_specs,
-    measured_here,
-)
+from fog.comparison import Comparison, devices_table, metrics_table, outcome_entry
+from fog.hypothetical import Calibrate, measured_here
 from fog.output import write_json
+from fog.planned_fog import PlannedFog, load_fog, origin_lines
 from fog.quantities import format_seconds
-from fog.settable import gateway_settable, planner_settable
-from fog.tables import plan_view
 
 if TYPE_CHECKING:
-    from planner.model import DeviceSpec
-    from planner.settings import PlannerSettings
+    from planner.simulation import SimRequest
+    from planner.whatif.loads import Load
     from planner.whatif.outcomes import Outcome, Problem
 
 DEFAULT_LOAD: Final = 0.7
@@ -41,11 +31,19 @@ DEFAULT_LOAD: Final = 0.7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulateOptions:
-    """What the command line says."""
+    """What the command line says.
+
+    Attributes:
+        workload: A name or a CSV file.
+        rate: Requests per second; None: a trace's own, or `DEFAULT_LOAD`.
+    """
 
     fog: Path
     cache: Path
     workload: str = "chat"
+    prompt_tokens: int | None = None
+    answer_tokens: int | None = None
+    arrivals: str | None = None
     model: str | None = None
     weights: str | None = None
     rate: float | None = None
@@ -57,66 +55,17 @@ class SimulateOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class FogFile:
-    """A fog file with the model that its devices are to serve.
+class _Stream:
+    """The requests of both simulations.
 
     Attributes:
-        calibrate: This machine's times, for devices that are emulated.
-        problem: The workload is that of the file's planner.
+        num_cut: Of them so many were shortened to the context.
+        rate: Requests per second on average; None: all come at once.
     """
 
-    config: FogConfig
-    model: PlannedModel
-    calibrate: Calibrate
-    problem: Problem
-
-    def devices(self, changes: Changes) -> tuple[DeviceSpec, ...]:
-        """Return the devices as the planner would know them after ``changes``."""
-        return device_specs(
-            changes.apply(self.config.devices),
-            self.model,
-            self.problem.workload.chunk_tokens,
-            self.calibrate,
-        )
-
-
-def load_fog(
-    fog: Path, model: str | None, weights: str | None, calibrate: Calibrate, seed: int = 0
-) -> FogFile:
-    """Read a fog file and a model.
-
-    Raises:
-        ConfigError: The file is wrong; names line and key.
-        ModelChoiceError: The model is.
-    """
-    from planner.catalogue.devices import load_devices
-    from planner.target import fitted_workload
-    from planner.whatif.outcomes import Problem
-
-    config = load_config(
-        fog,
-        planner=planner_settable(),
-        gateway=gateway_settable(),
-        catalogue=load_devices().devices,
-    )
-    settings = _planner_settings(config)
-    chosen = choose_planned_model(
-        model, weights or config.gateway.get("weights"), config.gateway.get("kv_format")
-    )
-    workload = fitted_workload(settings.workload, chosen.spec)
-    workload = workload.fitted_to(chosen.spec.context_limit)
-    problem = Problem(chosen.spec, workload, settings.objective, seed)
-    return FogFile(config, chosen, calibrate, problem)
-
-
-def _planner_settings(config: FogConfig) -> PlannerSettings:
-    from broker.settings import read_settings
-    from planner.settings import PlannerSettings
-
-    given = {f"E2LLM_PLANNER_{key.upper()}": value for key, value in config.planner.items()}
-    return read_settings(
-        PlannerSettings, "E2LLM_PLANNER_", {"E2LLM_BROKER": "mqtt://127.0.0.1", **given}
-    )
+    requests: tuple[SimRequest, ...]
+    num_cut: int
+    rate: float | None
 
 
 def run_simulate(
@@ -130,130 +79,142 @@ def run_simulate(
     Raises:
         ConfigError, ModelChoiceError, ChangeError, LoadError: Something is written wrongly.
         InfeasiblePlanError: The model does not fit on the devices.
+        OutputError: The JSON file cannot be written.
     """
     from planner.catalogue.devices import load_devices
-    from planner.whatif.loads import choose_load, cut_to_context, planned_workload
-    from planner.whatif.outcomes import Problem, what_if
+    from planner.whatif.loads import choose_load, planned_workload
+    from planner.whatif.outcomes import Problem, alone, what_if
 
     calibrate = calibrate or measured_here(options.cache)
     fog = load_fog(options.fog, options.model, options.weights, calibrate, options.seed)
-    load = choose_load(options.workload)
+    load = choose_load(
+        options.workload, options.prompt_tokens, options.answer_tokens, options.arrivals
+    )
     changes = parse_changes(
         fog.config, load_devices().devices, options.add, options.link, options.lose
     )
     workload = planned_workload(load, fog.problem.workload, fog.model.spec)
     problem = Problem(fog.model.spec, workload, fog.problem.objective, options.seed)
-    devices = fog.devices(Changes())
-    capacity = problem.plan(devices).predicted.requests_per_second or 0.0
-    rate = options.rate or load.trace_rate or DEFAULT_LOAD * capacity
-    drawn = load.requests(options.num_requests, rate, options.seed)
-    found, num_cut = cut_to_context(drawn, workload.context_tokens)
-    before = what_if(problem, devices, found)
-    after = None
-    if changes:
-        losses = [(loss.device, loss.at_seconds) for loss in changes.losses]
-        after = what_if(problem, fog.devices(changes), found, losses)
-    lines = [
-        f"Workload {load.text}; {len(found)} requests, {rate:.3g} per second on average, "
-        f"seed {options.seed}. Planned for {workload.prompt_tokens} prompt and "
-        f"{workload.answer_tokens} answer tokens, {capacity:.3g} requests per second at most.",
-    ]
-    if num_cut:
-        lines.append(
-            f"{num_cut} requests were shortened to the context of {workload.context_tokens} tokens."
-        )
-    _show(console, lines, changes, before, after)
+    with console.status("") as status:
+        status.update("Measuring this machine, or reading what was measured ...")
+        devices = fog.specs(fog.config.devices)
+        status.update(f"Planning for {len(devices)} devices ...")
+        plan = problem.plan(devices)
+        capacity = plan.predicted.requests_per_second or 0.0
+        stream = _stream(options, load, capacity, workload.context_tokens)
+        status.update(f"Simulating {len(stream.requests)} requests ...")
+        before = what_if(problem, devices, stream.requests)
+        single = alone(problem, devices, before.plan, stream.requests)
+        after = None
+        if changes:
+            status.update("Planning and simulating again, after the change ...")
+            losses = [(loss.device, loss.at_seconds) for loss in changes.losses]
+            changed = fog.specs(changes.apply(fog.config.devices))
+            after = what_if(problem, changed, stream.requests, losses)
+    names = tuple(device.id for device in changes.apply(fog.config.devices))
+    comparison = Comparison(names, before, after, single)
+    for line in _header(options, fog, load, problem, stream, changes):
+        console.print(line, highlight=False)
+    _show(console, comparison, stream)
     write_json(
         json_target,
         {
-            "workload": options.workload,
-            "requests": len(found),
-            "requests_per_second": rate,
-            "requests_shortened": num_cut,
+            "fog": str(options.fog),
+            "model": fog.model.spec.name,
+            "weights": fog.model.spec.weights,
+            "by_data_sheet": [
+                device.id
+                for device in changes.apply(fog.config.devices)
+                if device.catalogue is not None
+            ],
+            "workload": load.name,
+            "workload_text": load.text,
+            "requests": len(stream.requests),
+            "requests_per_second": stream.rate,
+            "requests_shortened": stream.num_cut,
             "seed": options.seed,
             "changes": changes.texts(),
-            "before": _entry(before),
-            "after": None if after is None else _entry(after),
+            "before": outcome_entry(before),
+            "after": None if after is None else outcome_entry(after),
+            "best_single_device_alone": None if single is None else outcome_entry(single),
         },
     )
 
 
-# --- for a person and as JSON -------------------------------------------------------------
+def _stream(options: SimulateOptions, load: Load, capacity: float, context_tokens: int) -> _Stream:
+    from planner.whatif.loads import cut_to_context
 
-_ROWS: Final = (
-    ("waiting", "waiting"),
-    ("ttft", "TTFT"),
-    ("tpot", "TPOT"),
-    ("end_to_end", "end to end"),
-)
-_STATISTICS: Final = ("mean", "p50", "p90", "p99")
+    rate = options.rate or load.trace_rate or DEFAULT_LOAD * capacity
+    drawn = load.requests(options.num_requests, rate, options.seed)
+    found, num_cut = cut_to_context(drawn, context_tokens)
+    at_once = found[-1].arrival_seconds == 0 and len(found) > 1
+    return _Stream(found, num_cut, None if at_once else rate)
 
 
-def _show(
-    console: Console,
-    lines: Sequence[str],
+def _header(
+    options: SimulateOptions,
+    fog: PlannedFog,
+    load: Load,
+    problem: Problem,
+    stream: _Stream,
     changes: Changes,
-    before: Outcome,
-    after: Outcome | None,
-) -> None:
-    for line in lines:
-        console.print(line, highlight=False)
-    console.print()
-    console.print(plan_view(msgspec.to_builtins(before.plan)))
-    if after is not None:
-        console.print(Text(f"\nAfter: {'; '.join(changes.texts())}", "bold"))
-        for title, plan in [("", after.plan), *((f"from {t:.0f} s on", p) for t, p in after.later)]:
-            if title or plan != before.plan:
-                console.print(Text(title))
-                console.print(plan_view(msgspec.to_builtins(plan)))
-        for note in after.notes:
-            console.print(f"Note: {note}", highlight=False)
-    console.print(_metrics_table([before] if after is None else [before, after]))
-
-
-def _metrics_table(outcomes: Sequence[Outcome]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("mean / P50 / P90 / P99")
-    for name in ("before", "after")[: len(outcomes)]:
-        table.add_column(name if len(outcomes) > 1 else "", justify="right")
-    summaries = [outcome.summary for outcome in outcomes]
-    for attribute, label in _ROWS:
-        cells = (
-            " / ".join(_seconds(getattr(getattr(s, attribute), name)) for name in _STATISTICS)
-            for s in summaries
+) -> list[str]:
+    """Return what was simulated, in words."""
+    model, workload = fog.model.spec, problem.workload
+    rate = "all at once" if stream.rate is None else f"{stream.rate:.3g} per second on average"
+    if options.rate is None and load.trace_rate is None and stream.rate is not None:
+        rate += f" ({DEFAULT_LOAD:.0%} of what the plan can)"
+    lines = [
+        f"Model     {model.name}, {model.weights} weights, {model.kv_format} KV cache",
+        f"Workload  {load.text}",
+        f"Requests  {len(stream.requests)}, {rate}, seed {options.seed}; planned for prompts of "
+        f"{workload.prompt_tokens} and answers of {workload.answer_tokens} tokens, at most "
+        f"{workload.context_tokens} together",
+    ]
+    if stream.num_cut:
+        lines.append(
+            f"          {stream.num_cut} requests were shortened to {workload.context_tokens} "
+            "tokens; a gateway would refuse them"
         )
-        table.add_row(label, *cells)
-    table.add_row("tokens per second", *(f"{s.tokens_per_second:.3g}" for s in summaries))
-    table.add_row("requests per second", *(f"{s.requests_per_second:.3g}" for s in summaries))
-    table.add_row("under 7 tokens/s", *(f"{s.below_qos[0]:.0%}" for s in summaries))
-    table.add_row("stages busy", *(f"{s.utilisation:.0%}" for s in summaries))
-    table.add_row(
-        "finished, unfinished, repeated",
-        *(f"{s.num_finished}, {s.num_unfinished}, {s.num_retries}" for s in summaries),
+    lines += [f"Change    {text}" for text in changes.texts()]
+    return [*lines, *origin_lines(changes.apply(fog.config.devices))]
+
+
+def _show(console: Console, comparison: Comparison, stream: _Stream) -> None:
+    console.print()
+    console.print(devices_table(comparison))
+    for title, outcome in comparison.columns:
+        if outcome is not comparison.alone:
+            for text in _plan_lines(title, outcome):
+                console.print(Text(text))
+        if line := _overload_line(title, outcome, stream):
+            console.print(Text(line))
+    console.print(metrics_table(comparison))
+
+
+def _plan_lines(title: str, outcome: Outcome) -> Sequence[str]:
+    lines = [f"{title}: {outcome.plan.optimality}"]
+    lines += [f"{title}: {entry.device} is not used: {entry.reason}" for entry in outcome.plan.idle]
+    lines += [
+        f"from {following.active_from_seconds:.0f} s on: a new plan, "
+        + (
+            f"when {following.slowest} has fetched its layers "
+            f"({format_seconds(following.load_seconds)}); "
+            "until then those that are left serve"
+            if following.slowest is not None
+            else "at once: all devices hold their layers already"
+        )
+        for following in outcome.later
+    ]
+    return [*lines, *(f"Note: {note}" for note in outcome.notes)]
+
+
+def _overload_line(title: str, outcome: Outcome, stream: _Stream) -> str | None:
+    """Return a note when more comes than the plan serves: then waiting has no bound."""
+    most = outcome.plan.predicted.requests_per_second or 0.0
+    if stream.rate is None or stream.rate <= most:
+        return None
+    return (
+        f"Note: {title}, {stream.rate:.3g} requests per second are more than the plan's "
+        f"{most:.3g}: they wait longer and longer, and more requests would wait longer still."
     )
-    return table
-
-
-def _seconds(value: float) -> str:
-    return "-" if value != value else format_seconds(value)
-
-
-def _entry(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "plan": msgspec.to_builtins(outcome.plan),
-        "later_plans": [
-            {"active_from_seconds": at, "plan": msgspec.to_builtins(plan)}
-            for at, plan in outcome.later
-        ],
-        "notes": list(outcome.notes),
-        "metrics": _without_nan(asdict(outcome.summary)),
-    }
-
-
-def _without_nan(value: Any) -> Any:
-    """Return JSON values: what does not exist is null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value

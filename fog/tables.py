@@ -63,6 +63,9 @@ def layers_text(stage: Json) -> str:
 
 def _title(plan: Json) -> Text:
     title = f"Plan {plan.get('version', '?')} ({plan.get('state', '?')}): {plan.get('model', '')}"
+    if plan.get("version") == 0:
+        # Of no running fog: versions begin with 1.
+        title = f"Plan: {plan.get('model', '')}"
     if weights := plan.get("weights"):
         title += f", {weights}"
     if optimality := plan.get("optimality"):

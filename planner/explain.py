@@ -26,6 +26,16 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
+def change_text(share: float) -> str:
+    """Return a relative change as a person reads it: ``-49 %``, ``+0.4 %``, ``3.2 times``."""
+    if abs(share) < 0.0005:
+        return "no change"
+    if share >= 1:
+        return f"{share + 1:.3g} times" if share < 999 else f"{share + 1:.0f} times"
+    digits = 1 if abs(share) < 0.0995 else 0
+    return f"{share * 100:+.{digits}f} %"
+
+
 def infeasible(fog: Fog) -> InfeasiblePlanError:
     """Return the error for a fog in which no group of devices holds the model."""
     model = fog.model

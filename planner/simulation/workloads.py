@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +17,9 @@ from planner.simulation.scenario import SimRequest
 Times = NDArray[np.float64]
 Lengths = Callable[[int, Generator], NDArray[np.int64]]
 """(how many, rng) to lengths in tokens, each at least 1."""
+
+_MOST_TOKENS: Final = 100_000_000
+_SHOWN_CHARACTERS: Final = 60
 
 
 # --- arrivals -----------------------------------------------------------------------------
@@ -170,11 +171,12 @@ def read_trace(source: Path | str) -> tuple[SimRequest, ...]:
         ValueError: Names the line and what is wrong with it.
     """
     if isinstance(source, Path):
-        source = source.read_text(encoding="utf-8")
+        source = source.read_text(encoding="utf-8-sig")
     rows: list[tuple[float, int, int]] = []
-    for number, fields in enumerate(csv.reader(StringIO(source)), start=1):
-        if not fields or fields[0].lstrip().startswith("#"):
+    for number, line in enumerate(source.split("\n"), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
             continue
+        fields = [field.strip().strip('"') for field in line.split(",")]
         try:
             arrival, prompt, answer = (float(field) for field in fields)
         except ValueError as error:
@@ -182,10 +184,15 @@ def read_trace(source: Path | str) -> tuple[SimRequest, ...]:
                 continue
             raise ValueError(
                 f"line {number} of the trace: expected arrival seconds, prompt tokens, "
-                f"answer tokens, got {','.join(fields)!r}"
+                f"answer tokens, got {line[:_SHOWN_CHARACTERS]!r}"
             ) from error
-        if not (math.isfinite(arrival) and prompt >= 1 and answer >= 1):
-            raise ValueError(f"line {number} of the trace: lengths must be at least 1 token")
+        if not math.isfinite(arrival):
+            raise ValueError(f"line {number} of the trace: {arrival} is not an arrival time")
+        if not all(1 <= n <= _MOST_TOKENS and n.is_integer() for n in (prompt, answer)):
+            raise ValueError(
+                f"line {number} of the trace: lengths must be at least 1 token, whole, and at "
+                f"most {_MOST_TOKENS}, not {prompt:g} and {answer:g}"
+            )
         rows.append((arrival, int(prompt), int(answer)))
     if not rows:
         raise ValueError("the trace has no requests")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import nan
 from pathlib import Path
 from statistics import fmean
 from typing import Final
@@ -37,7 +38,7 @@ Arrivals = Callable[[int, float, Generator], Times]
 
 
 class LoadError(ValueError):
-    """There is no such workload, or its file is wrong."""
+    """There is no such workload, or its file, lengths or arrivals are wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +46,28 @@ class Load:
     """Requests in the making.
 
     Attributes:
-        text: What it is, for a person.
+        name: Of the workload, or of its file.
+        lengths_text: How long requests are, for a person.
+        arrivals_text: How they come.
+        prompt_tokens: Mean.
+        answer_tokens: Mean.
         trace: Requests with times of their own; empty where they are drawn.
     """
 
-    text: str
+    name: str
+    lengths_text: str
+    arrivals_text: str
     prompt_tokens: float
     answer_tokens: float
     prompt: Lengths | None = None
     answer: Lengths | None = None
     arrivals: Arrivals | None = None
     trace: tuple[SimRequest, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What it is, for a person."""
+        return f"{self.name}: {self.lengths_text}; {self.arrivals_text}"
 
     def requests(self, number: int | None, rate: float, seed: int) -> tuple[SimRequest, ...]:
         """Return requests: as many as asked for (100, or a whole trace), at ``rate``."""
@@ -70,7 +82,7 @@ class Load:
 
     @property
     def trace_rate(self) -> float | None:
-        """Requests per second of the trace; None without one."""
+        """Requests per second of the trace; None without one, or when all come at once."""
         if len(self.trace) < 2 or self.trace[-1].arrival_seconds <= 0:
             return None
         return (len(self.trace) - 1) / self.trace[-1].arrival_seconds
@@ -82,9 +94,73 @@ class Load:
             for request in self.trace[:number]
         )
 
+    def with_lengths(self, prompt_tokens: int | None, answer_tokens: int | None) -> Load:
+        """Return the same arrivals with lognormal lengths of these means; None keeps them."""
+        changed, texts = self, []
+        if prompt_tokens is not None:
+            changed = replace(
+                changed, prompt_tokens=prompt_tokens, prompt=lognormal(prompt_tokens, _CHAT_CV)
+            )
+            texts.append(f"prompts of {prompt_tokens}")
+        if answer_tokens is not None:
+            changed = replace(
+                changed, answer_tokens=answer_tokens, answer=lognormal(answer_tokens, ANSWER_CV)
+            )
+            texts.append(f"answers of {answer_tokens}")
+        if not texts:
+            return self
+        return replace(changed, lengths_text=f"{' and '.join(texts)} tokens on average, lognormal")
+
+    def with_arrivals(self, text: str) -> Load:
+        """Return the same lengths with ``poisson``, ``fixed``, ``bursty``, ``bursty:CV`` arrivals.
+
+        Raises:
+            LoadError: It is none of these.
+        """
+        kind, colon, cv_text = text.partition(":")
+        if kind == "poisson" and not colon:
+            return replace(self, arrivals=poisson, arrivals_text=_POISSON_TEXT)
+        if kind == "fixed" and not colon:
+            return replace(self, arrivals=_fixed, arrivals_text=_FIXED_TEXT)
+        if kind == "bursty":
+            cv = _number(cv_text) if colon else BURSTY_CV
+            if 0 < cv <= _MOST_CV:
+                return replace(self, arrivals=_bursty(cv), arrivals_text=_bursty_text(cv))
+        raise LoadError(
+            f"arrivals {text}: use poisson, fixed, bursty, or bursty:CV with the coefficient of "
+            f"variation of the gaps, greater than 0 and at most {_MOST_CV:g} (bursty alone: "
+            f"{BURSTY_CV:g})"
+        )
+
 
 DEFAULT_REQUESTS: Final = 100
+BURSTY_CV: Final = 4.0
+"""Of gaps that are called bursty without a number: between Azure's conversations, 1.09, and
+its code completions, 13.2."""
+_MOST_CV: Final = 100.0
 _CHAT: Final = Workload()
+_CHAT_CV: Final = 1.0
+_POISSON_TEXT: Final = "Poisson arrivals"
+_FIXED_TEXT: Final = "one every period"
+
+
+def _fixed(number: int, rate: float, _: Generator) -> Times:
+    return fixed_period(number, 1 / rate)
+
+
+def _bursty(cv: float) -> Arrivals:
+    return lambda number, rate, rng: bursty(number, rate, cv, rng)
+
+
+def _bursty_text(cv: float) -> str:
+    return f"bursty, gaps vary by {cv:g} times their mean"
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return nan
 
 
 def named_loads() -> Mapping[str, Load]:
@@ -92,63 +168,90 @@ def named_loads() -> Mapping[str, Load]:
     published = load_published().workloads
     paper = {
         str(name): Load(
-            f"{name}: the paper's mean lengths, lognormal, one request every period",
+            str(name),
+            "the paper's mean lengths, lognormal",
+            _FIXED_TEXT,
             means.prompt_tokens,
             means.answer_tokens,
             lognormal(means.prompt_tokens, PROMPT_CV),
             lognormal(means.answer_tokens, ANSWER_CV),
-            lambda number, rate, _: fixed_period(number, 1 / rate),
+            _fixed,
         )
         for name, means in published.items()
         if name in PaperWorkload
     }
     chat = Load(
-        "chat: short turns, lognormal, Poisson arrivals",
+        "chat",
+        "short turns, lognormal",
+        _POISSON_TEXT,
         _CHAT.prompt_tokens,
         _CHAT.answer_tokens,
-        lognormal(_CHAT.prompt_tokens, 1.0),
+        lognormal(_CHAT.prompt_tokens, _CHAT_CV),
         lognormal(_CHAT.answer_tokens, ANSWER_CV),
         poisson,
     )
     code = Load(
-        "azure-code: lengths of Azure's code trace of 2023, as bursty",
+        "azure-code",
+        "lengths of Azure's code completions of 2023",
+        _bursty_text(AZURE_CODE_GAP_CV),
         AZURE_CODE_PROMPT.mean,
         AZURE_CODE_ANSWER.mean,
         AZURE_CODE_PROMPT.lengths(),
         AZURE_CODE_ANSWER.lengths(),
-        lambda number, rate, rng: bursty(number, rate, AZURE_CODE_GAP_CV, rng),
+        _bursty(AZURE_CODE_GAP_CV),
     )
     conversation = Load(
-        "azure-conversation: lengths of Azure's conversation trace of 2023",
+        "azure-conversation",
+        "lengths of Azure's conversations of 2023",
+        _bursty_text(AZURE_CONVERSATION_GAP_CV),
         AZURE_CONVERSATION_PROMPT.mean,
         AZURE_CONVERSATION_ANSWER.mean,
         AZURE_CONVERSATION_PROMPT.lengths(),
         AZURE_CONVERSATION_ANSWER.lengths(),
-        lambda number, rate, rng: bursty(number, rate, AZURE_CONVERSATION_GAP_CV, rng),
+        _bursty(AZURE_CONVERSATION_GAP_CV),
     )
-    return {**paper, "chat": chat, "azure-code": code, "azure-conversation": conversation}
+    return {**paper, **{load.name: load for load in (chat, code, conversation)}}
 
 
-def choose_load(text: str) -> Load:
+def choose_load(
+    text: str,
+    prompt_tokens: int | None = None,
+    answer_tokens: int | None = None,
+    arrivals: str | None = None,
+) -> Load:
     """Return the workload of a name, or of a CSV file of arrival, prompt, answer.
 
+    Args:
+        text: Name or file.
+        prompt_tokens: Another mean than the named workload's.
+        answer_tokens: The same for answers.
+        arrivals: Others than the named workload's, as `Load.with_arrivals` reads them.
+
     Raises:
-        LoadError: There is neither, or the file's line so-and-so is wrong.
+        LoadError: There is neither, the file's line so-and-so is wrong, or a trace, which has
+            lengths and arrivals of its own, is to have others.
     """
     loads = named_loads()
     if text in loads:
-        return loads[text]
+        load = loads[text].with_lengths(prompt_tokens, answer_tokens)
+        return load if arrivals is None else load.with_arrivals(arrivals)
     path = Path(text)
     if not path.is_file():
         raise LoadError(
             f"workload {text}: no such file and no such workload; known: {', '.join(loads)}"
         )
+    if (prompt_tokens, answer_tokens, arrivals) != (None, None, None):
+        raise LoadError(f"workload {text}: a trace has lengths and arrivals of its own")
     try:
         trace = read_trace(path)
+    except UnicodeDecodeError as error:
+        raise LoadError(f"workload {text}: is not UTF-8 text: {error.reason}") from error
     except (OSError, ValueError) as error:
         raise LoadError(f"workload {text}: {error}") from error
     return Load(
-        f"{path.name}: {len(trace)} requests",
+        path.name,
+        f"lengths of {len(trace)} recorded requests",
+        "arrivals as recorded",
         fmean(request.prompt_tokens for request in trace),
         fmean(request.answer_tokens for request in trace),
         trace=trace,

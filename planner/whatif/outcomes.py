@@ -6,7 +6,7 @@ links between devices in the simulation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,7 @@ from planner.simulation import (
     DeviceLoss,
     KvReservation,
     PlanChange,
+    Result,
     Scenario,
     SimReplica,
     SimRequest,
@@ -54,17 +55,35 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class NextPlan:
+    """A plan that becomes active while requests come.
+
+    Attributes:
+        active_from_seconds: When its devices have fetched the layers that they lacked.
+        load_seconds: How long they fetch.
+        slowest: The device that fetches longest; None when nothing is fetched.
+    """
+
+    active_from_seconds: float
+    plan: Plan
+    load_seconds: float
+    slowest: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """A fog under a workload.
 
     Attributes:
-        later: Plans that became active while requests came, with their time.
+        busy: Device to the share of the time in which it computes.
+        later: Plans that became active while requests came, in the order of time.
         notes: What a reader should know.
     """
 
     plan: Plan
     summary: Summary
-    later: tuple[tuple[float, Plan], ...] = ()
+    busy: Mapping[str, float]
+    later: tuple[NextPlan, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -90,7 +109,7 @@ def what_if(
     """
     plan = problem.plan(devices)
     faults: list[DeviceLoss | PlanChange] = []
-    later: list[tuple[float, Plan]] = []
+    later: list[NextPlan] = []
     notes: list[str] = []
     left, running = list(devices), plan
     for index, (lost, at_seconds) in enumerate(losses):
@@ -101,13 +120,14 @@ def what_if(
         except InfeasiblePlanError as error:
             notes.append(f"without {lost} there is no plan: {error}")
             continue
-        ready = at_seconds + NOTICE_SECONDS + _load_seconds(problem, running, coming, left)
+        seconds, slowest = _loading(problem, running, coming, left)
+        ready = at_seconds + NOTICE_SECONDS + seconds
         following = losses[index + 1 : index + 2]
         if following and following[0][1] <= ready:
             notes.append(f"{following[0][0]} is lost before the plan without {lost} is ready")
             continue
         faults.append(PlanChange(ready, _replicas(problem, left, coming)))
-        later.append((ready, coming))
+        later.append(NextPlan(ready, coming, seconds, slowest))
         running = coming
     last = requests[-1].arrival_seconds
     notes += [
@@ -115,22 +135,48 @@ def what_if(
         for lost, at_seconds in losses
         if at_seconds > last
     ]
-    summary = _simulated(problem, devices, plan, requests, tuple(faults))
-    return Outcome(plan, summary, tuple(later), tuple(notes))
+    result = _simulated(problem, devices, plan, requests, tuple(faults))
+    return Outcome(plan, result.summary(), _busy(result), tuple(later), tuple(notes))
 
 
-def _load_seconds(
+def alone(
+    problem: Problem, devices: Sequence[DeviceSpec], plan: Plan, requests: Sequence[SimRequest]
+) -> Outcome | None:
+    """Return what the plan's best single device would do with the same requests by itself.
+
+    None when no device holds the model, or the plan is that device.
+    """
+    single = plan.best_single_device
+    used = {stage.device for replica in plan.replicas for stage in replica.stages}
+    if single is None or used == {single.device}:
+        return None
+    return what_if(problem, [d for d in devices if d.id == single.device], requests)
+
+
+def _busy(result: Result) -> dict[str, float]:
+    """Return each device's share of the time, over the replicas that it was part of."""
+    busy: dict[str, float] = {}
+    for stage in result.stages:
+        busy[stage.device] = busy.get(stage.device, 0.0) + stage.utilisation
+    return busy
+
+
+def _loading(
     problem: Problem, running: Plan, coming: Plan, devices: Sequence[DeviceSpec]
-) -> float:
-    """Return how long devices fetch layers that they do not hold, each over its own link."""
+) -> tuple[float, str | None]:
+    """Return how long devices fetch layers that they do not hold, and which one longest.
+
+    Each fetches over its own link.
+    """
     held = _layers(running)
     links = {device.id: device.link.bytes_per_second for device in devices}
     sizes = problem.model.block_bytes
-    seconds = (
-        sum(sizes[layer] for layer in layers - held.get(device, set())) / links[device]
+    seconds = {
+        device: sum(sizes[layer] for layer in layers - held.get(device, set())) / links[device]
         for device, layers in _layers(coming).items()
-    )
-    return max(seconds, default=0.0)
+    }
+    slowest = max(seconds, key=lambda device: seconds[device])
+    return (seconds[slowest], slowest) if seconds[slowest] > 0 else (0.0, None)
 
 
 def _layers(plan: Plan) -> dict[str, set[int]]:
@@ -153,7 +199,7 @@ def _simulated(
     plan: Plan,
     requests: Sequence[SimRequest],
     faults: tuple[DeviceLoss | PlanChange, ...],
-) -> Summary:
+) -> Result:
     scenario = Scenario(
         replicas=_replicas(problem, devices, plan),
         requests=requests,
@@ -165,4 +211,4 @@ def _simulated(
         faults=faults,
         expected_answer_tokens=float(problem.workload.answer_tokens),
     )
-    return simulate(scenario).summary()
+    return simulate(scenario)

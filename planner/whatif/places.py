@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from broker.plan import Plan
+from broker.plan import Plan, Rates
+from planner.explain import change_text, format_bytes, format_seconds
 from planner.model import DeviceSpec, InfeasiblePlanError
 from planner.whatif.outcomes import Problem
 
@@ -43,20 +44,40 @@ def _without(problem: Problem, left: Sequence[DeviceSpec], rate: float) -> str:
         other = problem.plan(left).predicted.requests_per_second or 0.0
     except InfeasiblePlanError as error:
         return f"no plan: {error}"
-    return f"{other:.3g} requests/s ({other / rate - 1:+.0%})"
+    return f"{other:.3g} requests/s ({change_text(other / rate - 1)})"
 
 
-def single_text(plan: Plan) -> str:
-    """Return the plan compared with the best single device."""
+def single_text(problem: Problem, devices: Sequence[DeviceSpec], plan: Plan) -> str:
+    """Return the plan compared with the best single device, in throughput and latency."""
     single = plan.best_single_device
     if single is None:
-        return "No single device holds the whole model, so there is none to compare with."
+        return _no_single_text(problem, devices)
     used = {stage.device for replica in plan.replicas for stage in replica.stages}
     if used == {single.device}:
         return f"The plan is the best single device, {single.device}: no group is faster."
     rate = plan.predicted.requests_per_second or 0.0
     alone = single.predicted.requests_per_second or 0.0
     return (
-        f"The fog serves {rate:.3g} requests/s, {rate / alone:.2f} times what its best single "
-        f"device, {single.device}, serves alone ({alone:.3g})."
+        f"The fog serves {rate:.3g} requests/s; its best single device, {single.device}, serves "
+        f"{alone:.3g} alone ({change_text(rate / alone - 1)} with the fog). A lone request: "
+        f"{_latency_text(plan.predicted)}; alone on {single.device}: "
+        f"{_latency_text(single.predicted)}."
+    )
+
+
+def _no_single_text(problem: Problem, devices: Sequence[DeviceSpec]) -> str:
+    model, context = problem.model, problem.workload.context_tokens
+    needed = model.stage_bytes(0, model.num_layers, context)
+    largest = max(devices, key=lambda device: device.memory_bytes)
+    return (
+        f"No single device holds the whole model, so there is none to compare with: it needs "
+        f"{format_bytes(needed)} with the KV cache of one request of {context} tokens, and the "
+        f"largest, {largest.id}, offers {format_bytes(largest.memory_bytes)}."
+    )
+
+
+def _latency_text(rates: Rates) -> str:
+    return (
+        f"first token after {format_seconds(rates.ttft_seconds or 0.0)}, then "
+        f"{format_seconds(rates.tpot_seconds or 0.0)} each"
     )

@@ -85,6 +85,8 @@ def test_a_trace_is_read_from_a_file_with_or_without_names(tmp_path: Path) -> No
 
     assert w.read_trace(file) == (SimRequest(0.0, 20, 3), SimRequest(2.5, 30, 4))
     assert w.read_trace("1,2,3\n") == (SimRequest(0.0, 2, 3),)
+    file.write_text('\ufeff"1", "2", "3"\r\n', "utf-8")
+    assert w.read_trace(file) == (SimRequest(0.0, 2, 3),)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,10 @@ def test_a_trace_is_read_from_a_file_with_or_without_names(tmp_path: Path) -> No
         ("1,2,3\n4,x,6\n", "line 2"),
         ("1,2\n", "line 1"),
         ("1,2,3\n2,0,4\n", "line 2.*at least 1 token"),
+        ("0,2,3\n1,2.5,3\n", "line 2.*whole"),
+        ("0,2,3\n1,inf,3\n", "line 2.*at most"),
+        ("# times\n\n0,2,3\n1,2,\x00\n", "line 4"),
+        ("0,2,3\n1,2,3,4\n", "line 2"),
         ("nan,2,3\n", "line 1"),
         ("a,b,c\n", "no requests"),
         ("", "no requests"),

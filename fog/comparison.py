@@ -1,0 +1,217 @@
+"""Outcomes of a simulation side by side, as tables for a terminal and as JSON. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isnan, nan
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from fog.quantities import format_seconds
+
+if TYPE_CHECKING:
+    from broker.plan import Plan
+    from planner.simulation import Summary
+    from planner.whatif.outcomes import Outcome
+
+NOT_USED: Final = "not used"
+
+_TIMES: Final = (
+    ("waiting", "waiting (arrival to decode)"),
+    ("ttft", "TTFT (arrival to first token)"),
+    ("tpot", "TPOT (each further token)"),
+    ("end_to_end", "end to end"),
+)
+_STATISTICS: Final = {"mean": "mean", "p50": "P50", "p90": "P90", "p99": "P99"}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What is shown side by side.
+
+    Attributes:
+        devices: All of them, in the order in which they are listed.
+        after: None when nothing changes.
+        alone: The best single device before the change, by itself; None when there is none,
+            or the plan is that device.
+    """
+
+    devices: tuple[str, ...]
+    before: Outcome
+    after: Outcome | None = None
+    alone: Outcome | None = None
+
+    @property
+    def columns(self) -> list[tuple[str, Outcome]]:
+        """Titles and outcomes, in the order in which they are shown."""
+        found = [("before" if self.after else "fog", self.before)]
+        if self.after is not None:
+            found.append(("after", self.after))
+        if self.alone is not None:
+            single = self.before.plan.best_single_device
+            found.append((f"{single.device if single else ''} alone", self.alone))
+        return found
+
+
+# --- which device does what ---------------------------------------------------------------
+
+
+def devices_table(comparison: Comparison) -> Table:
+    """Return a row for each device: role, group, stage, layers, and how busy it is."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("device", no_wrap=True)
+    columns: list[Mapping[str, str]] = []
+    for title, outcome in comparison.columns:
+        if outcome is comparison.alone:
+            continue
+        table.add_column(title)
+        table.add_column("busy", justify="right")
+        columns += [placements(outcome.plan), _busy_texts(outcome)]
+        for following in outcome.later:
+            table.add_column(f"from {following.active_from_seconds:.0f} s on")
+            columns.append(placements(following.plan))
+    for device in comparison.devices:
+        table.add_row(Text(device), *(Text(column.get(device, "-")) for column in columns))
+    return table
+
+
+def placements(plan: Plan) -> dict[str, str]:
+    """Return what each device does: ``decode B 2/3: layers 3-4``; the letter is the group."""
+    places = {}
+    for number, replica in enumerate(plan.replicas):
+        letter = chr(ord("A") + number) if number < 26 else f"{number + 1}"
+        for index, stage in enumerate(replica.stages):
+            start, end = stage.layers.start, stage.layers.end
+            layers = f"layers {start}-{end - 1}" if end - start > 1 else f"layer {start}"
+            where = f" {index + 1}/{len(replica.stages)}: {layers}"
+            whole = ": whole model"
+            places[stage.device] = (
+                f"{_ROLES.get(replica.role, replica.role)} {letter}"
+                f"{where if len(replica.stages) > 1 else whole}"
+            )
+    places.update({entry.device: NOT_USED for entry in plan.idle})
+    return places
+
+
+_ROLES: Final = {"both": "prefill and decode"}
+
+
+def _busy_texts(outcome: Outcome) -> dict[str, str]:
+    return {device: f"{share:.0%}" for device, share in outcome.busy.items()}
+
+
+# --- numbers ------------------------------------------------------------------------------
+
+
+def metrics_table(comparison: Comparison) -> Table:
+    """Return predictions and simulated figures, with the change from before to after."""
+    columns = comparison.columns
+    has_change = comparison.after is not None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    table.add_column("")
+    for index, (title, _) in enumerate(columns):
+        table.add_column(title, justify="right")
+        if has_change and index == 1:
+            table.add_column("change", justify="right")
+    for label, statistic, values, is_last in _rows([outcome for _, outcome in columns]):
+        cells = [text for text, _ in values]
+        if has_change:
+            cells.insert(2, _change(values[0][1], values[1][1]))
+        table.add_row(label, statistic, *cells, end_section=is_last)
+    return table
+
+
+_Cell = tuple[str, float]
+"""Text, and the number that changes; NaN where a change in percent would say nothing."""
+
+
+def _rows(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str, list[_Cell], bool]]:
+    """Yield label, statistic, a cell for each outcome, and whether a section ends."""
+    rates = [outcome.plan.predicted for outcome in outcomes]
+    summaries = [outcome.summary for outcome in outcomes]
+    yield (
+        *("planned", "requests/s at most"),
+        [_number(rate.requests_per_second) for rate in rates],
+        False,
+    )
+    yield "", "lone request: TTFT", [_time(rate.ttft_seconds) for rate in rates], False
+    yield "", "lone request: TPOT", [_time(rate.tpot_seconds) for rate in rates], True
+    for attribute, label in _TIMES:
+        for name, title in _STATISTICS.items():
+            values = [getattr(getattr(summary, attribute), name) for summary in summaries]
+            is_first, is_last = name == "mean", name == "p99"
+            yield label if is_first else "", title, [_time(value) for value in values], is_last
+    yield "simulated", "tokens/s", [_number(s.tokens_per_second) for s in summaries], False
+    yield "", "requests/s", [_number(s.requests_per_second) for s in summaries], False
+    for index, least in enumerate((7, 15)):
+        shares = [_share(summary.below_qos[index]) for summary in summaries]
+        yield "", f"slower than {least} tokens/s", shares, False
+    yield "", "stages busy", [_share(summary.utilisation) for summary in summaries], False
+    for label, counts in _counts(summaries).items():
+        # Most runs leave and repeat nothing, and need no line to say so.
+        if label == "finished" or any(counts):
+            yield "", label, [(str(count), nan) for count in counts], False
+
+
+def _number(value: float | None) -> _Cell:
+    return ("-", nan) if value is None else (f"{value:.3g}", value)
+
+
+def _time(value: float | None) -> _Cell:
+    return ("-", nan) if value is None or isnan(value) else (format_seconds(value), value)
+
+
+def _share(value: float) -> _Cell:
+    return f"{value:.0%}", nan
+
+
+def _counts(summaries: Sequence[Summary]) -> dict[str, list[int]]:
+    return {
+        "finished": [s.num_finished for s in summaries],
+        "unfinished": [s.num_unfinished for s in summaries],
+        "repeated after a loss": [s.num_retries for s in summaries],
+    }
+
+
+def _change(before: float, after: float) -> str:
+    from planner.explain import change_text
+
+    if isnan(before) or isnan(after) or before == 0:
+        return ""
+    return change_text(after / before - 1)
+
+
+# --- JSON ---------------------------------------------------------------------------------
+
+
+def outcome_entry(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome as JSON values; what does not exist is null."""
+    return {
+        "plan": msgspec.to_builtins(outcome.plan),
+        "later_plans": [
+            {
+                "active_from_seconds": following.active_from_seconds,
+                "load_seconds": following.load_seconds,
+                "slowest_to_load": following.slowest,
+                "plan": msgspec.to_builtins(following.plan),
+            }
+            for following in outcome.later
+        ],
+        "notes": list(outcome.notes),
+        "busy": dict(outcome.busy),
+        "metrics": _without_nan(asdict(outcome.summary)),
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and isnan(value) else value

@@ -1,0 +1,244 @@
+"""The subcommands of `e2llm` that plan and simulate; none of them starts or changes a fog."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fog.client import DEFAULT_URL, FogClient
+from fog.options import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    JsonOption,
+    PlannedModelOption,
+    UrlOption,
+    WeightsOption,
+    give_up,
+)
+from fog.output import make_console, write_json
+
+
+def _check_rate(rate: float | None) -> float | None:
+    """Refuse what is no number of requests; a range alone lets "nan" and "inf" pass."""
+    if rate is not None and not (math.isfinite(rate) and rate > 0):
+        raise typer.BadParameter(f"{rate} is not a rate; use requests per second, as in 0.5")
+    return rate
+
+
+MeasuredOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--state",
+        metavar="DIR",
+        help="State folder of a fog that has measured this machine; default: that of port 8080.",
+    ),
+]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, help="Same seed, same requests and same plan.")
+]
+
+
+def plan(
+    url: UrlOption = DEFAULT_URL,
+    fog: Annotated[
+        Path | None,
+        typer.Option("--fog", metavar="FILE", help="Plan these devices; no fog needs to run."),
+    ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="With --fog: why each device got its place or none, what the fog would do "
+            "without it, and a comparison with the best single device.",
+        ),
+    ] = False,
+    model: PlannedModelOption = None,
+    weights: WeightsOption = None,
+    state: MeasuredOption = None,
+    seed: SeedOption = 0,
+    json_target: JsonOption = None,
+) -> None:
+    """Show which device holds which layers: of a running fog, or of a fog file with --fog."""
+    from fog.tables import plan_view
+
+    if fog is not None:
+        with planning_errors():
+            from fog.explain import run_explain
+            from fog.hypothetical import measured_here
+            from fog.planned_fog import load_fog
+
+            found = load_fog(fog, model, weights, measured_here(_cache(state)), seed)
+            run_explain(found, json_target, make_console(json_target), is_explained=explain)
+        return
+    if explain or model is not None or weights is not None:
+        give_up("e2llm: --explain, --model and --weights need --fog FILE", EXIT_USAGE)
+    client = FogClient(url)
+    current = client.plan()
+    write_json(json_target, current)
+    if json_target is None:
+        console = make_console()
+        if not current.get("replicas"):
+            console.print(f"No plan yet: {client.readiness().reason}", highlight=False)
+            raise typer.Exit(EXIT_FAILED)
+        console.print(plan_view(current))
+
+
+def simulate(
+    fog: Annotated[
+        Path | None, typer.Option("--fog", metavar="FILE", help="Devices to simulate.")
+    ] = None,
+    model: PlannedModelOption = None,
+    weights: WeightsOption = None,
+    workload: Annotated[
+        str,
+        typer.Option(
+            "--workload",
+            metavar="NAME_OR_CSV",
+            help="chat, extended, custom, azure-code, azure-conversation, or a CSV file of "
+            "arrival seconds, prompt tokens, answer tokens.",
+        ),
+    ] = "chat",
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option("--prompt-tokens", min=1, help="Mean prompt instead of the workload's."),
+    ] = None,
+    answer_tokens: Annotated[
+        int | None,
+        typer.Option("--answer-tokens", min=1, help="Mean answer instead of the workload's."),
+    ] = None,
+    arrivals: Annotated[
+        str | None,
+        typer.Option(
+            "--arrivals",
+            metavar="KIND",
+            help="poisson, fixed, bursty, or bursty:CV with the gaps' coefficient of variation, "
+            "instead of the workload's.",
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate",
+            metavar="NUMBER",
+            callback=_check_rate,
+            help="Requests per second; default: 70 % of what the plan can, or a trace's own.",
+        ),
+    ] = None,
+    num_requests: Annotated[
+        int | None,
+        typer.Option(
+            "--requests", min=1, max=1_000_000, help="How many; default: 100, or a whole trace."
+        ),
+    ] = None,
+    add: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--add",
+            metavar="ID:DEVICE",
+            help="What if there were this device too? DEVICE is of `e2llm catalogue` or of the "
+            "file. May be repeated, as may --lose and --link.",
+        ),
+    ] = None,
+    lose: Annotated[
+        list[str] | None,
+        typer.Option("--lose", metavar="ID@TIME", help="What if it stopped, as in pi@5min?"),
+    ] = None,
+    link: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--link",
+            metavar="ID:DELAY,RATE",
+            help="What if its one-way delay or rate were these, as in pi:20ms,50Mbit/s? The id "
+            "`all` means every device.",
+        ),
+    ] = None,
+    state: MeasuredOption = None,
+    seed: SeedOption = 0,
+    json_target: JsonOption = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Instead: the E2LLM paper's evaluation beside ours.")
+    ] = False,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="With --paper: runs of each cell.")
+    ] = 200,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", metavar="DIR", help="With --paper: draw figures.")
+    ] = None,
+) -> None:
+    """Say what a fog would do with a workload, before and after a change; nothing is started.
+
+    The same planner and cost model as in a running fog. Devices of the file that are emulated
+    have this machine's measured times; devices of the catalogue have those of a data sheet.
+    """
+    console = make_console(json_target)
+    if paper == (fog is not None):
+        from fog.config import DEFAULT_FOG
+
+        give_up(
+            "e2llm: simulate needs either --fog FILE or --paper; the default fog is "
+            f"--fog {DEFAULT_FOG}",
+            EXIT_USAGE,
+        )
+    if fog is None:
+        from fog.paper import run_paper
+
+        run_paper(seeds, json_target, figures, console)
+        return
+    with planning_errors():
+        from fog.simulate import SimulateOptions, run_simulate
+
+        options = SimulateOptions(
+            fog=fog,
+            cache=_cache(state),
+            workload=workload,
+            prompt_tokens=prompt_tokens,
+            answer_tokens=answer_tokens,
+            arrivals=arrivals,
+            model=model,
+            weights=weights,
+            rate=rate,
+            num_requests=num_requests,
+            add=tuple(add or ()),
+            lose=tuple(lose or ()),
+            link=tuple(link or ()),
+            seed=seed,
+        )
+        run_simulate(options, json_target, console)
+
+
+def catalogue(json_target: JsonOption = None) -> None:
+    """List the devices and models that can be planned by data sheet, without having them."""
+    from fog.catalogue import run_catalogue
+
+    run_catalogue(json_target, make_console(json_target))
+
+
+def _cache(state: Path | None) -> Path:
+    """Return where measurements of this machine are, or will be."""
+    from fog.state import StateFolder, default_state
+
+    folder = StateFolder(state) if state is not None else default_state(8080, os.environ)
+    return folder.cache
+
+
+@contextmanager
+def planning_errors() -> Iterator[None]:
+    """End in one line when the input is wrong, or the model fits on no devices."""
+    from fog.changes import ChangeError
+    from fog.config import ConfigError
+    from fog.model_choice import ModelChoiceError
+    from planner.model import InfeasiblePlanError
+    from planner.whatif.loads import LoadError
+
+    try:
+        yield
+    except (ConfigError, ModelChoiceError, ChangeError, LoadError) as error:
+        give_up(f"e2llm: {error}", EXIT_USAGE)
+    except InfeasiblePlanError as error:
+        give_up(f"e2llm: there is no plan: {error}", EXIT_FAILED)
