@@ -1,14 +1,15 @@
 """What a fog would do: plans, losses, and never less than its best device."""
 
 import random
+from collections import Counter
 
 import pytest
 
 from broker.control import Link
 from planner.catalogue import WeightFormat, load_devices, load_models
-from planner.model import DeviceSpec, InfeasiblePlanError, Objective, Workload
+from planner.model import DeviceSpec, Objective, Workload
 from planner.whatif.outcomes import Problem
-from planner.whatif.places import explain, single_text
+from planner.whatif.places import single_text
 
 DEVICES, MODELS = load_devices().devices, load_models()
 
@@ -23,45 +24,41 @@ def random_place(seed: int) -> tuple[Problem, list[DeviceSpec]]:
         DEVICES[rng.choice(names)].spec(
             f"d{index}",
             shape,
-            WeightFormat.INT4,
+            WeightFormat.BFLOAT16,
             link=wifi if rng.random() < 0.3 else None,
             slowdown=rng.choice([1.0, 1.0, 3.0, 20.0]),
         )
-        for index in range(rng.randint(2, 5))
+        for index in range(rng.randint(2, 4))
     ]
     workload = Workload(
         prompt_tokens=rng.choice([32, 500, 1500]), answer_tokens=rng.choice([16, 200, 500])
     )
     objective = Objective(population=16, generations=5)
-    return Problem(shape.spec(WeightFormat.INT4), workload, objective), devices
+    return Problem(shape.spec(WeightFormat.BFLOAT16), workload, objective), devices
 
 
-def test_no_plan_is_slower_than_its_best_device_and_all_say_so() -> None:
-    alone = together = without_single = 0
-    for seed in range(60):
+def test_no_plan_serves_less_than_its_best_device_and_what_is_said_is_true() -> None:
+    cases: Counter[str] = Counter()
+    for seed in range(20):
         problem, devices = random_place(seed)
-        try:
-            plan = problem.plan(devices)
-        except InfeasiblePlanError:
-            continue
+        plan = problem.plan(devices)
         text = single_text(problem, devices, plan)
         single = plan.best_single_device
         if single is None:
             assert text.startswith("No single device holds the whole model")
-            without_single += 1
+            cases["none alone"] += 1
             continue
         rate, least = (p.requests_per_second for p in (plan.predicted, single.predicted))
         assert rate is not None
         assert least is not None
         assert rate >= least * (1 - 1e-9)
-        if {s.device for replica in plan.replicas for s in replica.stages} == {single.device}:
+        if {stage.device for replica in plan.replicas for stage in replica.stages} == {
+            single.device
+        }:
             assert text.startswith(f"The plan is the best single device, {single.device}")
-            # It would be found alone as well, and nothing that it leaves out helps it.
-            others = [d for d in devices if d.id == single.device]
-            assert problem.plan(others).predicted == plan.predicted
-            alone += 1
+            assert rate == pytest.approx(least)
+            cases["alone"] += 1
         else:
-            assert f"its best single device, {single.device}, serves" in text
-            together += 1
-    # Each of the cases occurs.
-    assert min(alone, together) >= 5, (alone, together, without_single)
+            assert f"its best single device, {single.device}, serves {least:.3g} alone" in text
+            cases["together"] += 1
+    assert min(cases[case] for case in ("none alone", "alone", "together")) > 0, cases
