@@ -50,8 +50,8 @@ from planner.candidates import (
     serve,
     unhurried_delay,
 )
+from planner.flow import request_seconds
 from planner.paper.published import PaperWorkload, load_published
-from planner.roles import request_seconds
 from planner.simulation import SimRequest
 from planner.simulation.routing import LATE_BINDING
 from planner.simulation.workloads import fixed_period, lognormal, poisson, requests

@@ -121,13 +121,26 @@ class Stage(Control, frozen=True, kw_only=True):
 
 
 class Rates(Control, frozen=True, kw_only=True):
-    """Predicted or measured rates of a replica or of the whole fog."""
+    """Predicted or measured rates of a replica or of the whole fog.
+
+    Attributes:
+        good_requests_per_second: Those of a fog that meet its TTFT and TPOT targets; None
+            without targets.
+        kv_seconds: Mean time in which a prompt's KV cache moves to the replica that decodes;
+            None where none moves.
+        kv_exposed_seconds: What is left of it when prefill ends.
+        joules_per_token: Of an answer, at full load; None where a device's power is unknown.
+    """
 
     prefill_tokens_per_second: float = 0.0
     decode_tokens_per_second: float = 0.0
     requests_per_second: float | None = None
     ttft_seconds: float | None = None
     tpot_seconds: float | None = None
+    good_requests_per_second: float | None = None
+    kv_seconds: float | None = None
+    kv_exposed_seconds: float | None = None
+    joules_per_token: float | None = None
 
 
 class Replica(Control, frozen=True, kw_only=True):

@@ -18,9 +18,11 @@ from broker.plan import (
 )
 from planner.cost import hop_seconds
 from planner.explain import format_bytes, format_seconds, idle_reason
+from planner.flow import flow_of
 from planner.model import Roles
+from planner.performance import Member
 from planner.replicas import Fog
-from planner.roles import Member, request_seconds, score
+from planner.roles import score
 from planner.search import Solution
 
 _ROLE_ORDER = (Role.PREFILL, Role.DECODE, Role.BOTH)
@@ -69,7 +71,7 @@ def best_single(fog: Fog) -> Member | None:
     """Return the best device that holds the whole model within its memory, doing both."""
     options = [fog.options(1 << device) for device in range(fog.num_devices)]
     alone = [Member(Role.BOTH, option.both) for option in options if option is not None]
-    return min(alone, key=lambda m: score([m], fog.workload, Roles.MIXED), default=None)
+    return min(alone, key=lambda m: score([m], fog.workload, Roles.MIXED, fog.terms), default=None)
 
 
 def _single_device(fog: Fog) -> SingleDevice | None:
@@ -77,7 +79,7 @@ def _single_device(fog: Fog) -> SingleDevice | None:
     if member is None:
         return None
     return SingleDevice(
-        device=fog.costs[member.performance.devices[0]].id, predicted=_rates(fog, member)
+        device=fog.costs[member.performance.devices[0]].id, predicted=_fog_rates(fog, [member])
     )
 
 
@@ -135,12 +137,20 @@ def _rates(fog: Fog, member: Member) -> Rates:
 def _fog_rates(fog: Fog, members: Sequence[Member]) -> Rates:
     prefills = [m.performance for m in members if m.role is not Role.DECODE]
     decodes = [m.performance for m in members if m.role is not Role.PREFILL]
+    terms = fog.terms
+    flow = flow_of(members, fog.workload, terms)
+    kv_times = terms.kv_times(members, flow)
+    targets = fog.objective.has_targets
     return Rates(
         prefill_tokens_per_second=sum(p.prefill_rate for p in prefills),
         decode_tokens_per_second=sum(p.decode_rate for p in decodes),
-        requests_per_second=1 / request_seconds(members, fog.workload),
+        requests_per_second=flow.rate,
         ttft_seconds=min(p.ttft_seconds for p in prefills),
         tpot_seconds=min(p.tpot_seconds for p in decodes),
+        good_requests_per_second=terms.good_rate(members, flow) if targets else None,
+        kv_seconds=kv_times.seconds or None,
+        kv_exposed_seconds=kv_times.exposed_seconds if kv_times.seconds else None,
+        joules_per_token=terms.joules_per_token(members, flow),
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from planner.flow import balanced_rate
 from planner.replicas import Fog
-from planner.roles import balanced_rate
 
 
 def request_rate_bound(fog: Fog) -> float:

@@ -15,7 +15,7 @@ from math import inf, isfinite
 from typing import Final, Protocol
 
 from broker.plan import Role
-from planner.roles import Member
+from planner.performance import Member
 from planner.search import GroupTable
 from planner.simulation import Network, Scenario, SimReplica, SimRequest, simulate
 from planner.simulation.routing import (

@@ -110,29 +110,41 @@ class Way(NamedTuple):
     bytes_per_second: float
 
 
+class Power(NamedTuple):
+    """What a device draws while it waits, and on top of that while it computes."""
+
+    idle_watts: float
+    extra_watts: float
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceCost:
     """All that the search needs to know of a device for one model and workload.
 
     Attributes:
-        prefill: One prompt of the planned length.
-        decode: [B], one decode step of 1, 2, ... B rows at the mean context.
+        prefill: A prompt, mean over the buckets: not a prompt of the mean length, since
+            time is not linear in it.
+        prompts: A prompt of each of `Workload.prompt_shares`.
+        decode: [B], one decode step of 1, 2, ... B rows, mean over the contexts of steps.
         latency_seconds: One way between device and broker.
         row_seconds: The link's time for the hidden states of one position.
         bytes_per_second: The link's rate.
         host_memory_bytes: Host memory for feed-forward weights.
         peers: Device id to the direct way there.
+        power: None where nobody knows.
     """
 
     id: str
     memory_bytes: int
     prefill: PhaseCost
+    prompts: tuple[PhaseCost, ...]
     decode: tuple[PhaseCost, ...]
     latency_seconds: float
     row_seconds: float
     bytes_per_second: float
     host_memory_bytes: int = 0
     peers: Mapping[str, Way] = field(default_factory=dict)
+    power: Power | None = None
 
     def decode_table(self, start: int, end: int, offloads: int = 0) -> list[BatchSeconds]:
         """Return a stage's decode times at the knots of `table_batches`."""
@@ -150,43 +162,55 @@ def device_cost(
     Raises:
         KeyError: A kind of block was not measured.
     """
-    context = workload.prompt_tokens + workload.answer_tokens // 2
+    lengths = workload.prompt_shares
+    contexts = step_contexts(workload)
     knots = table_batches(max_rows)
 
-    def prefill(times: LayerTimes) -> float:
-        return prefill_seconds(times.prefill, workload.prompt_tokens) / device.speed
+    def prompt(times: LayerTimes, num_tokens: int) -> float:
+        return prefill_seconds(times.prefill, num_tokens) / device.speed
 
     def decode(times: LayerTimes) -> list[float]:
         # Between the knots as the plan's tables say, so that the master of a replica
         # predicts the same numbers as the planner.
         table = [
-            BatchSeconds(rows, decode_seconds(times.decode, rows, context) / device.speed)
+            BatchSeconds(
+                rows,
+                sum(share * decode_seconds(times.decode, rows, at) for at, share in contexts)
+                / device.speed,
+            )
             for rows in knots
         ]
         return [interpolate(table, rows) for rows in range(1, max_rows + 1)]
 
     kinds = sorted(set(model.block_kinds))
-    prefill_of = {kind: prefill(device.blocks[kind]) for kind in kinds}
-    decode_of = {kind: decode(device.blocks[kind]) for kind in kinds}
     offloads = bool(model.ffn_bytes and device.host_memory_bytes and device.offloaded)
-    prefill_extra: dict[str, float] = {}
+    extra_kinds = model.block_kinds if offloads else ()
+
+    def prompt_cost(num_tokens: int) -> PhaseCost:
+        seconds = {kind: prompt(device.blocks[kind], num_tokens) for kind in kinds}
+        extra = {
+            kind: max(prompt(device.offloaded[kind], num_tokens) - seconds[kind], 0.0)
+            for kind in set(extra_kinds)
+        }
+        return PhaseCost(
+            tuple([seconds[kind] for kind in model.block_kinds]),
+            prompt(device.embedding, num_tokens),
+            prompt(device.head, num_tokens),
+            tuple([extra[kind] for kind in extra_kinds]),
+        )
+
+    decode_of = {kind: decode(device.blocks[kind]) for kind in kinds}
     decode_extra: dict[str, list[float]] = {}
     for kind in kinds if offloads else ():
-        times = device.offloaded[kind]
-        prefill_extra[kind] = max(prefill(times) - prefill_of[kind], 0.0)
-        pairs = zip(decode(times), decode_of[kind], strict=True)
+        pairs = zip(decode(device.offloaded[kind]), decode_of[kind], strict=True)
         decode_extra[kind] = [max(longer - shorter, 0.0) for longer, shorter in pairs]
-    extra_kinds = model.block_kinds if offloads else ()
     embedding, head = decode(device.embedding), decode(device.head)
+    prompts = tuple(prompt_cost(length) for length, _ in lengths)
     return DeviceCost(
         id=device.id,
         memory_bytes=device.memory_bytes,
-        prefill=PhaseCost(
-            tuple(prefill_of[kind] for kind in model.block_kinds),
-            prefill(device.embedding),
-            prefill(device.head),
-            tuple(prefill_extra[kind] for kind in extra_kinds),
-        ),
+        prefill=mean_cost(prompts, [share for _, share in lengths]),
+        prompts=prompts,
         decode=tuple(
             PhaseCost(
                 tuple(decode_of[kind][row] for kind in model.block_kinds),
@@ -208,6 +232,37 @@ def device_cost(
             )
             for peer, link in device.peers.items()
         },
+        power=None
+        if device.idle_watts is None or device.busy_watts is None
+        else Power(device.idle_watts, device.busy_watts - device.idle_watts),
+    )
+
+
+def step_contexts(workload: Workload) -> list[tuple[int, float]]:
+    """Return positions that decode steps see, each with its share of all steps.
+
+    A request sees half of its answer on average; over a bucket's steps that is exact where
+    time is linear in the context, as it is between two measured ones.
+    """
+    shares: defaultdict[int, float] = defaultdict(float)
+    for bucket, share in workload.step_shares:
+        shares[bucket.prompt_tokens + bucket.answer_tokens // 2] += share
+    return sorted(shares.items())
+
+
+def mean_cost(phases: Sequence[PhaseCost], shares: Sequence[float]) -> PhaseCost:
+    """Return the mean of several phases' costs, weighted by ``shares``."""
+    if len(phases) == 1:
+        return phases[0]
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(value * share for value, share in zip(values, shares, strict=True))
+
+    return PhaseCost(
+        tuple([mean(column) for column in zip(*[p.layers for p in phases], strict=True)]),
+        mean(phase.embedding for phase in phases),
+        mean(phase.head for phase in phases),
+        tuple([mean(column) for column in zip(*[p.offload_extra for p in phases], strict=True)]),
     )
 
 

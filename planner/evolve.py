@@ -16,6 +16,7 @@ from typing import Any, Final
 from deap import base, tools
 
 from planner.model import Roles
+from planner.roles import Score
 from planner.search import NOTHING, Groupings, GroupTable, Solution
 
 # The paper's mix: mutate 30 % of the children, and of these 20 % by a swap in the order,
@@ -30,7 +31,7 @@ _PAIR_DEVICES: Final = 16
 
 
 class _Fitness(base.Fitness):  # type: ignore[misc]  # DEAP ships no types
-    weights = (-1.0, -1.0, -1.0, -1.0, -1.0)
+    weights = (-1.0,) * len(Score._fields)
 
 
 class _Individual:

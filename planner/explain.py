@@ -111,15 +111,15 @@ def idle_reason(fog: Fog, device: int, solution: Solution) -> str:
     chosen = solution.score
     with_it = solution.best_with.get(device)
     if with_it is not None:
-        seconds = format_seconds(with_it.request_seconds)
         if with_it.is_mixed > chosen.is_mixed:
             return "with it no two complete replicas are possible, so prefill would stall decode"
         if with_it.num_slow > chosen.num_slow:
             return f"with it a stream falls under {fog.workload.min_tps:g} tokens per second"
-        if with_it.request_seconds > chosen.request_seconds * (1 + 1e-6):
+        if with_it.objective_seconds > chosen.objective_seconds * (1 + 1e-6):
             return (
-                f"the best plan that uses it takes {seconds} per request, "
-                f"this one {format_seconds(chosen.request_seconds)}"
+                f"the best plan that uses it takes {format_seconds(with_it.objective_seconds)} "
+                f"per request{_that_counts(fog)}, "
+                f"this one {format_seconds(chosen.objective_seconds)}"
             )
         if with_it.latency_seconds > chosen.latency_seconds * (1 + 1e-6):
             return (
@@ -131,6 +131,12 @@ def idle_reason(fog: Fog, device: int, solution: Solution) -> str:
     if solution.best_with:
         return "no replica that includes it holds the model in whole layers"
     return "no better plan that uses it was found"
+
+
+def _that_counts(fog: Fog) -> str:
+    """Return what else the seconds per request contain, in words."""
+    parts = " within the targets" if fog.objective.has_targets else ""
+    return parts + (", energy counted" if fog.objective.energy_weight else "")
 
 
 def _count(number: int, noun: str) -> str:

@@ -42,6 +42,8 @@ class DeviceSpec:
             room for; 0 where memory is unified, and for devices that cannot compute there.
         offloaded: Kind of block to its times with the feed-forward part in host memory.
         peers: Device id to the direct way there; to all others it leads over the broker.
+        idle_watts: Power while it waits for work; None where nobody knows.
+        busy_watts: Power while it computes; known when ``idle_watts`` is.
     """
 
     id: str
@@ -54,6 +56,8 @@ class DeviceSpec:
     host_memory_bytes: int = 0
     offloaded: Mapping[str, LayerTimes] = field(default_factory=dict)
     peers: Mapping[str, Link] = field(default_factory=dict)
+    idle_watts: float | None = None
+    busy_watts: float | None = None
 
     def __post_init__(self) -> None:
         if self.memory_bytes < 0 or self.host_memory_bytes < 0:
@@ -62,6 +66,11 @@ class DeviceSpec:
             raise ValueError(f"device {self.id}: speed must be a number greater than 0")
         if not self.blocks:
             raise ValueError(f"device {self.id}: no block was measured")
+        idle, busy = self.idle_watts, self.busy_watts
+        if (idle is None) != (busy is None) or (
+            idle is not None and busy is not None and not 0 <= idle <= busy < math.inf
+        ):
+            raise ValueError(f"device {self.id}: power needs 0 <= idle_watts <= busy_watts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,17 +140,39 @@ class ModelSpec:
         return total
 
 
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Requests of about the same lengths.
+
+    Attributes:
+        share: Of all requests.
+    """
+
+    share: float
+    prompt_tokens: int
+    answer_tokens: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"a bucket's share is over 0 and at most 1, not {self.share:g}")
+        if min(self.prompt_tokens, self.answer_tokens) < 1:
+            raise ValueError("a bucket's prompts and answers have at least one token")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """The requests that are planned for.
 
     Attributes:
-        prompt_tokens: Mean length of a prompt (N_P in the paper).
-        answer_tokens: Mean length of an answer (N_D in the paper).
+        prompt_tokens: Mean length of a prompt (N_P in the paper), rounded; that of the
+            buckets where there are any.
+        answer_tokens: Mean length of an answer (N_D in the paper), likewise.
         context_tokens: Longest prompt plus answer that a request may have.
         min_tps: Tokens per second that each request gets at least. The paper names 7 as
             the speed of a reader and plans with 15.
         chunk_tokens: Grid on which prompts are cut into chunks.
+        buckets: How lengths are distributed; shares add up to 1. Empty: all requests have
+            the mean lengths, as the paper plans. `planner.lengths` makes buckets.
     """
 
     prompt_tokens: int = 128
@@ -149,8 +180,16 @@ class Workload:
     context_tokens: int = 2048
     min_tps: float = 7.0
     chunk_tokens: int = 128
+    buckets: tuple[Bucket, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.buckets:
+            if not math.isclose(sum(b.share for b in self.buckets), 1.0, rel_tol=1e-6):
+                raise ValueError("the shares of all buckets must add up to 1")
+            prompt = sum(b.share * b.prompt_tokens for b in self.buckets)
+            answer = sum(b.share * b.answer_tokens for b in self.buckets)
+            object.__setattr__(self, "prompt_tokens", round(prompt))
+            object.__setattr__(self, "answer_tokens", round(answer))
         if min(self.prompt_tokens, self.answer_tokens, self.chunk_tokens) < 1:
             raise ValueError("prompt, answer and chunk have at least one token")
         if self.context_tokens < 2:
@@ -158,12 +197,47 @@ class Workload:
         if not (math.isfinite(self.min_tps) and self.min_tps > 0):
             raise ValueError("min_tps must be a number greater than 0")
 
+    @property
+    def distribution(self) -> tuple[Bucket, ...]:
+        """The buckets; without any, one of the means."""
+        return self.buckets or (Bucket(1.0, self.prompt_tokens, self.answer_tokens),)
+
+    @property
+    def prompt_shares(self) -> tuple[tuple[int, float], ...]:
+        """Different lengths of prompts, rising, and the share of requests with each."""
+        shares: dict[int, float] = {}
+        for bucket in self.distribution:
+            shares[bucket.prompt_tokens] = shares.get(bucket.prompt_tokens, 0.0) + bucket.share
+        return tuple(sorted(shares.items()))
+
+    @property
+    def step_shares(self) -> tuple[tuple[Bucket, float], ...]:
+        """The buckets, each with its share of all decode steps.
+
+        A long answer is decoded more often than a short one, so this is also the share of
+        slots that a bucket's requests hold at any time.
+        """
+        total = sum(b.share * b.answer_tokens for b in self.distribution)
+        return tuple((b, b.share * b.answer_tokens / total) for b in self.distribution)
+
     def fitted_to(self, context_limit: int) -> Workload:
-        """Return the workload within a context: means are cut so that a request fits."""
+        """Return the workload within a context: lengths are cut so that a request fits."""
         context = min(self.context_tokens, context_limit)
-        answer = min(self.answer_tokens, max(context // 2, 1))
-        prompt = min(self.prompt_tokens, max(context - answer, 1))
-        return replace(self, prompt_tokens=prompt, answer_tokens=answer, context_tokens=context)
+
+        def fitted(prompt: int, answer: int) -> tuple[int, int]:
+            answer = min(answer, max(context // 2, 1))
+            return min(prompt, max(context - answer, 1)), answer
+
+        prompt, answer = fitted(self.prompt_tokens, self.answer_tokens)
+        return replace(
+            self,
+            prompt_tokens=prompt,
+            answer_tokens=answer,
+            context_tokens=context,
+            buckets=tuple(
+                Bucket(b.share, *fitted(b.prompt_tokens, b.answer_tokens)) for b in self.buckets
+            ),
+        )
 
 
 class Roles(StrEnum):
@@ -183,11 +257,21 @@ class Objective:
     """What makes one plan better than another, and how hard to look.
 
     The base is the paper's: the slower phase, ``max(N_P/sum PS, N_D/sum DS)`` seconds per
-    request. Ties go to the lower latency of a lone request, then to fewer devices.
+    request. `planner.roles.Score` lists what is compared, in which order, and
+    `planner.terms` says what each of the following adds to it. With ``counts_kv=False``, no
+    targets, no price of energy and no buckets the objective is the paper's.
 
     Attributes:
         roles: Which roles may be used.
         max_slots: Most requests that a replica decodes at once (16 in the paper).
+        counts_kv: Whether moving KV caches takes links and time (in the paper it does not).
+        ttft_seconds: Target for the time to the first token; None: any will do.
+        tpot_seconds: Target for the time between two tokens; None: ``min_tps`` alone. With
+            a target, plans are compared by the requests per second that meet it (goodput).
+        horizon_seconds: How long a plan is expected to serve. Loading what the running plan
+            has not loaded counts as time in which nothing is served. 0: moves are free.
+        energy_weight: Share of its requests per second that a plan may lose for every joule
+            per token that it saves; 0: energy does not count.
         population: Individuals of the genetic algorithm.
         generations: Its generations.
         elites: Best ever seen, crossed with the population of each generation.
@@ -197,6 +281,11 @@ class Objective:
 
     roles: Roles = Roles.SEPARATE
     max_slots: int = 16
+    counts_kv: bool = True
+    ttft_seconds: float | None = None
+    tpot_seconds: float | None = None
+    horizon_seconds: float = 3600.0
+    energy_weight: float = 0.0
     population: int = 64
     generations: int = 30
     elites: int = 8
@@ -205,7 +294,19 @@ class Objective:
     def __post_init__(self) -> None:
         if self.max_slots < 1:
             raise ValueError("max_slots must be at least 1")
+        for name in ("ttft_seconds", "tpot_seconds"):
+            target = getattr(self, name)
+            if target is not None and not (math.isfinite(target) and target > 0):
+                raise ValueError(f"{name} must be a number greater than 0")
+        for name in ("horizon_seconds", "energy_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be a number that is not negative")
         if self.population < 4 or self.generations < 1 or not 0 < self.elites <= self.population:
             raise ValueError(
                 "the genetic algorithm needs population >= 4, generations >= 1, elites"
             )
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether plans are compared by the requests that meet targets."""
+        return self.ttft_seconds is not None or self.tpot_seconds is not None

@@ -17,7 +17,8 @@ from planner.bound import request_rate_bound
 from planner.explain import infeasible
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
 from planner.oracle import enumerate_groupings
-from planner.replicas import Fog, Options
+from planner.performance import Options
+from planner.replicas import Fog
 from planner.roles import WORST, Score, choose_roles, score
 from planner.search import Groupings, Solution
 
@@ -84,8 +85,12 @@ def plan_outcome(
     seed: int = 0,
     running: Plan | None = None,
 ) -> Outcome:
-    """As `plan`, with its score; the search begins at the ``running`` plan."""
-    fog = Fog(devices, model, workload, objective or Objective())
+    """As `plan`, with its score; the search begins at the ``running`` plan.
+
+    What the running plan has loaded costs nothing to keep, so of two plans that are nearly
+    equal the one nearer to it wins (`Objective.horizon_seconds`).
+    """
+    fog = Fog(devices, model, workload, objective or Objective(), running)
     start = [] if running is None else [_groups_of(fog, running)]
     return _planned(fog, lambda roles: _searched(fog, roles, seed, start))
 
@@ -102,7 +107,7 @@ def reassess(
     Replicas that lost a device, or the memory for the model, are left out. Roles are chosen
     anew, since that moves no weights. None when what is left cannot serve.
     """
-    fog = Fog(devices, model, workload, objective or Objective())
+    fog = Fog(devices, model, workload, objective or Objective(), running)
     index = {cost.id: device for device, cost in enumerate(fog.costs)}
     options = []
     for replica in running.replicas:
@@ -119,7 +124,7 @@ def reassess(
     optimality = running.optimality.partition(_MIXED)[0]
 
     def choose(roles: Roles) -> tuple[Solution, str]:
-        return Solution(*choose_roles(options, fog.workload, roles)), optimality
+        return Solution(*choose_roles(options, fog.workload, roles, None, fog.terms)), optimality
 
     return _planned(fog, choose) if options else None
 
@@ -139,20 +144,20 @@ def _planned(fog: Fog, search: _Search) -> Outcome:
     if wanted is Roles.SEPARATE:
         factor = _AUTO_FACTOR if roles is Roles.AUTO else None
         single = best_single(fog)
-        rival_seconds = solution.score.request_seconds
+        rival = solution.score
         if single is not None:
-            alone = score([single], fog.workload, Roles.MIXED).request_seconds
-            if alone < rival_seconds * (1 - 1e-9):
+            alone = score([single], fog.workload, Roles.MIXED, fog.terms).objective_seconds
+            if alone < rival.objective_seconds * (1 - 1e-9):
                 # A fog that separates roles only to be slower than one of its devices would
                 # be a loss to everybody: then roles may be mixed.
                 factor = 1.0
         if factor is not None:
             mixed, mixed_optimality = search(Roles.MIXED)
-            if mixed.score.request_seconds * factor < rival_seconds * (1 - 1e-9):
+            if mixed.score.objective_seconds * factor < rival.objective_seconds * (1 - 1e-9):
                 solution = mixed
                 optimality = (
                     f"{mixed_optimality}{_MIXED}: separate ones would serve "
-                    f"{1 / rival_seconds:.3g} requests per second"
+                    f"{1 / rival.request_seconds:.3g} requests per second"
                 )
     return Outcome(assemble(fog, solution, optimality), solution.score)
 

@@ -7,95 +7,34 @@ evaluated once and remembered, because the search meets them again and again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from itertools import accumulate
-from math import ceil, inf
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from math import inf
 
-from broker.placement import KV_BLOCK_TOKENS, kv_reserved_tokens
-from planner.cost import DeviceCost, device_cost, hop_seconds, link_seconds
+from broker.plan import Plan
+from planner.cost import DeviceCost, device_cost, hop_seconds
 from planner.linear_stages import LinearStages
 from planner.masks import members_of
 from planner.model import DeviceSpec, ModelSpec, Objective, Workload
+from planner.moves import Holdings
 from planner.partition import best_split
+from planner.performance import Options, Performance
+from planner.promises import Promises, groupings
 from planner.split import Offload, Pace, Split, SplitProblem
-
-
-@dataclass(frozen=True, slots=True)
-class Performance:
-    """What a split promises.
-
-    Attributes:
-        devices: Device indexes in stage order.
-        counts: Layers of each stage.
-        prefill_rate: Prompt tokens per second with the pipeline full (PS in the paper).
-        decode_rate: Tokens per second of all slots together (DS).
-        slots: Requests decoded at once, the most that keep ``min_tps``; at least 1.
-        keeps_min_tps: Whether even one request at a time gets ``min_tps``.
-        kv_tokens: KV positions that every stage can hold.
-        ttft_seconds: Prefill of one prompt of the planned length on the idle replica.
-        tpot_seconds: Time between two tokens of a lone request.
-        offloads: Layers of each stage with their feed-forward part in host memory.
-    """
-
-    devices: tuple[int, ...]
-    counts: tuple[int, ...]
-    prefill_rate: float
-    decode_rate: float
-    slots: int
-    keeps_min_tps: bool
-    kv_tokens: int
-    ttft_seconds: float
-    tpot_seconds: float
-    offloads: tuple[int, ...] = ()
-
-    @property
-    def stages(self) -> tuple[tuple[int, ...], ...]:
-        """Devices, layers and layers in host memory: equal for equal stages."""
-        return self.devices, self.counts, self.offloads
-
-    @property
-    def ranges(self) -> list[tuple[int, int]]:
-        """Half-open layer range of each stage."""
-        ends = list(accumulate(self.counts))
-        return list(zip([0, *ends[:-1]], ends, strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The best splits of one group, one for each role."""
-
-    prefill: Performance
-    decode: Performance
-    both: Performance
-
-    def exchanged(self, others: Mapping[int, int]) -> Options:
-        """Return the same of other devices that are equal to these."""
-
-        def of(found: Performance) -> Performance:
-            return replace(found, devices=tuple([others[d] for d in found.devices]))
-
-        return Options(of(self.prefill), of(self.decode), of(self.both))
-
-
-class _StageCost(NamedTuple):
-    cost: DeviceCost
-    start: int
-    end: int
-    offloads: int
-
-    def prefill_seconds(self) -> float:
-        return self.cost.prefill.stage_seconds(self.start, self.end, self.offloads)
-
-    def decode_seconds(self, rows: int) -> float:
-        return self.cost.decode[rows - 1].stage_seconds(self.start, self.end, self.offloads)
+from planner.terms import Terms
 
 
 class Fog:
     """Devices, model, workload and objective, with everything that is remembered of them.
 
     Groups of devices are bit masks over the devices in the order of their ids.
+
+    Args:
+        running: The plan whose weights the devices hold; None: nothing is loaded, or moves
+            do not count.
+
+    Raises:
+        ValueError: Two devices have one id, or energy counts and a device's power is unknown.
     """
 
     def __init__(
@@ -104,6 +43,7 @@ class Fog:
         model: ModelSpec,
         workload: Workload,
         objective: Objective,
+        running: Plan | None = None,
     ) -> None:
         ids = [device.id for device in devices]
         if len(set(ids)) != len(ids):
@@ -116,6 +56,12 @@ class Fog:
             device_cost(device, model, self.workload, objective.max_slots)
             for device in sorted(devices, key=lambda device: device.id)
         )
+        if objective.energy_weight and (dark := [c.id for c in self.costs if c.power is None]):
+            raise ValueError(f"energy counts, and power is not known of: {', '.join(dark)}")
+        self._promises = Promises(self.costs, model, self.workload, objective)
+        holdings = None if running is None else Holdings.of(running, model)
+        self.terms: Terms = Terms(self.costs, model, self.workload, objective, holdings)
+        self._running = {} if running is None else self._splits_of(running)
         self._has_ways = any(cost.peers for cost in self.costs)
         self._lines = (
             LinearStages(self.costs, model) if LinearStages.describes(self.costs, model) else None
@@ -134,13 +80,13 @@ class Fog:
 
     @property
     def request_tokens(self) -> int:
-        """KV positions that one mean request reserves."""
-        return kv_reserved_tokens(self.workload.prompt_tokens + self.workload.answer_tokens)
+        """KV positions that a request in decode reserves, mean over the slots."""
+        return self._promises.request_tokens
 
     @property
     def context_tokens(self) -> int:
         """KV positions of the longest request; a replica holds at least these."""
-        return kv_reserved_tokens(self.workload.context_tokens)
+        return self._promises.context_tokens
 
     def options(self, group: int) -> Options | None:
         """Return what a group (a bit mask) is worth; None when the model does not fit in it."""
@@ -153,6 +99,8 @@ class Fog:
             twins, options = self._twins[kinds]
             if options is not None and twins is not members:
                 options = options.exchanged(dict(zip(twins, members, strict=True)))
+            if options is not None and group in self._running:
+                options = self._kept_or_new(options, self._running[group])
             self._options[group] = options
         return self._options[group]
 
@@ -169,6 +117,36 @@ class Fog:
         if prefill.stages == decode.stages:
             return Options(prefill, prefill, prefill)
         return Options(prefill, decode, min(decode, prefill, key=self.both_seconds))
+
+    def _splits_of(self, running: Plan) -> dict[int, Performance]:
+        """Return the running replicas that are still possible, by their groups."""
+        index = {cost.id: device for device, cost in enumerate(self.costs)}
+        found = {}
+        for replica in running.replicas:
+            if replica.num_layers != self.model.num_layers:
+                continue
+            if all(stage.device in index for stage in replica.stages):
+                devices = [index[stage.device] for stage in replica.stages]
+                split = self.performance(devices, [len(stage.layers) for stage in replica.stages])
+                if split.kv_tokens >= self.context_tokens:
+                    found[sum(1 << device for device in devices)] = split
+        return found
+
+    def _kept_or_new(self, options: Options, running: Performance) -> Options:
+        """Return for each role the running split unless a new one repays its loading."""
+        horizon = self.objective.horizon_seconds
+
+        def best(new: Performance, seconds: Callable[[Performance], float]) -> Performance:
+            loading = self.terms.replica_load_seconds(new) / horizon if horizon else 0.0
+            return new if seconds(new) * (1 + loading) < seconds(running) else running
+
+        if not running.keeps_min_tps and options.decode.keeps_min_tps:
+            return options
+        return Options(
+            best(options.prefill, lambda found: 1 / found.prefill_rate),
+            best(options.decode, lambda found: 1 / found.decode_rate),
+            best(options.both, self.both_seconds),
+        )
 
     def both_seconds(self, performance: Performance) -> float:
         """Return seconds per request when prefill and decode take turns on one replica."""
@@ -225,7 +203,7 @@ class Fog:
 
     def _best_prefill(self, members: Sequence[int]) -> Performance | None:
         """Balance the stages for prompts; room for more prompts at once may cost balance."""
-        prompt = kv_reserved_tokens(self.workload.prompt_tokens)
+        prompt = self._promises.prompt_tokens
         best: Performance | None = None
         tried: set[int] = set()
         for prompts in range(len(members) + 1, 0, -1):
@@ -247,7 +225,16 @@ class Fog:
         More slots need more memory and longer steps, so what fails for some number fails
         for every larger one.
         """
-        limit = 1 / self.workload.min_tps
+        promises = self._promises
+        slots = self._most_slots(members, promises.step_seconds)
+        if not slots and promises.step_seconds < promises.loose_seconds:
+            # As `Promises` has it: a target that nobody keeps does not limit anybody.
+            slots = self._most_slots(members, promises.loose_seconds)
+        split = self._best_step(members, max(slots, 1), inf)
+        assert split is not None, "a group that holds one request has a split"
+        return self._promised(members, split)
+
+    def _most_slots(self, members: Sequence[int], limit: float) -> int:
         low, high = 0, self.objective.max_slots
         # Where streams are fast, only the cap stops them: that number is tried first.
         slots = high
@@ -257,9 +244,7 @@ class Fog:
             else:
                 high = slots - 1
             slots = (low + high + 1) // 2
-        split = self._best_step(members, max(low, 1), inf)
-        assert split is not None, "a group that holds one request has a split"
-        return self._promised(members, split)
+        return low
 
     def _promised(self, members: Sequence[int], split: Split) -> Performance:
         devices = [members[i] for i in split.order]
@@ -271,8 +256,8 @@ class Fog:
         """Return the split with the fastest decode step of ``slots`` requests, if any."""
         kv_tokens = max(self.context_tokens, slots * self.request_tokens)
         # Where the order matters, the problem knows the hops.
-        hops = 0.0 if self._has_ways else self._hop_seconds(members)
-        link = 0.0 if self._has_ways else self._link_seconds(members, 1)
+        hops = 0.0 if self._has_ways else self._promises.hop_seconds(members)
+        link = 0.0 if self._has_ways else self._promises.link_seconds(members, 1)
         best: Split | None = None
         for groups, rows in groupings(slots, len(members)):
             pace = Pace(laps=groups, weight=1.0, extra_seconds=hops)
@@ -295,82 +280,7 @@ class Fog:
 
         Without ``offloads`` everything is in the devices' own memory.
         """
-        work = self.workload
-        ends = list(accumulate(counts))
-        offloads = tuple(offloads) or (0,) * len(counts)
-        stages = [
-            _StageCost(self.costs[d], end - count, end, moved)
-            for d, count, end, moved in zip(devices, counts, ends, offloads, strict=True)
-        ]
-        room = min(self._room_tokens(stage) for stage in stages)
-        hops = self._hop_seconds(devices)
-
-        prompt_seconds = [stage.prefill_seconds() for stage in stages]
-        slowest = max(*prompt_seconds, self._link_seconds(devices, work.prompt_tokens))
-        chunks = ceil(work.prompt_tokens / work.chunk_tokens)
-        # Stages overlap within one prompt, chunk by chunk; the slowest sets the pace.
-        way = hops + len(devices) * self._link_seconds(devices, work.prompt_tokens) / chunks
-        ttft = (sum(prompt_seconds) + (chunks - 1) * slowest) / chunks + way
-        prompts = max(room // kv_reserved_tokens(work.prompt_tokens), 1)
-        prompts = min(prompts, len(devices) + 1)
-        prefill_rate = work.prompt_tokens * min(1 / max(slowest, 1e-9), prompts / max(ttft, 1e-9))
-
-        most = max(min(self.objective.max_slots, room // self.request_tokens), 1)
-        low, high = 1, most
-        while low < high:
-            slots = (low + high + 1) // 2
-            if self._step_seconds(stages, hops, slots) * work.min_tps <= 1 + 1e-9:
-                low = slots
-            else:
-                high = slots - 1
-        step = self._step_seconds(stages, hops, low)
-        alone = self._step_seconds(stages, hops, 1)
-        # More than this is never used, and a node need not keep it. It depends on the split
-        # alone, so that a change of speed does not change what the nodes hold.
-        useful = (self.objective.max_slots + len(devices) + 1) * self.context_tokens
-        return Performance(
-            devices=tuple(devices),
-            counts=tuple(counts),
-            prefill_rate=prefill_rate,
-            decode_rate=low / max(step, 1e-9),
-            slots=low,
-            keeps_min_tps=alone * work.min_tps <= 1 + 1e-9,
-            kv_tokens=min(room, useful) // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS,
-            ttft_seconds=ttft,
-            tpot_seconds=alone,
-            offloads=offloads,
-        )
-
-    def _room_tokens(self, stage: _StageCost) -> int:
-        """Return the KV positions for which a stage has room beside its weights."""
-        model, layers = self.model, slice(stage.start, stage.end)
-        room = stage.cost.memory_bytes - model.stage_bytes(stage.start, stage.end)
-        room += sum(model.ffn_bytes[stage.start : stage.start + stage.offloads])
-        return room // max(sum(model.kv_bytes[layers]), 1)
-
-    def _step_seconds(self, stages: Sequence[_StageCost], hops: float, slots: int) -> float:
-        """Return the shortest decode step over the numbers of groups in flight.
-
-        As `broker.grouping.best_grouping`, and each link must carry every group as well.
-        """
-        best = inf
-        busiest = _busiest_link([stage.cost for stage in stages])
-        for groups, rows in groupings(slots, len(stages)):
-            times = [stage.decode_seconds(rows) for stage in stages]
-            link = busiest * rows
-            best = min(best, max(sum(times) + hops, groups * max(*times, link)))
-        return best
-
-    def _hop_seconds(self, devices: Sequence[int]) -> float:
-        """Return all hops of the ring. Over the broker the order does not matter."""
-        if len(devices) == 1:
-            return 0.0
-        costs = [self.costs[d] for d in devices]
-        return sum(hop_seconds(costs[i - 1], cost) for i, cost in enumerate(costs))
-
-    def _link_seconds(self, devices: Sequence[int], rows: int) -> float:
-        """Return how long the slowest link of a ring carries ``rows`` positions."""
-        return rows * _busiest_link([self.costs[d] for d in devices])
+        return self._promises.performance(devices, counts, offloads)
 
 
 def _kind(cost: DeviceCost, has_ways: bool) -> tuple[object, ...]:
@@ -380,18 +290,3 @@ def _kind(cost: DeviceCost, has_ways: bool) -> tuple[object, ...]:
     return tuple(
         getattr(cost, field.name) for field in fields(cost) if field.name not in ("id", "peers")
     )
-
-
-def _busiest_link(costs: Sequence[DeviceCost]) -> float:
-    """Return the seconds per position of the slowest link of a ring."""
-    if len(costs) == 1:
-        return 0.0
-    return max(link_seconds(costs[i - 1], cost) for i, cost in enumerate(costs))
-
-
-def groupings(slots: int, num_stages: int) -> list[tuple[int, int]]:
-    """Return (groups, rows of the largest) worth trying: of equal rows the fewest groups."""
-    fewest: dict[int, int] = {}
-    for groups in range(1, min(slots, 2 * num_stages) + 1):
-        fewest.setdefault(ceil(slots / groups), groups)
-    return [(groups, rows) for rows, groups in fewest.items()]

@@ -1,54 +1,52 @@
-"""Which replicas prefill and which decode. Pure.
-
-The measure is the paper's: seconds per request of the slower phase,
-``max(N_P / sum PS, N_D / sum DS)``. Our addition is the role `both`: such a replica gives
-part of its time to each phase, and the parts are chosen so that the phases end together.
-"""
+"""Which replicas prefill and which decode, and what makes one choice better. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from math import inf
 from typing import Final, NamedTuple
 
 from broker.plan import Role
+from planner.flow import balanced_rate, flow_of, phase_rates
 from planner.model import Roles, Workload
-from planner.replicas import Options, Performance
+from planner.performance import Member, Options
+from planner.terms import Terms
 
 # Up to so many assignments are enumerated; beyond, a threshold on PS/DS and repair.
 MAX_ENUMERATED: Final = 6561
+# Sums in another order differ by less than this.
+_ROUNDING: Final = 1e-8
 
 
 class Score(NamedTuple):
     """What is compared, smaller being better, in this order.
 
+    Seconds are rounded to nine digits, so that rounding never decides between equals. Where
+    all of it is equal, the first in order wins: of roles in the order of `Role`, of groupings
+    in the order of device ids, in the genetic algorithm in the order of their bit masks.
+
     Attributes:
         is_mixed: 1 when roles should be separate and are not, else 0.
         num_slow: Decoding replicas that give not even one request ``min_tps``.
-        request_seconds: The slower phase per request (rounded to nine digits, so that
-            rounding never decides between equals).
-        latency_seconds: A lone request's first token and then its answer.
+        objective_seconds: Seconds per request that counts: one that meets the targets, where
+            there are any; with the penalties of moves and energy (`planner.terms`). Without
+            these it is ``request_seconds``, and never less.
+        request_seconds: The slower phase per request, whether it meets targets or not.
+        latency_seconds: A lone request's first token, what is left of its KV transfer, and
+            its answer.
         num_devices: Devices in use.
     """
 
     is_mixed: int
     num_slow: int
+    objective_seconds: float
     request_seconds: float
     latency_seconds: float
     num_devices: int
 
 
-WORST: Final = Score(2, 0, inf, inf, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One replica of a solution."""
-
-    role: Role
-    performance: Performance
+WORST: Final = Score(2, 0, inf, inf, inf, 0)
 
 
 RoleRule = Callable[[Sequence[Member]], bool]
@@ -56,7 +54,11 @@ RoleRule = Callable[[Sequence[Member]], bool]
 
 
 def choose_roles(
-    groups: Sequence[Options], workload: Workload, roles: Roles, rule: RoleRule | None = None
+    groups: Sequence[Options],
+    workload: Workload,
+    roles: Roles,
+    rule: RoleRule | None = None,
+    terms: Terms | None = None,
 ) -> tuple[Score, tuple[Member, ...]]:
     """Return the best roles for groups that each hold the model, among those the rule admits.
 
@@ -66,14 +68,14 @@ def choose_roles(
     """
     if not groups:
         return WORST, ()
+    search = _Search(groups, workload, roles, rule, terms)
     allowed = _allowed(len(groups), roles)
     if len(allowed) ** len(groups) <= MAX_ENUMERATED:
-        candidates: Iterable[tuple[Role, ...]] = product(allowed, repeat=len(groups))
-        return _best(groups, candidates, workload, roles, rule)
-    score, members = _best(groups, _thresholds(groups, allowed), workload, roles, rule)
+        return search.best(product(allowed, repeat=len(groups)))
+    score, members = search.best(_thresholds(groups, allowed))
     while True:
         chosen = tuple(member.role for member in members)
-        better = _best(groups, _neighbours(chosen, allowed), workload, roles, rule)
+        better = search.best(_neighbours(chosen, allowed))
         if better[0] >= score:
             return score, members
         score, members = better
@@ -109,82 +111,107 @@ def _neighbours(chosen: tuple[Role, ...], allowed: Sequence[Role]) -> Iterator[t
                 yield (*chosen[:g], other, *chosen[g + 1 :])
 
 
-def _best(
-    groups: Sequence[Options],
-    candidates: Iterable[tuple[Role, ...]],
-    workload: Workload,
-    roles: Roles,
-    rule: RoleRule | None,
-) -> tuple[Score, tuple[Member, ...]]:
-    best = WORST
-    best_members: tuple[Member, ...] = ()
-    for chosen in candidates:
-        members = tuple(
-            Member(role, getattr(group, role.value))
-            for role, group in zip(chosen, groups, strict=True)
-        )
-        found = score(members, workload, roles)
-        if found < best and (rule is None or rule(members)):
-            best, best_members = found, members
-    return best, best_members
+class _Search:
+    """Assignments of roles to some groups.
+
+    Most assignments are far from the best, which their requests per second alone show; only
+    the others get a score.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Options],
+        workload: Workload,
+        roles: Roles,
+        rule: RoleRule | None,
+        terms: Terms | None,
+    ) -> None:
+        self._groups = groups
+        self._workload = workload
+        self._roles = roles
+        self._rule = rule
+        self._terms = terms
+        self._slow = [not group.decode.keeps_min_tps for group in groups]
+        self._slow_both = [not group.both.keeps_min_tps for group in groups]
+        self._prompts = [phase_rates(group.prefill, workload)[0] for group in groups]
+        self._answers = [phase_rates(group.decode, workload)[1] for group in groups]
+        self._shared = [phase_rates(group.both, workload) for group in groups]
+
+    def best(self, candidates: Iterable[tuple[Role, ...]]) -> tuple[Score, tuple[Member, ...]]:
+        """Return the best candidate and its score; `WORST` when none can serve.
+
+        Begins with those that could be best, and ends when no other can.
+        """
+        ranked = [
+            (least, index, chosen)
+            for index, chosen in enumerate(candidates)
+            if (least := self._least(chosen)) is not None
+        ]
+        best = WORST
+        best_members: tuple[Member, ...] = ()
+        for least, _, chosen in sorted(ranked):
+            worst = best.objective_seconds * (1 + _ROUNDING)
+            if least > (best.is_mixed, best.num_slow, worst):
+                break
+            members = tuple(
+                [
+                    Member(role, getattr(group, role.value))
+                    for role, group in zip(chosen, self._groups, strict=True)
+                ]
+            )
+            found = score(members, self._workload, self._roles, self._terms)
+            if found < best and (self._rule is None or self._rule(members)):
+                best, best_members = found, members
+        return best, best_members
+
+    def _least(self, chosen: tuple[Role, ...]) -> tuple[int, int, float] | None:
+        """Return what the first values of a score are at least; None if a phase is missing."""
+        prompts = answers = 0.0
+        num_slow = 0
+        shared = []
+        for g, role in enumerate(chosen):
+            if role is Role.PREFILL:
+                prompts += self._prompts[g]
+            elif role is Role.DECODE:
+                answers += self._answers[g]
+                num_slow += self._slow[g]
+            else:
+                shared.append(self._shared[g])
+                num_slow += self._slow_both[g]
+        rate = balanced_rate(prompts, answers, shared) if shared else min(prompts, answers)
+        if rate <= 0:
+            return None
+        # Rounded, so that the order of a sum does not decide the order of equals.
+        return int(bool(shared) and self._roles is not Roles.MIXED), num_slow, round(1 / rate, 12)
 
 
-def score(members: Sequence[Member], workload: Workload, roles: Roles) -> Score:
-    """Return how good a set of replicas is; `WORST` when a phase has no replica."""
+def score(
+    members: Sequence[Member], workload: Workload, roles: Roles, terms: Terms | None = None
+) -> Score:
+    """Return how good a set of replicas is; `WORST` when a phase has no replica.
+
+    Without ``terms`` the objective is the paper's.
+    """
     prefills = [m.performance for m in members if m.role is not Role.DECODE]
     decodes = [m.performance for m in members if m.role is not Role.PREFILL]
     if not prefills or not decodes:
         return WORST
-    seconds = request_seconds(members, workload)
+    flow = flow_of(members, workload, terms)
+    seconds = objective_seconds = 1 / max(flow.rate, 1e-12)
     ttft = _mean([p.ttft_seconds for p in prefills], [p.prefill_rate for p in prefills])
     tpot = _mean([p.tpot_seconds for p in decodes], [p.decode_rate for p in decodes])
+    if terms is not None:
+        objective_seconds = terms.objective_seconds(members, flow)
+        ttft += terms.kv_times(members, flow).exposed_seconds
     mixed = roles is not Roles.MIXED and any(m.role is Role.BOTH for m in members)
     return Score(
         int(mixed),
         sum(not p.keeps_min_tps for p in decodes),
+        _rounded(objective_seconds),
         _rounded(seconds),
         _rounded(ttft + workload.answer_tokens * tpot),
         sum(len(m.performance.devices) for m in members),
     )
-
-
-def request_seconds(members: Sequence[Member], workload: Workload) -> float:
-    """Return ``max(N_P / sum PS, N_D / sum DS)`` with the time of `both` shared best."""
-    prefill = sum(m.performance.prefill_rate for m in members if m.role is Role.PREFILL)
-    decode = sum(m.performance.decode_rate for m in members if m.role is Role.DECODE)
-    shared = [
-        (
-            m.performance.prefill_rate / workload.prompt_tokens,
-            m.performance.decode_rate / workload.answer_tokens,
-        )
-        for m in members
-        if m.role is Role.BOTH
-    ]
-    rate = balanced_rate(prefill / workload.prompt_tokens, decode / workload.answer_tokens, shared)
-    return 1 / max(rate, 1e-12)
-
-
-def balanced_rate(prompts: float, answers: float, shared: Iterable[tuple[float, float]]) -> float:
-    """Return the requests per second when shared time goes where it is needed.
-
-    Args:
-        prompts: Prompts per second of those that only prefill.
-        answers: Answers per second of those that only decode.
-        shared: (prompts, answers) per second of each that can do either.
-
-    The maximum of ``min(prompts, answers)`` is a linear program with one share per member;
-    giving prefill the members in the order of prompts/answers is optimal (a fractional
-    knapsack).
-    """
-    members = sorted(shared, key=lambda rates: rates[1] / rates[0])
-    answers += sum(rates[1] for rates in members)
-    for gain, loss in members:
-        if prompts >= answers:
-            break
-        share = min((answers - prompts) / (gain + loss), 1.0)
-        prompts += share * gain
-        answers -= share * loss
-    return min(prompts, answers)
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:

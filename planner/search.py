@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from planner.model import Objective, Roles, Workload
-from planner.replicas import Options
-from planner.roles import WORST, Member, RoleRule, Score, choose_roles
+from planner.performance import Member, Options
+from planner.roles import WORST, RoleRule, Score, choose_roles
+from planner.terms import Terms
 
 
 class GroupTable(Protocol):
@@ -29,6 +30,10 @@ class GroupTable(Protocol):
     @property
     def num_devices(self) -> int:
         """Devices, usable or not."""
+
+    @property
+    def terms(self) -> Terms | None:
+        """What the objective adds to the paper's; None for nothing."""
 
     def options(self, group: int) -> Options | None:
         """Return what a group (a bit mask) is worth; None when the model does not fit in it."""
@@ -66,7 +71,9 @@ class Groupings:
         found = self._scores.get(usable)
         if found is None:
             options = [option for g in usable if (option := self.fog.options(g)) is not None]
-            score, members = choose_roles(options, self.fog.workload, self.roles, self.rule)
+            score, members = choose_roles(
+                options, self.fog.workload, self.roles, self.rule, self.fog.terms
+            )
             found = self._scores[usable] = Solution(score, members)
         return found
 

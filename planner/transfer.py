@@ -8,11 +8,11 @@ to the other; the slowest link sets the pace, since all work at once.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from planner.cost import DeviceCost
-from planner.replicas import Performance
+from planner.performance import Performance
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,12 @@ class KvTransfer:
     Attributes:
         num_bytes: What leaves the sending devices; a device in both replicas keeps its own.
         seconds: From the first byte to the last.
+        busy: Seconds of work of each link, or direct way.
     """
 
     num_bytes: int
     seconds: float
+    busy: Mapping[tuple[str, ...], float] = field(default_factory=dict)
 
     def exposed_seconds(self, prefill_seconds: float, num_chunks: int = 1) -> float:
         """Return how long after prefill the last byte arrives.
@@ -70,4 +72,4 @@ def kv_transfer(
                 busy["up", one.id] += num_bytes / one.bytes_per_second
                 busy["down", other.id] += num_bytes / other.bytes_per_second
                 latency = max(latency, one.latency_seconds + other.latency_seconds)
-    return KvTransfer(total, latency + max(busy.values(), default=0.0))
+    return KvTransfer(total, latency + max(busy.values(), default=0.0), busy)

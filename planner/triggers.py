@@ -80,7 +80,8 @@ def decide(running: Plan | None, kept: Outcome | None, best: Outcome, min_gain: 
         running: The plan that serves.
         kept: Its stages with the predictions of now; None when it cannot serve.
         best: What was found for the devices of now.
-        min_gain: Share of requests per second that a move of weights must gain.
+        min_gain: Share of requests per second that a move of weights must gain, after what
+            the move itself costs (`Objective.horizon_seconds`); it covers errors of prediction.
     """
     if running is None:
         return Decision(best, False, "the first plan")
@@ -95,7 +96,7 @@ def decide(running: Plan | None, kept: Outcome | None, best: Outcome, min_gain: 
             else "streams become fast enough"
         )
         return Decision(best, False, what)
-    gain = kept.score.request_seconds / best.score.request_seconds - 1
+    gain = kept.score.objective_seconds / best.score.objective_seconds - 1
     if gain >= min_gain:
         return Decision(best, False, f"{gain:.0%} more requests per second")
     return Decision(

@@ -16,8 +16,8 @@ from typing import Final
 from broker.plan import Role
 from planner.model import Roles, Workload
 from planner.oracle import enumerate_groupings
-from planner.replicas import Options
-from planner.roles import WORST, Member, RoleRule, Score, choose_roles, score
+from planner.performance import Member, Options
+from planner.roles import WORST, RoleRule, Score, choose_roles, score
 from planner.search import Groupings, GroupTable, Solution
 
 Choice = tuple[Score, tuple[Member, ...]]
@@ -135,8 +135,7 @@ def by_total_latency(num_devices: int) -> Assign:
         value, members = all_both(groups, workload)
         return value._replace(
             num_slow=num_devices - value.num_devices,
-            request_seconds=_latency(members, workload),
-            latency_seconds=value.request_seconds,
+            objective_seconds=_latency(members, workload),
         ), members
 
     return assign
@@ -155,8 +154,7 @@ def by_latency_under_load(period_seconds: float, headroom: float = 1.25) -> Assi
         is_short = value.request_seconds * headroom > period_seconds
         return value._replace(
             num_slow=int(is_short),
-            request_seconds=value.request_seconds if is_short else _latency(members, workload),
-            latency_seconds=value.request_seconds,
+            objective_seconds=value.request_seconds if is_short else _latency(members, workload),
         ), members
 
     return assign

@@ -12,9 +12,10 @@ from planner.paper.calibration import load_calibration
 from planner.paper.plans import paper_fog
 from planner.paper.published import PaperWorkload
 from planner.paper.replicas import PaperFog
+from planner.performance import Member
 from planner.planning import plan
 from planner.replicas import Fog
-from planner.roles import Member, score
+from planner.roles import score
 from planner.search import Solution
 from planner.simulation import GroupRule, Network, SimReplica, SimStage
 from planner.simulation.replicas import kv_bytes_per_token, network_of, replicas_from_plan

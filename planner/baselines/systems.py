@@ -25,7 +25,7 @@ from planner.candidates import Candidate
 from planner.model import Roles
 from planner.paper.replicas import PaperFog
 from planner.paper.splitwise import SplitwiseRule
-from planner.roles import Member
+from planner.performance import Member
 from planner.search import Solution
 from planner.simulation.routing import (
     LATE_BINDING,

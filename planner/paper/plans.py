@@ -12,6 +12,7 @@ from functools import cache
 from math import ceil
 
 from broker.plan import Role
+from planner.flow import request_seconds
 from planner.model import InfeasiblePlanError, Roles
 from planner.oracle import enumerate_groupings
 from planner.paper.calibration import Calibration, load_calibration
@@ -24,8 +25,7 @@ from planner.paper.published import (
 )
 from planner.paper.replicas import PaperFog, Reading, StageTimes, step_seconds
 from planner.paper.splitwise import SplitwiseRule, rule_slack
-from planner.replicas import Performance
-from planner.roles import Member, request_seconds
+from planner.performance import Member, Performance
 from planner.search import Groupings, Solution
 
 

@@ -24,7 +24,7 @@ from planner.cost import DeviceCost, device_cost, hop_seconds
 from planner.model import DeviceSpec, ModelSpec, Objective, Workload
 from planner.paper.calibration import MAX_SLOTS
 from planner.partition import best_split
-from planner.replicas import Options, Performance
+from planner.performance import Options, Performance
 from planner.split import Ends, Offload, Pace, Split, SplitProblem
 
 _ROUNDING: Final = 1e-9
@@ -92,6 +92,11 @@ class PaperFog:
     def num_devices(self) -> int:
         """Devices, usable or not."""
         return len(self.costs)
+
+    @property
+    def terms(self) -> None:
+        """None: the objective is the paper's and nothing else."""
+        return None
 
     def group(self, devices: Sequence[str]) -> int:
         """Return the bit mask of a group."""

@@ -13,7 +13,7 @@ from typing import Final
 
 from broker.plan import Role
 from planner.paper.replicas import PaperFog, Reading
-from planner.roles import Member
+from planner.performance import Member
 
 # Equal devices compare as equal: one published plan has an M2 Max on either side.
 RULE_TOLERANCE: Final = 1e-9

@@ -12,7 +12,8 @@ from planner import InfeasiblePlanError, exact, plan
 from planner.cost import device_cost, hop_seconds, link_seconds
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
 from planner.paper import load_calibration
-from planner.replicas import Fog, Performance
+from planner.performance import Performance
+from planner.replicas import Fog
 from planner.transfer import kv_transfer
 from tests.planner import fogs
 

@@ -29,7 +29,7 @@ from planner.paper.calibration import CALIBRATION_FILE, parse_calibration
 from planner.paper.plans import fog_under
 from planner.paper.report import plan_entries
 from planner.paper.splitwise import SplitwiseRule, rule_slack
-from planner.roles import Member
+from planner.performance import Member
 from planner.sourced import UnsourcedNumberError
 
 PAIRS = [(workload, policy) for workload in PaperWorkload for policy in Policy]

@@ -8,9 +8,10 @@ import pytest
 
 from broker.plan import Role
 from planner import roles as roles_module
+from planner.flow import balanced_rate, request_seconds
 from planner.model import Roles, Workload
-from planner.replicas import Options, Performance
-from planner.roles import WORST, Member, balanced_rate, choose_roles, request_seconds, score
+from planner.performance import Member, Options, Performance
+from planner.roles import WORST, choose_roles, score
 
 WORK = Workload(prompt_tokens=100, answer_tokens=50)
 

@@ -1,0 +1,247 @@
+"""What our objective adds to the paper's, for one fog. Pure.
+
+The paper compares seconds per request of the slower phase (`planner.flow`). Here are
+
+- **KV transfer**: the links of a prefill replica carry each prompt's KV cache out, those of a
+  decode replica in, beside hidden states. That limits the requests per second of each; what
+  is left of a transfer when prefill ends stands between a request's first two tokens.
+- **Targets**: goodput, the requests per second that meet a TTFT and a TPOT target.
+- **Moves**: seconds in which devices load what they do not hold, within a horizon.
+- **Energy**: joules per token of an answer.
+
+Every one of them makes a plan worse or leaves it as it is: goodput is at most the rate, and
+penalties are factors of at least 1. So a bound on requests per second stays one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from math import ceil, inf
+from typing import NamedTuple
+
+from broker.plan import Role
+from planner.cost import DeviceCost
+from planner.flow import Flow
+from planner.model import ModelSpec, Objective, Workload
+from planner.moves import Holdings
+from planner.performance import Member, Performance
+from planner.transfer import KvTransfer, kv_transfer
+
+_LEAST = 1e-12
+
+
+class KvTimes(NamedTuple):
+    """Mean over requests; one that is decoded where it was prefilled moves nothing.
+
+    Attributes:
+        seconds: Of a transfer that has the links to itself.
+        exposed_seconds: What is left of it when prefill ends.
+    """
+
+    seconds: float
+    exposed_seconds: float
+
+
+class Terms:
+    """The terms for one fog; what is known of replicas is remembered.
+
+    Args:
+        costs: The fog's devices, which replicas name by index.
+        model: What is served.
+        workload: Fitted to the model.
+        objective: Which terms count.
+        holdings: What devices hold of the running plan; None without one.
+    """
+
+    def __init__(
+        self,
+        costs: Sequence[DeviceCost],
+        model: ModelSpec,
+        workload: Workload,
+        objective: Objective,
+        holdings: Holdings | None = None,
+    ) -> None:
+        self._costs = costs
+        self._model = model
+        self._workload = workload
+        self._objective = objective
+        self._holdings = holdings if objective.horizon_seconds else None
+        self._has_ways = any(cost.peers for cost in costs)
+        self._transfers: dict[object, KvTransfer] = {}
+        self._loads: dict[object, float] = {}
+        shares = workload.prompt_shares
+        self._offered = [share for _, share in shares]
+        self._work = _relative_work(costs, len(shares))
+
+    def objective_seconds(self, members: Sequence[Member], flow: Flow) -> float:
+        """Return seconds per request that counts, with the penalties of moves and energy."""
+        seconds = 1 / max(self.good_rate(members, flow), _LEAST)
+        if self._holdings is not None:
+            seconds *= 1 + self.load_seconds(members) / self._objective.horizon_seconds
+        if self._objective.energy_weight:
+            joules = self.joules_per_token(members, flow)
+            seconds *= 1 + self._objective.energy_weight * (inf if joules is None else joules)
+        return seconds
+
+    # --- targets ----------------------------------------------------------------------------
+
+    def good_rate(self, members: Sequence[Member], flow: Flow) -> float:
+        """Return goodput: requests per second within both targets, at the plan's full rate.
+
+        A prediction without queues, as follows. A prompt is in time on a replica that
+        prefills a lone prompt of its bucket within the TTFT target; an answer is fast
+        enough where the replica's slots keep the TPOT target. All buckets come in their
+        shares. Those with the fewest replicas to be in time on are served first, on the
+        replicas that suit the fewest buckets; a bucket's work is its prefill time relative
+        to the mean prompt's, the same on all devices. Of requests that met one target any
+        may meet the other, since late binding pairs them. The prompts that a replica with
+        the role `both` works on between two tokens are left out.
+        """
+        good = flow.rate
+        if self._objective.tpot_seconds is not None:
+            fast = (
+                a for a, m in zip(flow.answers, members, strict=True) if m.performance.keeps_tpot
+            )
+            good = min(good, sum(fast))
+        if self._objective.ttft_seconds is not None:
+            good = min(good, self._in_time_rate(members, flow))
+        return good
+
+    def _in_time_rate(self, members: Sequence[Member], flow: Flow) -> float:
+        left = list(flow.prompts)
+        suits = [m.performance.in_time for m in members]
+        lengths = range(len(self._offered))
+        order = sorted(range(len(members)), key=lambda r: sum(suits[r]))
+        rate, good = flow.rate, 0.0
+        for b in sorted(lengths, key=lambda b: (sum(suit[b] for suit in suits), -b)):
+            wanted = rate * self._offered[b] * self._work[b]
+            for r in order:
+                if suits[r][b] and wanted > 0:
+                    taken = min(left[r], wanted)
+                    left[r] -= taken
+                    wanted -= taken
+                    good += taken / self._work[b]
+        return good
+
+    # --- KV transfer ------------------------------------------------------------------------
+
+    def limits(self, members: Sequence[Member]) -> Sequence[float]:
+        """Return [R], requests per second whose KV caches each replica can send or take.
+
+        A replica that does both keeps what it prefills as far as it can, and is not limited.
+        """
+        if not self._objective.counts_kv:
+            return [inf] * len(members)
+        if self._has_ways:
+            return self._limits_by_pair(members)
+        return [1 / max(link_seconds(member), _LEAST) for member in members]
+
+    def _limits_by_pair(self, members: Sequence[Member]) -> list[float]:
+        """As `limits` where some devices have direct ways: which links work, pairs decide."""
+        rates = (
+            [m.performance.prefill_rate for m in members],
+            [m.performance.decode_rate for m in members],
+        )
+        found = [inf] * len(members)
+        for r, member in enumerate(members):
+            if member.role is Role.BOTH:
+                continue
+            sends = member.role is Role.PREFILL
+            others = [o for o, m in enumerate(members) if m.role not in (member.role, Role.BOTH)]
+            others = others or [o for o, m in enumerate(members) if m.role is Role.BOTH]
+            total = sum(rates[sends][o] for o in others)
+            busy: defaultdict[tuple[str, ...], float] = defaultdict(float)
+            for o in others:
+                other = members[o].performance
+                pair = (member.performance, other) if sends else (other, member.performance)
+                for link, seconds in self._transfer(*pair).busy.items():
+                    busy[link] += seconds * rates[sends][o] / total
+            found[r] = 1 / max([_LEAST, *busy.values()])
+        return found
+
+    def kv_times(self, members: Sequence[Member], flow: Flow) -> KvTimes:
+        """Return what moving KV caches takes; zeros where it does not count.
+
+        What a replica prefills beyond what it decodes is sent, in proportion to what each
+        of the others decodes beyond what it prefills.
+        """
+        if not self._objective.counts_kv:
+            return KvTimes(0.0, 0.0)
+        prompts, answers = flow.shares()
+        more = [p - a for p, a in zip(prompts, answers, strict=True)]
+        moved = sum(excess for excess in more if excess > 0)
+        seconds = exposed = 0.0
+        chunks = ceil(self._workload.prompt_tokens / self._workload.chunk_tokens)
+        for sender, sent in zip(members, more, strict=True):
+            for receiver, taken in zip(members, more, strict=True):
+                if sent > 0 > taken:
+                    transfer = self._transfer(sender.performance, receiver.performance)
+                    weight = -sent * taken / moved
+                    seconds += weight * transfer.seconds
+                    exposed += weight * transfer.exposed_seconds(
+                        sender.performance.ttft_seconds, chunks
+                    )
+        return KvTimes(seconds, exposed)
+
+    def _transfer(self, sender: Performance, receiver: Performance) -> KvTransfer:
+        key = (sender.stages, receiver.stages)
+        found = self._transfers.get(key)
+        if found is None:
+            found = self._transfers[key] = kv_transfer(
+                self._costs, self._model.kv_bytes, self._workload.prompt_tokens, sender, receiver
+            )
+        return found
+
+    # --- moves and energy -------------------------------------------------------------------
+
+    def load_seconds(self, members: Sequence[Member]) -> float:
+        """Return how long devices load what they lack, all at once, each over its link."""
+        return max((self.replica_load_seconds(m.performance) for m in members), default=0.0)
+
+    def replica_load_seconds(self, performance: Performance) -> float:
+        """As `load_seconds`, for one replica; 0 without a running plan."""
+        if self._holdings is None:
+            return 0.0
+        found = self._loads.get(performance.stages)
+        if found is None:
+            found = 0.0
+            for device, (start, end) in zip(performance.devices, performance.ranges, strict=True):
+                cost = self._costs[device]
+                missing = self._holdings.missing_bytes(cost.id, start, end)
+                found = max(found, missing / cost.bytes_per_second)
+            self._loads[performance.stages] = found
+        return found
+
+    def joules_per_token(self, members: Sequence[Member], flow: Flow) -> float | None:
+        """Return energy per token of an answer at the full rate; None if a power is unknown.
+
+        Devices in use draw their idle power all the time, and more while they compute.
+        Devices that the plan leaves idle are not counted: they may be off.
+        """
+        rate, tokens = max(flow.rate, _LEAST), self._workload.answer_tokens
+        joules = 0.0
+        for member, prompts, answers in zip(members, *flow.shares(), strict=True):
+            energy = member.performance.energy
+            if energy is None:
+                return None
+            joules += energy.idle_watts / rate
+            joules += prompts * energy.prompt_joules + answers * tokens * energy.token_joules
+        return joules / tokens
+
+
+def link_seconds(member: Member) -> float:
+    """Return what a replica's busiest link works for a request, over the broker."""
+    if member.role is Role.PREFILL:
+        return member.performance.send_seconds
+    return member.performance.receive_seconds if member.role is Role.DECODE else 0.0
+
+
+def _relative_work(costs: Sequence[DeviceCost], num_lengths: int) -> list[float]:
+    """Return each length's prefill time over the mean prompt's, mean over the devices."""
+    totals = [0.0] * num_lengths
+    for cost in costs:
+        mean = max(sum(cost.prefill.layers), _LEAST)
+        for index, prompt in enumerate(cost.prompts):
+            totals[index] += max(sum(prompt.layers), _LEAST) / mean / len(costs)
+    return totals
