@@ -1,7 +1,10 @@
 """Plans for a fog of unequal devices: `plan`, `exact` and `bound` on frozen values.
 
-Importing this package imports neither DEAP nor redis nor paho nor numpy.
+`rehearse` chooses a plan by simulation. Importing this package imports neither DEAP nor redis
+nor paho nor numpy, and not the simulator before `rehearse` is asked for.
 """
+
+from typing import TYPE_CHECKING
 
 from broker.control import DecodeTime, LayerTimes, Link, PrefillTime
 from broker.plan import Plan
@@ -14,6 +17,9 @@ from planner.model import (
     Workload,
 )
 from planner.planning import bound, exact, plan
+
+if TYPE_CHECKING:
+    from planner.rehearsal import rehearse
 
 __all__ = [
     "DecodeTime",
@@ -30,4 +36,13 @@ __all__ = [
     "bound",
     "exact",
     "plan",
+    "rehearse",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "rehearse":
+        from planner.rehearsal import rehearse
+
+        return rehearse
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

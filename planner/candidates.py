@@ -35,7 +35,7 @@ ROUTINGS: Final = {
 """The routings among which `choose` looks, by the names that reports use."""
 
 # (samples seen, candidates that go on): then those that are left see all samples.
-_HALVING: Final = ((2, 20), (6, 8))
+_HALVING: Final = ((2, 16), (6, 6))
 _ROLES: Final = (Role.PREFILL, Role.DECODE, Role.BOTH)
 
 
@@ -189,15 +189,19 @@ class Trials:
         if not self.samples:
             raise ValueError("a choice needs at least one sample")
 
-    def served(self, candidate: Candidate, num_samples: int | None = None) -> Served:
-        """Return what becomes of the first samples; of all by default."""
+    def runs(self, candidate: Candidate, num_samples: int | None = None) -> list[Served]:
+        """Return what becomes of the first samples, one by one; of all by default."""
         runs = []
         for index in range(num_samples or len(self.samples)):
             key = candidate.key, index
             if key not in self._known:
                 self._known[key] = serve(self.site, candidate, self.samples[index])
             runs.append(self._known[key])
-        return mean(runs)
+        return runs
+
+    def served(self, candidate: Candidate, num_samples: int | None = None) -> Served:
+        """Return what becomes of the first samples on average; of all by default."""
+        return mean(self.runs(candidate, num_samples))
 
     def best(self, candidates: Sequence[Candidate], value: Value) -> Candidate:
         """Return the best by successive halving; the first one sees all samples in any case.

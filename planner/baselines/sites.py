@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
+from broker.plan import Plan
 from planner.assembly import assemble
 from planner.baselines.searches import by_slower_phase, search
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
@@ -13,7 +14,7 @@ from planner.paper.plans import paper_fog
 from planner.paper.published import PaperWorkload
 from planner.paper.replicas import PaperFog
 from planner.performance import Member
-from planner.planning import plan
+from planner.planning import plan as live_plan
 from planner.replicas import Fog
 from planner.roles import score
 from planner.search import Solution
@@ -96,17 +97,20 @@ class FogSite:
         """Return the simulated replicas of a solution."""
         key = tuple(members)
         if key not in self._replicas:
-            value = score(key, self.table.workload, Roles.MIXED)
-            plan = assemble(self.table, Solution(value, key), "")
             self._replicas[key] = replicas_from_plan(
-                plan, self.devices, self.model, self.table.workload
+                self.plan(key), self.devices, self.model, self.table.workload
             )
         return self._replicas[key]
+
+    def plan(self, members: Sequence[Member], optimality: str = "") -> Plan:
+        """Return a solution as a plan."""
+        value = score(members, self.table.workload, Roles.MIXED)
+        return assemble(self.table, Solution(value, tuple(members)), optimality)
 
     def live_members(self, seed: int = 0) -> tuple[Member, ...]:
         """Return the plan that our live planner makes of this fog."""
         table = self.table
-        found = plan(self.devices, self.model, table.workload, table.objective, seed)
+        found = live_plan(self.devices, self.model, table.workload, table.objective, seed)
         index = {cost.id: device for device, cost in enumerate(table.costs)}
         return tuple(
             Member(

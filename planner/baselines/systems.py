@@ -142,10 +142,15 @@ def baselines(site: FogSite | PaperSite, seed: int = 0) -> tuple[System, ...]:
 
 
 def live_systems(site: FogSite | PaperSite, seed: int = 0) -> tuple[System, ...]:
-    """Return what production does by itself: the analytic plan and its gateway's routing."""
+    """Return what production does by itself: the analytic plan and its gateway's routing.
+
+    Raises:
+        InfeasiblePlanError: No group of devices holds the model.
+    """
+    live = site.live_members(seed)
     mixed = search(site.table, by_slower_phase(Roles.MIXED), seed)[0].members
     return (
-        System(LIVE, Candidate(LIVE, site.live_members(seed), LATE_BINDING)),
+        System(LIVE, Candidate(LIVE, live, LATE_BINDING)),
         System(LIVE_MIXED, Candidate(LIVE_MIXED, mixed, LATE_BINDING)),
     )
 

@@ -24,6 +24,8 @@ class Sender:
         self._num_layers = scenario.num_layers
         self._links = links
         self._shares: dict[tuple[str, str], list[tuple[str, str, float]]] = {}
+        # Asked again and again for the first of the queue.
+        self._estimates: dict[tuple[str, str, int], float] = {}
 
     def begins_with(self, step: Step, attempt: Attempt) -> bool:
         """Whether a first part can leave at this step."""
@@ -63,6 +65,13 @@ class Sender:
         def estimate(prefill: Ledger, decode: Ledger) -> float:
             if prefill is decode or not self._kv_bytes:
                 return 0.0
+            key = prefill.id, decode.id, prompt_tokens
+            found = self._estimates.get(key)
+            if found is None:
+                found = self._estimates[key] = estimate_anew(prefill, decode)
+            return found
+
+        def estimate_anew(prefill: Ledger, decode: Ledger) -> float:
             early = self._early_share(prefill, prompt_tokens)
             num_bytes = prompt_tokens * self._kv_bytes
             whole = max(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -18,6 +18,7 @@ from planner.simulation.routing import (
     SPLITWISE,
     SPLITWISE_MIXED,
     SPLITWISE_SPEED,
+    MixedPool,
 )
 from planner.simulation.rules import estimated_decode_wait, pending_tokens
 from planner.simulation.states import Demand, has_room
@@ -210,6 +211,14 @@ def test_a_full_token_pool_borrows_the_emptiest_prompt_machine() -> None:
 
     assert (prefill.id, decode.id) == ("p", "q")
     assert decode.pool is Role.BOTH
+
+
+def test_a_token_machine_without_a_slot_is_full_only_where_slots_count() -> None:
+    states = [State("p", Role.PREFILL), State("d", Role.DECODE, num_decodes=4)]
+    by_slots = replace(SPLITWISE_MIXED, mixed_pool=MixedPool(counts_slots=True))
+
+    assert _names(choose_pair(states, DEMAND, SPLITWISE_MIXED)) == ("p", "d")
+    assert _names(choose_pair(states, DEMAND, by_slots)) == ("p", "p")
 
 
 # --- late binding -------------------------------------------------------------------------
