@@ -156,6 +156,8 @@ class DeviceProfile(Control, frozen=True, kw_only=True):
             in the times.
         cpu_seconds_per_second: Thread CPU time over wall time while measuring; well
             under 1 means that something else used the cores.
+        idle_watts: Power while the device waits for work, as its owner says; None: unknown.
+        busy_watts: Power while it computes; known when ``idle_watts`` is.
     """
 
     session: int
@@ -171,6 +173,8 @@ class DeviceProfile(Control, frozen=True, kw_only=True):
     slowdown: float = 1.0
     cpu_seconds_per_second: float = 1.0
     hardware: str = ""
+    idle_watts: float | None = None
+    busy_watts: float | None = None
 
     def __post_init__(self) -> None:
         if self.memory_bytes < 0:

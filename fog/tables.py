@@ -156,7 +156,11 @@ def capacity_text(rates: Json) -> str:
     if rate := rates.get("prefill_tokens_per_second"):
         parts.append(f"{rate:.0f} tokens/s prefilled")
     if rate := rates.get("requests_per_second"):
-        parts.append(f"{rate:.2f} requests/s")
+        good = rates.get("good_requests_per_second")
+        share = "" if good is None else f" ({good:.2f} within the targets, {good / rate:.0%})"
+        parts.append(f"{rate:.2f} requests/s{share}")
+    if joules := rates.get("joules_per_token"):
+        parts.append(f"{joules:.3g} J per token")
     return ", ".join(parts)
 
 
@@ -167,6 +171,9 @@ def latency_text(rates: Json) -> str:
         parts.append(f"TTFT {format_seconds(seconds)}")
     if seconds := rates.get("tpot_seconds"):
         parts.append(f"{format_seconds(seconds)} per token")
+    if seconds := rates.get("kv_seconds"):
+        left = rates.get("kv_exposed_seconds") or 0.0
+        parts.append(f"KV transfer {format_seconds(seconds)}, {format_seconds(left)} after prefill")
     return ", ".join(parts)
 
 

@@ -76,6 +76,7 @@ def _run(
         settings.offer,
         slowdown=settings.slowdown,
         threads=settings.threads,
+        watts=(settings.idle_watts, settings.busy_watts),
     )
     service = NodeService(
         connections,

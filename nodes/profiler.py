@@ -50,6 +50,7 @@ class Profiler:
         offer: Memory offered to the model; None: the default share of what is free.
         slowdown: Of an emulated device.
         threads: Threads that torch uses.
+        watts: Power while idle and while computing, where the owner says.
 
     Attributes:
         link: The measured link; None until `take_link`.
@@ -63,11 +64,13 @@ class Profiler:
         *,
         slowdown: float = 1.0,
         threads: int = 1,
+        watts: tuple[float | None, float | None] = (None, None),
     ) -> None:
         self._calibrator = calibrator
         self._offer = offer
         self._slowdown = slowdown
         self._threads = threads
+        self._watts = watts
         self.link: Link | None = None
         self.error: str | None = None
         self._manifest: ModelManifest | None = None
@@ -144,6 +147,8 @@ class Profiler:
             slowdown=self._slowdown,
             cpu_seconds_per_second=slowed.cpu_seconds_per_second,
             hardware=self._calibrator.hardware,
+            idle_watts=self._watts[0],
+            busy_watts=self._watts[1],
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -63,6 +64,8 @@ class NodeSettings:
             the default of ``cache``.
         cache: Folder for measurements and fetched weights; nodes of one host share it.
         telemetry_seconds: Interval of telemetry.
+        idle_watts: Power that the device draws while it waits; for planning with energy.
+        busy_watts: Power that it draws while it computes.
     """
 
     id: str
@@ -77,6 +80,8 @@ class NodeSettings:
     state: Path | None = None
     cache: Path | None = None
     telemetry_seconds: float = 2.0
+    idle_watts: float | None = None
+    busy_watts: float | None = None
 
     def __post_init__(self) -> None:
         check_level(self.id)
@@ -99,6 +104,11 @@ class NodeSettings:
             raise ValueError(f"threads is {self.threads}; at least 1")
         if not self.telemetry_seconds > 0:
             raise ValueError(f"telemetry_seconds is {self.telemetry_seconds}; more than 0")
+        idle, busy = self.idle_watts, self.busy_watts
+        if (idle is None) != (busy is None) or (
+            idle is not None and busy is not None and not 0 <= idle <= busy < inf
+        ):
+            raise ValueError("power needs both idle_watts and busy_watts, 0 <= idle <= busy")
 
     @property
     def address(self) -> BrokerAddress:

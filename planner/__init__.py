@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from broker.control import DecodeTime, LayerTimes, Link, PrefillTime
 from broker.plan import Plan
+from planner.lengths import buckets_of, buckets_of_quantiles
 from planner.model import (
+    Bucket,
     DeviceSpec,
     InfeasiblePlanError,
     ModelSpec,
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from planner.rehearsal import rehearse
 
 __all__ = [
+    "Bucket",
     "DecodeTime",
     "DeviceSpec",
     "InfeasiblePlanError",
@@ -34,6 +37,8 @@ __all__ = [
     "Roles",
     "Workload",
     "bound",
+    "buckets_of",
+    "buckets_of_quantiles",
     "exact",
     "plan",
     "rehearse",

@@ -8,6 +8,8 @@ the lease publishes; another one listens and knows everything when it takes over
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec.structs
 
 from broker.placement import kv_reserved_tokens
@@ -329,6 +331,9 @@ class Control:
             model.weights,
         ):
             running = None
+        dark = sorted(device.id for device in devices if device.idle_watts is None)
+        if objective.energy_weight and dark:
+            objective = replace(objective, energy_weight=0.0)
         best = plan_outcome(devices, model, workload, objective, settings.seed, running)
         kept = None
         if running is not None:
@@ -348,6 +353,8 @@ class Control:
             f"on {len(plan.reasons) - len(plan.idle)} devices, {rate:.3g} requests per second; "
             f"{plan.optimality}"
         )
+        if settings.energy_weight and dark:
+            text += f"; energy does not count, as nobody says the power of {', '.join(dark)}"
         plan = msgspec.structs.replace(
             plan,
             version=version,

@@ -75,6 +75,10 @@ def device_spec(
         latency_seconds=_or(telemetry.link_latency_seconds, profile.link.latency_seconds),
         bytes_per_second=_or(telemetry.link_bytes_per_second, profile.link.bytes_per_second),
     )
+    watts = profile.idle_watts, profile.busy_watts
+    if watts[0] is None or watts[1] is None or not 0 <= watts[0] <= watts[1] < math.inf:
+        # Its times are good all the same, and energy seldom counts.
+        watts = None, None
     return DeviceSpec(
         id=device,
         memory_bytes=profile.memory_bytes,
@@ -83,6 +87,8 @@ def device_spec(
         head=_finite(device, profile.head),
         link=link,
         speed=_or(telemetry.speed_ratio, 1.0),
+        idle_watts=watts[0],
+        busy_watts=watts[1],
     )
 
 

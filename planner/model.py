@@ -220,6 +220,11 @@ class Workload:
         total = sum(b.share * b.answer_tokens for b in self.distribution)
         return tuple((b, b.share * b.answer_tokens / total) for b in self.distribution)
 
+    @property
+    def step_context(self) -> int:
+        """Positions that a decode step sees, mean over all steps."""
+        return round(sum(s * (b.prompt_tokens + b.answer_tokens // 2) for b, s in self.step_shares))
+
     def fitted_to(self, context_limit: int) -> Workload:
         """Return the workload within a context: lengths are cut so that a request fits."""
         context = min(self.context_tokens, context_limit)

@@ -15,6 +15,7 @@ from broker.plan import Plan
 from planner.assembly import assemble, best_single
 from planner.bound import request_rate_bound
 from planner.explain import infeasible
+from planner.flow import flow_of
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
 from planner.oracle import enumerate_groupings
 from planner.performance import Options
@@ -191,10 +192,15 @@ def _enumerated(fog: Fog, roles: Roles) -> tuple[Solution, str]:
 
 def _gap(fog: Fog, solution: Solution) -> str:
     most = request_rate_bound(fog)
-    rate = 1 / solution.score.request_seconds
+    rate = fog.terms.good_rate(solution.members, flow_of(solution.members, fog.workload, fog.terms))
+    what = " within the targets" if fog.objective.has_targets else ""
+    found = f"genetic algorithm, {solution.num_compared} groupings: "
+    if rate <= 0:
+        return f"{found}no request{what}"
+    gap = max(most / rate - 1, 0)
     return (
-        f"genetic algorithm, {solution.num_compared} groupings: {rate:.3g} requests per second, "
-        f"at most {max(most / rate - 1, 0):.0%} below the bound of {most:.3g}"
+        f"{found}{rate:.3g} requests per second{what}, "
+        f"at most {gap:.0%} below the bound of {most:.3g}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from planner.lengths import parse_buckets
 from planner.model import Objective, Roles, Workload
 
 
@@ -25,15 +26,25 @@ class PlannerSettings:
         speed_threshold: A device whose speed is off by more than this share of what was
             planned ...
         looks: ... at so many looks in a row starts planning.
-        min_gain: Predicted gain in requests per second that repays a move of weights.
+        min_gain: Predicted gain in requests per second that repays a move of weights, after
+            the time that devices load within ``horizon_seconds``.
         prompt_tokens: Mean prompt that is planned for.
         answer_tokens: Mean answer that is planned for.
+        buckets: How lengths are distributed, instead of the two means: shares, prompts and
+            answers, as ``0.7:128+64, 0.3:2000+300``.
         context_tokens: Longest prompt plus answer; the model's own limit when that is less.
         min_tps: Tokens per second that every stream gets at least.
         chunk_tokens: Prefill chunk grid; less when a chunk would be too large a message.
         max_slots: Most requests that a replica decodes at once.
         roles: ``separate``, ``auto`` or ``mixed``. Also with ``separate`` replicas do both
             where only one is possible, or separate roles would be slower than one device.
+        kv_transfer: Whether plans count that KV caches move between replicas.
+        ttft_seconds: Target for the time to the first token; with a target, plans are chosen
+            by the requests per second that meet it.
+        tpot_seconds: Target for the time between two tokens.
+        horizon_seconds: How long a plan is expected to serve; loading counts against it.
+        energy_weight: Share of its requests per second that a plan may lose for every joule
+            per token that it saves. Devices must say their power.
         exact_devices: Up to so many devices plans are certified by enumeration.
         seed: Of the genetic algorithm.
         telemetry_seconds: Telemetry older than this is silence.
@@ -58,11 +69,17 @@ class PlannerSettings:
     min_gain: float = 0.10
     prompt_tokens: int = 128
     answer_tokens: int = 128
+    buckets: str | None = None
     context_tokens: int = 2048
     min_tps: float = 7.0
     chunk_tokens: int = 128
     max_slots: int = 16
     roles: Roles = Roles.SEPARATE
+    kv_transfer: bool = True
+    ttft_seconds: float | None = None
+    tpot_seconds: float | None = None
+    horizon_seconds: float = 3600.0
+    energy_weight: float = 0.0
     exact_devices: int = 8
     seed: int = 0
     telemetry_seconds: float = 30.0
@@ -95,11 +112,19 @@ class PlannerSettings:
             context_tokens=self.context_tokens,
             min_tps=self.min_tps,
             chunk_tokens=self.chunk_tokens,
+            buckets=parse_buckets(self.buckets) if self.buckets else (),
         )
 
     @property
     def objective(self) -> Objective:
         """What makes a plan good."""
         return Objective(
-            roles=self.roles, max_slots=self.max_slots, exact_devices=self.exact_devices
+            roles=self.roles,
+            max_slots=self.max_slots,
+            counts_kv=self.kv_transfer,
+            ttft_seconds=self.ttft_seconds,
+            tpot_seconds=self.tpot_seconds,
+            horizon_seconds=self.horizon_seconds,
+            energy_weight=self.energy_weight,
+            exact_devices=self.exact_devices,
         )

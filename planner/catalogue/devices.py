@@ -48,6 +48,8 @@ class CatalogueDevice:
         host_flops_per_second: That the host's processor reaches; what lies in its memory is
             computed there, as llama.cpp does with experts.
         link: To the broker.
+        idle_watts: Power of the whole device while a model is loaded and nothing computes.
+        busy_watts: Power of the whole device while a language model runs.
     """
 
     name: str
@@ -60,6 +62,8 @@ class CatalogueDevice:
     host_memory_bytes: int = 0
     host_bytes_per_second: float = 0.0
     host_flops_per_second: float = 0.0
+    idle_watts: float | None = None
+    busy_watts: float | None = None
 
     def __post_init__(self) -> None:
         if not (self.bytes_per_second > 0 and self.row_flops_per_second > 0):
@@ -115,6 +119,8 @@ class CatalogueDevice:
             offloaded={kind: work.block(kind, on_host=True) for kind in kinds}
             if self.host_memory_bytes
             else {},
+            idle_watts=self.idle_watts,
+            busy_watts=self.busy_watts,
         )
 
 
@@ -228,6 +234,8 @@ def _device(number: SourcedTable) -> CatalogueDevice:
         host_memory_bytes=round(number("host_memory_gigabytes", 0.0) * 1e9),
         host_bytes_per_second=number("host_gigabytes_per_second", 0.0) * _HOST_MEMORY_SHARE * 1e9,
         host_flops_per_second=number("host_compute_gflops", 0.0) * _HOST_COMPUTE_SHARE * 1e9,
+        idle_watts=number("idle_watts") if "idle_watts" in number else None,
+        busy_watts=number("busy_watts") if "busy_watts" in number else None,
         link=Link(
             latency_seconds=number("link_milliseconds", 0.2) / 1e3,
             bytes_per_second=number("link_megabits_per_second") * 1e6 / 8,

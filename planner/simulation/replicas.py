@@ -64,7 +64,7 @@ def replicas_from_plan(
                 chunk_tokens=plan.chunk_tokens,
                 prefill_slots=max(replica.prefill_slots, 1),
                 groups=groups,
-                planned_context=workload.prompt_tokens + workload.answer_tokens // 2,
+                planned_context=workload.step_context,
             )
         )
     return tuple(found)

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from planner.lengths import buckets_of_quantiles, piece_power
+from planner.model import Bucket
 from planner.simulation.scenario import SimRequest
 
 Times = NDArray[np.float64]
@@ -79,8 +81,7 @@ def quantiles(points: Sequence[tuple[float, float]], mean: float | None = None) 
     """Return lengths with these (probability, length) quantiles, and with this mean.
 
     Between two quantiles a and b the length is ``a + (b - a) t ** k``, t going from 0 to 1.
-    Without a mean k is 1, a line. With one, k is what gives this mean: the mean of such a
-    piece is ``a + (b - a) / (k + 1)``. Lines alone put far too much into long tails.
+    Without a mean k is 1, a line; with one, k is what gives this mean (`piece_power`).
 
     Args:
         points: Rising in both; the first at probability 0, the last at 1.
@@ -93,12 +94,7 @@ def quantiles(points: Sequence[tuple[float, float]], mean: float | None = None) 
     if sorted(shares) != shares or sorted(values) != values:
         raise ValueError("quantiles must rise")
     lows, rises, widths = np.array(values[:-1]), np.diff(values), np.diff(shares)
-    power = 1.0
-    if mean is not None:
-        least, range_ = float(widths @ lows), float(widths @ rises)
-        if not least < mean < least + range_:
-            raise ValueError(f"no lengths with these quantiles have a mean of {mean}")
-        power = range_ / (mean - least) - 1
+    power = 1.0 if mean is None else piece_power(points, mean)
 
     def draw(num_requests: int, rng: Generator) -> NDArray[np.int64]:
         drawn = rng.random(num_requests)
@@ -125,6 +121,11 @@ class TokenStatistics:
     def lengths(self) -> Lengths:
         """Return lengths with these quantiles and this mean."""
         return quantiles(self.points, self.mean)
+
+
+def trace_buckets(prompt: TokenStatistics, answer: TokenStatistics) -> tuple[Bucket, ...]:
+    """Return a public trace's lengths as a workload's buckets."""
+    return buckets_of_quantiles(prompt.points, prompt.mean, answer.points, answer.mean)
 
 
 def _azure(mean: float, *values: float) -> TokenStatistics:

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.random import Generator
 
+from planner.lengths import buckets_of
 from planner.model import ModelSpec, Workload
 from planner.paper.published import PaperWorkload, load_published
 from planner.paper.waiting import ANSWER_CV, PROMPT_CV
@@ -134,6 +135,7 @@ class Load:
 
 
 DEFAULT_REQUESTS: Final = 100
+_SAMPLE: Final = 2000
 BURSTY_CV: Final = 4.0
 """Of gaps that are called bursty without a number: between Azure's conversations, 1.09, and
 its code completions, 13.2."""
@@ -259,12 +261,15 @@ def choose_load(
 
 
 def planned_workload(load: Load, base: Workload, model: ModelSpec) -> Workload:
-    """Return what is planned for: the load's means in the base's context and speeds."""
-    return replace(
-        base,
-        prompt_tokens=max(round(load.prompt_tokens), 1),
-        answer_tokens=max(round(load.answer_tokens), 1),
-    ).fitted_to(model.context_limit)
+    """Return what is planned for: the load's lengths in the base's context and speeds.
+
+    Lengths that are drawn are those of a fixed sample, whatever the seed of a run, so equal
+    workloads have equal plans.
+    """
+    context = min(base.context_tokens, model.context_limit)
+    sample, _ = cut_to_context(load.requests(_SAMPLE, 1.0, seed=0), context)
+    lengths = [(request.prompt_tokens, request.answer_tokens) for request in sample]
+    return replace(base, buckets=buckets_of(lengths)).fitted_to(model.context_limit)
 
 
 def cut_to_context(

@@ -12,7 +12,8 @@ from typing import Final
 
 from broker.plan import Plan
 from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec, Objective, Workload
-from planner.planning import plan as make_plan
+from planner.moves import Holdings
+from planner.planning import plan_outcome
 from planner.simulation import (
     DeviceLoss,
     KvReservation,
@@ -45,13 +46,14 @@ class Problem:
     objective: Objective
     seed: int = 0
 
-    def plan(self, devices: Sequence[DeviceSpec]) -> Plan:
-        """Return the plan of production.
+    def plan(self, devices: Sequence[DeviceSpec], running: Plan | None = None) -> Plan:
+        """Return the plan of production, which keeps what is loaded if that is nearly as good.
 
         Raises:
             InfeasiblePlanError: The model does not fit; says what is missing.
         """
-        return make_plan(devices, self.model, self.workload, self.objective, self.seed)
+        problem = self.model, self.workload, self.objective
+        return plan_outcome(devices, *problem, self.seed, running).plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def what_if(
         left = [device for device in left if device.id != lost]
         faults.append(DeviceLoss(at_seconds, lost, NOTICE_SECONDS))
         try:
-            coming = problem.plan(left)
+            coming = problem.plan(left, running)
         except InfeasiblePlanError as error:
             notes.append(f"without {lost} there is no plan: {error}")
             continue
@@ -164,27 +166,20 @@ def _busy(result: Result) -> dict[str, float]:
 def _loading(
     problem: Problem, running: Plan, coming: Plan, devices: Sequence[DeviceSpec]
 ) -> tuple[float, str | None]:
-    """Return how long devices fetch layers that they do not hold, and which one longest.
+    """Return how long devices fetch weights that they do not hold, and which one longest.
 
     Each fetches over its own link.
     """
-    held = _layers(running)
+    held = Holdings.of(running, problem.model)
     links = {device.id: device.link.bytes_per_second for device in devices}
-    sizes = problem.model.block_bytes
     seconds = {
-        device: sum(sizes[layer] for layer in layers - held.get(device, set())) / links[device]
-        for device, layers in _layers(coming).items()
+        stage.device: held.missing_bytes(stage.device, stage.layers.start, stage.layers.end)
+        / links[stage.device]
+        for replica in coming.replicas
+        for stage in replica.stages
     }
     slowest = max(seconds, key=lambda device: seconds[device])
     return (seconds[slowest], slowest) if seconds[slowest] > 0 else (0.0, None)
-
-
-def _layers(plan: Plan) -> dict[str, set[int]]:
-    return {
-        stage.device: set(range(stage.layers.start, stage.layers.end))
-        for replica in plan.replicas
-        for stage in replica.stages
-    }
 
 
 def _replicas(
