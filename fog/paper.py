@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich import box
 from rich.console import Console
@@ -16,6 +20,10 @@ from fog.output import write_json
 
 if TYPE_CHECKING:
     from planner.paper.tables import Table
+    from planner.paper.waiting import Mapped
+
+# With fewer runs of each cell, starting processes takes longer than they save.
+_SEEDS_FOR_PROCESSES: Final = 20
 
 
 def run_paper(
@@ -51,9 +59,9 @@ def run_paper(
     comparisons = [compare(workload, policy) for workload in PaperWorkload for policy in Policy]
     cells = []
     total = len(models) * len(load_published().results)
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True) as progress, _mapped(num_seeds) as mapped:
         bar = progress.add_task(f"{total} cells, {num_seeds} runs each", total=total)
-        for cell in simulate_paper(num_seeds, models):
+        for cell in simulate_paper(num_seeds, models, mapped):
             cells.append(cell)
             progress.advance(bar)
     tables = [
@@ -80,6 +88,23 @@ def run_paper(
         "seconds": time.perf_counter() - began,
     }
     write_json(json_target, result)
+
+
+@contextmanager
+def _mapped(num_seeds: int) -> Iterator[Mapped]:
+    """Yield a ``map`` over all processors when there is enough to do."""
+    if num_seeds < _SEEDS_FOR_PROCESSES:
+        yield map
+        return
+    # Spawned, not forked: the progress bar is a thread. Ctrl-C is for this process alone.
+    ignored = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(
+        mp_context=get_context("spawn"), initializer=signal.signal, initargs=ignored
+    )
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def show_tables(console: Console, tables: Sequence[Table]) -> None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from planner.paper.errors import ErrorTerms
 from planner.paper.published import PaperWorkload, Policy, load_published
-from planner.paper.waiting import Cell, Model, waiting_by_request
+from planner.paper.waiting import Cell, Model, finished_records
 
 _COLORS: Final = {Policy.E2LLM: "tab:blue", Policy.ADAPTED_SPLITWISE: "tab:orange"}
 
@@ -72,19 +72,23 @@ def _draw_bars(folder: Path, workload: PaperWorkload, cells: Sequence[Cell]) -> 
 
 
 def _draw_requests(folder: Path, workload: PaperWorkload, errors: ErrorTerms, seed: int) -> Path:
-    """Draw the waiting time of each request in the order of finishing, a plot per period."""
+    """Draw waiting time and decode speed of each request in the order of finishing."""
     periods = load_published().periods_seconds
-    figure, axes = plt.subplots(1, len(periods), figsize=(14, 3.5), sharey=True)
-    for plot, period in zip(axes, periods, strict=True):
+    figure, axes = plt.subplots(2, len(periods), figsize=(14, 6.5), sharex=True, sharey="row")
+    for (waits, speeds), period in zip(axes.T, periods, strict=True):
         for policy in Policy:
             published = load_published().result(workload, period, policy)
-            waits = waiting_by_request(published, errors, seed)
-            plot.plot(waits, color=_COLORS[policy], label=str(policy))
-            plot.axhline(published.waiting.mean, color=_COLORS[policy], linestyle=":")
-        plot.set_title(f"T = {period:g} s")
-        plot.set_xlabel("finished request")
-    axes[0].set_ylabel("waiting time, s")
-    axes[0].legend()
+            records = finished_records(published, errors, seed)
+            color = _COLORS[policy]
+            waits.plot([r.waiting_seconds for r in records], color=color, label=str(policy))
+            waits.axhline(published.waiting.mean, color=color, linestyle=":")
+            speeds.plot([r.decode_speed for r in records], ".", color=color)
+            speeds.axhline(published.decode.mean, color=color, linestyle=":")
+        waits.set_title(f"T = {period:g} s")
+        speeds.set_xlabel("finished request")
+    axes[0][0].set_ylabel("waiting time, s")
+    axes[1][0].set_ylabel("decode speed, tokens/s")
+    axes[0][0].legend()
     title = f"{workload}, {Model.WITH_ERROR}, seed {seed}; dotted: published mean"
     return _save(figure, folder / f"requests-{workload}.png", title)
 

@@ -204,15 +204,21 @@ def compare(
     fog = fog or paper_fog(workload, reading)
     published = load_published().plan(workload, policy)
     found: Solution = enumerate_groupings(fog, Roles.SEPARATE, groupings(fog, policy))
-    literal = [Member(r.role, _as_published(fog, r)) for r in published.replicas]
     regrouped = [Member(r.role, _best_of(fog, r)) for r in published.replicas]
     return Comparison(
         published=published,
         best=_plan(fog, workload, policy, found.members),
         regrouped=_plan(fog, workload, policy, regrouped),
-        literal=_plan(fog, workload, policy, literal),
+        literal=printed_plan(fog, workload, policy),
         num_groupings=found.num_compared,
     )
+
+
+def printed_plan(fog: PaperFog, workload: PaperWorkload, policy: Policy) -> PaperPlan:
+    """Return the published groups, roles and splits with what they promise in a fog."""
+    replicas = load_published().plan(workload, policy).replicas
+    members = [Member(r.role, _as_published(fog, r)) for r in replicas]
+    return _plan(fog, workload, policy, members)
 
 
 def compare_groups(

@@ -21,12 +21,13 @@ import numpy as np
 
 from planner.paper.calibration import load_calibration
 from planner.paper.errors import IDEAL, ErrorTerms
-from planner.paper.plans import PaperPlan, PaperReplica, compare
+from planner.paper.plans import PaperPlan, PaperReplica, paper_fog, printed_plan
 from planner.paper.published import PaperWorkload, Policy, PublishedResult, load_published
 from planner.simulation import (
     Distribution,
     GroupRule,
     Network,
+    Record,
     Scenario,
     SimReplica,
     SimRequest,
@@ -111,11 +112,27 @@ class Cell:
         return low <= self.published.waiting.mean <= high
 
 
-def simulate_paper(num_seeds: int, models: Iterable[tuple[Model, ErrorTerms]]) -> Iterator[Cell]:
-    """Yield the sixteen cells of each model, workload by workload."""
-    for model, errors in models:
-        for result in load_published().results:
-            yield simulate_cell(result, model, errors, range(num_seeds))
+Work = tuple[PublishedResult, Model, ErrorTerms, Iterable[int]]
+"""The arguments of `simulate_cell`."""
+Mapped = Callable[[Callable[[Work], Cell], Iterable[Work]], Iterable[Cell]]
+"""As the built-in ``map``."""
+
+
+def simulate_paper(
+    num_seeds: int, models: Iterable[tuple[Model, ErrorTerms]], mapped: Mapped = map
+) -> Iterator[Cell]:
+    """Yield the sixteen cells of each model, workload by workload.
+
+    ``mapped`` spreads them over processes when it is the ``map`` of a pool.
+    """
+    seeds = range(num_seeds)
+    results = load_published().results
+    work = [(result, model, errors, seeds) for model, errors in models for result in results]
+    yield from mapped(_simulate, work)
+
+
+def _simulate(work: Work) -> Cell:
+    return simulate_cell(*work)
 
 
 def simulate_cell(
@@ -126,7 +143,7 @@ def simulate_cell(
     routing: Routing = ROUTING,
 ) -> Cell:
     """Return one cell: the published plan under ``errors``, once for each seed."""
-    runs = [simulate(cell_scenario(published, errors, seed, routing)).summary() for seed in seeds]
+    runs = [simulate(one).summary() for one in cell_scenarios(published, errors, seeds, routing)]
     return Cell(
         workload=published.workload,
         period_seconds=published.period_seconds,
@@ -142,10 +159,10 @@ def simulate_cell(
     )
 
 
-def waiting_by_request(published: PublishedResult, errors: ErrorTerms, seed: int) -> list[float]:
-    """Return the waiting times of one run in the order in which requests finish."""
-    records = simulate(cell_scenario(published, errors, seed)).records
-    return [r.waiting_seconds for r in sorted(records, key=lambda record: record.finish)]
+def finished_records(published: PublishedResult, errors: ErrorTerms, seed: int) -> list[Record]:
+    """Return the requests of one run in the order in which they finish."""
+    (scenario,) = cell_scenarios(published, errors, [seed])
+    return sorted(simulate(scenario).records, key=lambda record: record.finish)
 
 
 def paper_requests(
@@ -162,19 +179,24 @@ def paper_requests(
     )
 
 
-def cell_scenario(
-    published: PublishedResult, errors: ErrorTerms, seed: int, routing: Routing = ROUTING
-) -> Scenario:
-    """Return one run of a cell as a scenario."""
+def cell_scenarios(
+    published: PublishedResult,
+    errors: ErrorTerms,
+    seeds: Iterable[int],
+    routing: Routing = ROUTING,
+) -> Iterator[Scenario]:
+    """Yield the runs of a cell as scenarios, one for each seed."""
     calibration = load_calibration()
-    return Scenario(
-        replicas=sim_replicas(published_plan(published.workload, published.policy), errors),
-        requests=paper_requests(published.workload, published.period_seconds, seed),
-        routing=routing,
-        network=_network(),
-        kv_bytes_per_token=calibration.kv_bytes_per_token,
-        num_layers=calibration.model.num_layers,
-    )
+    replicas = sim_replicas(published_plan(published.workload, published.policy), errors)
+    for seed in seeds:
+        yield Scenario(
+            replicas=replicas,
+            requests=paper_requests(published.workload, published.period_seconds, seed),
+            routing=routing,
+            network=_network(),
+            kv_bytes_per_token=calibration.kv_bytes_per_token,
+            num_layers=calibration.model.num_layers,
+        )
 
 
 def sim_replicas(plan: PaperPlan, errors: ErrorTerms = IDEAL) -> tuple[SimReplica, ...]:
@@ -234,7 +256,7 @@ def _with_light_load(
 @cache
 def published_plan(workload: PaperWorkload, policy: Policy) -> PaperPlan:
     """Return a printed plan, literally, with the calibrated times of its stages."""
-    return compare(workload, policy).literal
+    return printed_plan(paper_fog(workload), workload, policy)
 
 
 @cache

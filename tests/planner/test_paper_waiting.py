@@ -19,12 +19,12 @@ from planner.paper.tables import (
 from planner.paper.waiting import (
     Cell,
     Model,
+    finished_records,
     paper_requests,
     published_plan,
     sim_replicas,
     simulate_cell,
     simulate_paper,
-    waiting_by_request,
 )
 
 PUBLISHED = load_published()
@@ -109,7 +109,7 @@ def test_light_load_changes_empty_slots_alone() -> None:
 def test_a_run_waits_for_prefill_and_transfer_at_least() -> None:
     result = PUBLISHED.result(PaperWorkload.EXTENDED, 3.0, Policy.E2LLM)
 
-    waits = waiting_by_request(result, IDEAL, seed=0)
+    waits = [r.waiting_seconds for r in finished_records(result, IDEAL, seed=0)]
 
     # The shortest of a hundred prompts at 470 tokens/s, with its KV cache over 920 Mbit/s.
     assert len(waits) == 100
