@@ -2,7 +2,7 @@
 
     python benchmarks/paper.py [--seeds 200]
 
-The same cells as ``e2llm simulate --paper``, as a page.
+The same cells as ``e2llm simulate --paper``, as a page, with its figures beside it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import platform
 import time
 from pathlib import Path
 
+from planner.paper.entries import evaluation
 from planner.paper.errors import IDEAL, load_errors
+from planner.paper.figures import draw_figures
 from planner.paper.plans import compare
 from planner.paper.published import PaperWorkload, Policy
-from planner.paper.report import CAVEAT, plan_entries
+from planner.paper.report import CAVEAT
 from planner.paper.tables import (
+    ASSUMPTIONS,
     CONTRADICTIONS,
-    cell_entries,
+    implied_table,
     plans_tables,
-    reduction_entries,
     reductions_table,
     results_tables,
     waiting_table,
@@ -39,7 +41,8 @@ def main() -> None:
 
     began = time.process_time()
     comparisons = [compare(workload, policy) for workload in PaperWorkload for policy in Policy]
-    models = ((Model.IDEAL, IDEAL), (Model.WITH_ERROR, load_errors()))
+    errors = load_errors()
+    models = ((Model.IDEAL, IDEAL), (Model.WITH_ERROR, errors))
     cells = list(simulate_paper(arguments.seeds, models))
     seconds = time.process_time() - began
     sections = [
@@ -47,9 +50,11 @@ def main() -> None:
         f"`python benchmarks/paper.py --seeds {arguments.seeds}`, {platform.machine()}, Python "
         f"{platform.python_version()}, {seconds:.0f} CPU seconds. {CAVEAT} `docs/paper.md` says "
         "what may be concluded.",
+        ASSUMPTIONS,
         "## Waiting times",
         *(waiting_table(cells, model).markdown() for model, _ in reversed(models)),
         reductions_table(cells).markdown(),
+        implied_table().markdown(),
         "Published cells that contradict each other:\n\n"
         + "\n".join(f"- {text}" for text in CONTRADICTIONS),
         "## Plans",
@@ -59,15 +64,9 @@ def main() -> None:
     ]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "paper.md").write_text("\n\n".join(sections) + "\n", "utf-8")
-    values = {
-        "plans": plan_entries(comparisons),
-        "cells": cell_entries(cells),
-        "reductions": reduction_entries(cells),
-        "contradictions": list(CONTRADICTIONS),
-        "seeds": arguments.seeds,
-        "cpu_seconds": seconds,
-    }
+    values = evaluation(comparisons, cells, errors) | {"cpu_seconds": seconds}
     (RESULTS / "paper.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+    draw_figures(RESULTS / "figures", cells, errors)
 
 
 if __name__ == "__main__":

@@ -33,11 +33,11 @@ from planner.paper import (
     load_calibration,
 )
 from planner.paper.calibration import CALIBRATION_FILE, Calibration, parse_calibration
+from planner.paper.entries import plan_entries
 from planner.paper.plans import fog_under
 from planner.paper.report import (
     CAVEAT,
     groups_table,
-    plan_entries,
     plans_table,
     readings_table,
     replicas_table,

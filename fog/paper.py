@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rich import box
 from rich.console import Console
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from planner.paper.tables import Table
     from planner.paper.waiting import Mapped
 
+# Columns whose words are not cut to make room.
+_WHOLE: Final = ("workload", "policy")
 # With fewer runs of each cell, starting processes takes longer than they save.
 _SEEDS_FOR_PROCESSES: Final = 20
 
@@ -36,15 +38,16 @@ def run_paper(
         OSError: The JSON file or a figure cannot be written.
     """
     # Imported here: numpy and the simulator take a moment that `e2llm --help` need not take.
+    from planner.paper.entries import evaluation
     from planner.paper.errors import IDEAL, load_errors
     from planner.paper.plans import compare
     from planner.paper.published import PaperWorkload, Policy, load_published
-    from planner.paper.report import CAVEAT, plan_entries
+    from planner.paper.report import CAVEAT
     from planner.paper.tables import (
+        ASSUMPTIONS,
         CONTRADICTIONS,
-        cell_entries,
+        implied_table,
         plans_tables,
-        reduction_entries,
         reductions_table,
         results_tables,
         waiting_table,
@@ -69,24 +72,19 @@ def run_paper(
         *results_tables(cells),
         *(waiting_table(cells, model) for model, _ in models),
         reductions_table(cells),
+        implied_table(),
     ]
     show_tables(console, tables)
     console.print("Published cells that contradict each other:", style="bold")
     for text in CONTRADICTIONS:
         console.print(f"- {text}", highlight=False)
-    console.print(f"\n{CAVEAT}", highlight=False)
+    console.print(f"\n{ASSUMPTIONS} {CAVEAT}", highlight=False)
     files = []
     if figures is not None:
         files = draw_figures(figures, cells, errors)
         console.print(f"Figures: {', '.join(str(file) for file in files)}", highlight=False)
-    result: dict[str, Any] = {
-        "plans": plan_entries(comparisons),
-        "cells": cell_entries(cells),
-        "reductions": reduction_entries(cells),
-        "contradictions": list(CONTRADICTIONS),
-        "seeds": num_seeds,
-        "seconds": time.perf_counter() - began,
-    }
+    result = evaluation(comparisons, cells, errors)
+    result["seconds"] = time.perf_counter() - began
     write_json(json_target, result)
 
 
@@ -114,7 +112,7 @@ def show_tables(console: Console, tables: Sequence[Table]) -> None:
             title=table.title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left"
         )
         for column in table.header:
-            shown.add_column(column)
+            shown.add_column(column, no_wrap=column in _WHOLE)
         for row in table.rows:
             shown.add_row(*row)
         console.print(shown)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from planner.paper.plans import Comparison, GroupComparison, PaperPlan, PaperReplica
 from planner.paper.published import Policy, PublishedReplica
@@ -105,26 +104,6 @@ def replicas_table(plans: Iterable[PaperPlan]) -> str:
     return table(header, rows)
 
 
-def plan_entries(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
-    """Return the plans as JSON values: the ``plans`` of ``e2llm simulate --paper --json``."""
-    return [
-        {
-            "workload": str(c.best.workload),
-            "policy": str(c.best.policy),
-            "prefill_speed_reading": str(c.best.reading),
-            "decoder_slots": c.best.decoder_slots,
-            "published_decoder_slots": c.published.decoder_slots,
-            "objective": c.best.objective_seconds,
-            "published_plan_objective": c.literal.objective_seconds,
-            "published_groups_objective": c.regrouped.objective_seconds,
-            "is_published_plan": c.is_published,
-            "rule_slack": c.best.rule_slack,
-            "replicas": [_replica_entry(replica) for replica in c.best.replicas],
-        }
-        for c in comparisons
-    ]
-
-
 def slack(plan: PaperPlan) -> str:
     """Return the slack of the Splitwise rule in words."""
     return f"{plan.rule_slack:+.1%}"
@@ -134,24 +113,6 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
-
-
-def _replica_entry(replica: PaperReplica) -> dict[str, Any]:
-    return {
-        "role": str(replica.role),
-        "slots": replica.slots,
-        "prefill_tokens_per_second": replica.prefill_tokens_per_second,
-        "decode_tokens_per_second": replica.decode_tokens_per_second,
-        "stages": [
-            {
-                "device": stage.device,
-                "blocks": stage.num_blocks,
-                "offloaded_ffns": stage.offloads,
-                "master": index == 0,
-            }
-            for index, stage in enumerate(replica.stages)
-        ],
-    }
 
 
 def _stages(replica: PaperReplica) -> str:

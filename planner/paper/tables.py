@@ -6,15 +6,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from planner.paper.implied import implied_request_seconds, implied_waiting_seconds
 from planner.paper.plans import Comparison
-from planner.paper.published import PaperWorkload, Policy, Published, load_published
+from planner.paper.published import PaperWorkload, Policy, load_published
 from planner.paper.published import Summary as PublishedSummary
 from planner.paper.report import table
-from planner.paper.waiting import NEAR, Cell, Model
+from planner.paper.waiting import ANSWER_CV, NEAR, PROMPT_CV, Cell, Model
 from planner.simulation import Distribution
 
 NEAR_POINTS: Final = 0.15
 """A reduction counts as near when it is off by at most so many points."""
+
+ASSUMPTIONS: Final = (
+    "Each run has 100 requests at a fixed period. Their lengths are drawn independently from "
+    f"lognormal distributions with the printed means and coefficients of variation of {PROMPT_CV} "
+    f"(prompts) and {ANSWER_CV} (answers), which are assumed: the paper prints means alone. A seed "
+    "has the same lengths for both policies and all periods."
+)
+"""What is drawn for a run."""
 
 CONTRADICTIONS: Final = (
     "Splitwise, extended, T = 2 and 3 s: under overload the mean wait of 100 requests is about "
@@ -87,45 +96,43 @@ def _lines(replicas: Iterable[Any]) -> list[tuple[str, str, str]]:
 
 
 def results_tables(cells: Sequence[Cell]) -> list[Table]:
-    """Return Tables VII and VIII, each with the published rows and ours."""
-    return [_results_table(workload, cells) for workload in PaperWorkload]
+    """Return Tables VII and VIII, one for each of their metrics, with our rows beside theirs."""
+    return [
+        _results_table(workload, metric, cells)
+        for workload in PaperWorkload
+        for metric in ("prefill", "decode", "waiting")
+    ]
 
 
-def _results_table(workload: PaperWorkload, cells: Sequence[Cell]) -> Table:
-    rows = []
+_FIVE: Final = (
+    "Each: mean/deviation/P50/P90/P99 over the requests of a run; ours is the mean of each over "
+    "the seeds."
+)
+
+
+def _results_table(workload: PaperWorkload, metric: str, cells: Sequence[Cell]) -> Table:
     of_workload = [cell for cell in cells if cell.workload is workload]
-    for key in dict.fromkeys((cell.period_seconds, cell.policy) for cell in of_workload):
-        group = [c for c in of_workload if (c.period_seconds, c.policy) == key]
-        published = group[0].published
-        for name, printed, digits in (
-            ("prefill, tokens/s", published.prefill, 1),
-            ("decode, tokens/s", published.decode, 1),
-            ("waiting, s", published.waiting, 1),
-        ):
-            rows.append(
-                (
-                    f"{key[0]:g}",
-                    str(key[1]),
-                    name,
-                    _five(printed, digits),
-                    *(_five(getattr(c, name.partition(",")[0]), digits) for c in group),
-                )
-            )
     models = list(dict.fromkeys(cell.model for cell in of_workload))
+    rows = []
+    for period, policy in dict.fromkeys((c.period_seconds, c.policy) for c in of_workload):
+        group = [c for c in of_workload if (c.period_seconds, c.policy) == (period, policy)]
+        printed = _five(getattr(group[0].published, metric))
+        rows.append(
+            (f"{period:g}", str(policy), printed, *(_five(getattr(c, metric)) for c in group))
+        )
+    number = "VII" if workload is PaperWorkload.EXTENDED else "VIII"
+    unit = "time, s" if metric == "waiting" else "speed, tokens/s"
     return Table(
-        title=f"Table {'VII' if workload is PaperWorkload.EXTENDED else 'VIII'}: {workload}",
-        header=("T, s", "policy", "metric", "published", *(f"ours, {model}" for model in models)),
+        title=f"Table {number}, {workload}: {metric} {unit}",
+        header=("T, s", "policy", "published", *(f"ours, {model}" for model in models)),
         rows=tuple(rows),
-        note=(
-            "Each: mean / deviation / P50 / P90 / P99 over the requests of a run; ours is the "
-            "mean of each over the seeds."
-        ),
+        note=_FIVE if metric == "waiting" else "",
     )
 
 
-def _five(values: Distribution | PublishedSummary, digits: int) -> str:
+def _five(values: Distribution | PublishedSummary) -> str:
     five = (values.mean, values.deviation, values.p50, values.p90, values.p99)
-    return " / ".join(f"{value:.{digits}f}" for value in five)
+    return "/".join(f"{value:.1f}" for value in five)
 
 
 def waiting_table(cells: Sequence[Cell], model: Model) -> Table:
@@ -176,6 +183,36 @@ def _nearness(cell: Cell) -> str:
     return "in range" if cell.is_inside else "no"
 
 
+def implied_table() -> Table:
+    """Return the waiting times that the printed speeds imply beside the printed ones."""
+    results = load_published().results
+    errors = [implied_waiting_seconds(one) / one.waiting.mean - 1 for one in results]
+    near = sum(abs(error) <= NEAR for error in errors)
+    return Table(
+        title="Mean waiting times that the printed speeds imply",
+        header=("workload", "T, s", "policy", "s per request", "implied", "published", "off by"),
+        rows=tuple(
+            (
+                str(one.workload),
+                f"{one.period_seconds:g}",
+                str(one.policy),
+                f"{implied_request_seconds(one):.2f}",
+                f"{implied_waiting_seconds(one):.1f}",
+                f"{one.waiting.mean:.1f}",
+                f"{error:+.0%}",
+            )
+            for one, error in zip(results, errors, strict=True)
+        ),
+        note=(
+            "Printed numbers alone, no simulation: seconds per request s = max(N_P / PS, N_D / "
+            "(slots DS)), wait = 49.5 (s - T), then prefill and KV transfer. "
+            f"{near} of {len(results)} are within {NEAR:.0%} of the printed wait. Where one is "
+            "not, the paper's numbers disagree with each other, and so does any model that "
+            "meets its speeds."
+        ),
+    )
+
+
 def reductions(cells: Sequence[Cell], model: Model) -> list[tuple[PaperWorkload, float, float]]:
     """Return for each workload and period what E2LLM saves of Splitwise's waiting, in shares."""
     seconds = {
@@ -217,56 +254,3 @@ def reductions_table(cells: Sequence[Cell]) -> Table:
         rows=tuple(rows),
         note=f"Of {len(rows)} cells within {NEAR_POINTS * 100:.0f} points: {counts}.",
     )
-
-
-# --- JSON ---------------------------------------------------------------------------------
-
-
-def cell_entries(cells: Iterable[Cell]) -> list[dict[str, Any]]:
-    """Return the cells as JSON values."""
-    return [_cell_entry(cell) for cell in cells]
-
-
-def _cell_entry(cell: Cell) -> dict[str, Any]:
-    low, high = cell.waiting_range
-    return {
-        "workload": str(cell.workload),
-        "period_s": cell.period_seconds,
-        "policy": str(cell.policy),
-        "model": str(cell.model),
-        "seeds": len(cell.runs),
-        "waiting_mean_s": cell.waiting_seconds,
-        "waiting_p5_s": low,
-        "waiting_p95_s": high,
-        "published_waiting_mean_s": cell.published.waiting.mean,
-        "is_within_25_percent": cell.is_near,
-        "is_within_p5_p95": cell.is_inside,
-        "end_to_end_mean_s": cell.end_to_end_seconds,
-        "share_under_7_tokens_per_s": cell.below_seven,
-        "prefill_tokens_per_s": _named(cell.prefill),
-        "decode_tokens_per_s": _named(cell.decode),
-        "waiting_s": _named(cell.waiting),
-        "published_prefill_tokens_per_s": _named(cell.published.prefill),
-        "published_decode_tokens_per_s": _named(cell.published.decode),
-        "published_waiting_s": _named(cell.published.waiting),
-    }
-
-
-def _named(values: Distribution | PublishedSummary) -> dict[str, float]:
-    return {name: getattr(values, name) for name in ("mean", "deviation", "p50", "p90", "p99")}
-
-
-def reduction_entries(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Return the reductions as JSON values."""
-    published: Published = load_published()
-    return [
-        {
-            "workload": str(workload),
-            "period_s": period,
-            "model": str(model),
-            "reduction": share,
-            "published_reduction": published.waiting_reduction(workload, period),
-        }
-        for model in dict.fromkeys(cell.model for cell in cells)
-        for workload, period, share in reductions(cells, model)
-    ]

@@ -26,8 +26,8 @@ from planner.paper import (
     paper_fog,
 )
 from planner.paper.calibration import CALIBRATION_FILE, parse_calibration
+from planner.paper.entries import plan_entries
 from planner.paper.plans import fog_under
-from planner.paper.report import plan_entries
 from planner.paper.splitwise import SplitwiseRule, rule_slack
 from planner.performance import Member
 from planner.sourced import UnsourcedNumberError

@@ -1,16 +1,21 @@
 """The paper's sixteen runs: what is simulated, what was fitted, and what comes out."""
 
+import json
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 
 import pytest
 
+from planner.paper.entries import evaluation
 from planner.paper.errors import ERRORS_FILE, IDEAL, ErrorTerms, load_errors
+from planner.paper.implied import implied_request_seconds, implied_waiting_seconds
+from planner.paper.plans import compare
 from planner.paper.published import PaperWorkload, Policy, load_published
 from planner.paper.tables import (
     NEAR_POINTS,
-    cell_entries,
+    implied_table,
     reductions,
     reductions_table,
     results_tables,
@@ -161,14 +166,63 @@ def test_a_perfect_plan_alone_does_not_explain_the_paper(cells: list[Cell]) -> N
     assert sum(cell.is_near for cell in ideal) < 9
 
 
-def test_tables_and_json_have_every_cell(cells: list[Cell]) -> None:
-    entries = cell_entries(cells)
+def test_json_has_the_fields_that_others_rely_on(cells: list[Cell]) -> None:
+    comparison = compare(PaperWorkload.CUSTOM, Policy.E2LLM)
 
-    assert len(entries) == 32
-    assert {entry["policy"] for entry in entries} == {"e2llm", "adapted-splitwise"}
+    found = json.loads(json.dumps(evaluation([comparison], cells, load_errors())))
+
+    (plan,) = found["plans"]
+    assert {
+        "workload",
+        "policy",
+        "decoder_slots",
+        "objective",
+        "published_plan_objective",
+        "replicas",
+    } <= set(plan)
+    assert found["seeds"] == 3
+    entries = found["cells"]
+    assert {(entry["workload"], entry["policy"]) for entry in entries} == {
+        (workload, policy)
+        for workload in ("extended", "custom")
+        for policy in ("e2llm", "adapted-splitwise")
+    }
+    assert {entry["period_s"] for entry in entries} == {0.5, 1.0, 2.0, 3.0}
     assert {entry["model"] for entry in entries} == {"ideal", "with-error"}
+    assert len(entries) == 32
     for entry in entries:
         assert entry["waiting_p5_s"] <= entry["waiting_mean_s"] <= entry["waiting_p95_s"]
-    assert all(len(table.rows) == 24 for table in results_tables(cells))
+        assert entry["published_waiting_mean_s"] > 0
+
+
+def test_tables_have_every_cell(cells: list[Cell]) -> None:
+    tables = results_tables(cells)
+
+    assert [table.title for table in tables[:3]] == [
+        "Table VII, extended: prefill speed, tokens/s",
+        "Table VII, extended: decode speed, tokens/s",
+        "Table VII, extended: waiting time, s",
+    ]
+    assert [len(table.rows) for table in tables] == [8] * 6
     assert len(waiting_table(cells, Model.IDEAL).rows) == 16
     assert len(reductions_table(cells).rows) == 8
+    assert len(implied_table().rows) == 16
+
+
+def test_overload_waits_for_the_backlog_that_printed_speeds_imply() -> None:
+    heavy = PUBLISHED.result(PaperWorkload.CUSTOM, 0.5, Policy.E2LLM)
+    light = PUBLISHED.result(PaperWorkload.EXTENDED, 3.0, Policy.E2LLM)
+
+    # 1004 tokens over 18 slots at 15.0 tokens/s; prefill at 693.6 tokens/s is faster.
+    assert implied_request_seconds(heavy) == pytest.approx(1004 / (18 * 15.0))
+    backlog = 49.5 * (1004 / 270 - 0.5)
+    assert implied_waiting_seconds(heavy) == pytest.approx(backlog + 2284 / 693.6 + 0.976, abs=0.01)
+    # No backlog: 576 tokens at 445.6 tokens/s, and 28 MB at 920 Mbit/s.
+    assert implied_waiting_seconds(light) == pytest.approx(576 / 445.6 + 0.246, abs=0.001)
+
+
+def test_cells_that_a_pool_simulates_are_the_same(cells: list[Cell]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        found = list(simulate_paper(3, [(Model.IDEAL, IDEAL)], pool.map))
+
+    assert found == cells[:16]
