@@ -1,6 +1,7 @@
 """Fit the error terms of the paper's replicas to its sixteen mean decode speeds.
 
     python benchmarks/paper_errors.py [--seeds 12] [--routers planned|measured] [--part fit|terms]
+                                      [--memory FILE]
 
 Looks for the five numbers of ``planner/paper/errors.toml`` by damped least squares (Levenberg and
 Marquardt) in logarithms, from each of `STARTS`. A residual is log(simulated / published) of one
@@ -8,15 +9,16 @@ of the sixteen mean decode speeds; waiting times, printed or simulated, are not 
 ``--part fit`` prints where each start ends, with the bound that no replica is faster than
 planned and without; ``--part terms`` how well each number is determined: the error with it moved
 by ten per cent, the others kept or fitted again, and the fit to other seeds. Seeded: it prints
-the same every time.
+the same every time. With ``--memory`` a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import exp, inf, log, sqrt
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,14 +53,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--routers", choices=("planned", "measured"), default="planned")
     parser.add_argument("--part", choices=("fit", "terms"), default="fit")
+    parser.add_argument("--memory", type=Path, help="file of what was simulated already")
     arguments = parser.parse_args()
     routing = replace(ROUTING, knows_speeds=arguments.routers == "measured")
-    speeds = Speeds(range(arguments.seeds), routing)
-    print(f"{arguments.seeds} seeds; routers know {arguments.routers} speeds.\n")
+    known = Memory(arguments.memory)
+    print(f"{arguments.seeds} seeds; routers know {arguments.routers} speeds.\n", flush=True)
     if arguments.part == "fit":
-        _print_starts(speeds)
+        _print_starts(Speeds(range(arguments.seeds), routing, known))
     else:
-        _print_terms(speeds, routing)
+        _print_terms(arguments.seeds, routing, known)
 
 
 def _print_starts(speeds: Speeds) -> None:
@@ -70,9 +73,10 @@ def _print_starts(speeds: Speeds) -> None:
     print(table(("bound", "start", " / ".join(NAMES), "error"), rows))
 
 
-def _print_terms(speeds: Speeds, routing: Routing) -> None:
+def _print_terms(num_seeds: int, routing: Routing, known: Memory) -> None:
+    speeds = Speeds(range(num_seeds), routing, known)
     best = min((fit(speeds, np.log(s), AS_PLANNED) for s in STARTS), key=lambda one: one.error)
-    print(f"Fit: {best.error:.4f} with {_numbers(best.terms)}.\n")
+    print(f"Fit: {best.error:.4f} with {_numbers(best.terms)}.\n", flush=True)
     rows = []
     for index, name in enumerate(NAMES):
         for factor in MOVES:
@@ -83,12 +87,11 @@ def _print_terms(speeds: Speeds, routing: Routing) -> None:
             value = f"{exp(moved[index]):.3f}"
             rows.append((name, value, f"{alone:.4f}", f"{again.error:.4f}", _numbers(again.terms)))
     header = ("term", "moved to", "error, others kept", "others fitted", " / ".join(NAMES))
-    print(table(header, rows))
-    size = len(speeds.seeds)
+    print(table(header, rows), flush=True)
     others = []
     for number in range(1, 4):
-        seeds = range(number * size, (number + 1) * size)
-        found = fit(Speeds(seeds, routing), best.logarithms, AS_PLANNED)
+        seeds = range(number * num_seeds, (number + 1) * num_seeds)
+        found = fit(Speeds(seeds, routing, known), best.logarithms, AS_PLANNED)
         others.append((f"{seeds[0]} to {seeds[-1]}", _numbers(found.terms), f"{found.error:.4f}"))
     print("\n" + table(("seeds", " / ".join(NAMES), "error"), others))
 
@@ -160,13 +163,34 @@ def _error(residuals: Vector) -> float:
     return sqrt(float(residuals @ residuals) / len(residuals))
 
 
-class Speeds:
-    """Simulated decode speeds beside the published ones; what was simulated is remembered."""
+class Memory:
+    """Mean decode speeds by what was simulated, kept in a file when there is one."""
 
-    def __init__(self, seeds: range, routing: Routing) -> None:
-        self.seeds = seeds
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._speeds: dict[str, float] = {}
+        if path is not None and path.exists():
+            for line in path.read_text("utf-8").splitlines():
+                key, _, value = line.rpartition(" ")
+                self._speeds[key] = float(value)
+
+    def get(self, key: str, simulated: Callable[[], float]) -> float:
+        """Return what is known, or what is simulated now."""
+        if key not in self._speeds:
+            self._speeds[key] = simulated()
+            if self._path is not None:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(f"{key} {self._speeds[key]!r}\n")
+        return self._speeds[key]
+
+
+class Speeds:
+    """Simulated decode speeds beside the published ones."""
+
+    def __init__(self, seeds: range, routing: Routing, known: Memory) -> None:
+        self._seeds = seeds
         self._routing = routing
-        self._known: dict[tuple[object, ...], float] = {}
+        self._known = known
 
     def residuals(self, logarithms: Vector) -> Vector:
         """Return log(simulated / published) of the sixteen mean decode speeds."""
@@ -178,15 +202,17 @@ class Speeds:
         return np.array([log(self._speed(one, errors) / one.decode.mean) for one in published])
 
     def _speed(self, published: PublishedResult, errors: ErrorTerms) -> float:
+        def simulated() -> float:
+            model = Model.WITH_ERROR
+            return simulate_cell(published, model, errors, self._seeds, self._routing).decode.mean
+
         replicas = published_plan(published.workload, published.policy).replicas
         # Nothing else of the terms matters to a cell.
-        speeds = tuple(errors.speed(published.workload, replica) for replica in replicas)
-        cell_of = published.workload, published.policy, published.period_seconds
-        key = (*cell_of, speeds, errors.light_load)
-        if key not in self._known:
-            cell = simulate_cell(published, Model.WITH_ERROR, errors, self.seeds, self._routing)
-            self._known[key] = cell.decode.mean
-        return self._known[key]
+        speeds = [errors.speed(published.workload, replica) for replica in replicas]
+        cell_of = f"{published.workload}/{published.policy}/{published.period_seconds}"
+        routers = "measured" if self._routing.knows_speeds else "planned"
+        key = f"{cell_of} {routers} {self._seeds} {speeds} {errors.light_load}"
+        return self._known.get(key, simulated)
 
 
 if __name__ == "__main__":
