@@ -5,7 +5,8 @@
 
 Looks for the five numbers of ``planner/paper/errors.toml`` by damped least squares (Levenberg and
 Marquardt) in logarithms, from each of `STARTS`. A residual is log(simulated / published) of one
-of the sixteen mean decode speeds; waiting times, printed or simulated, are not looked at.
+of the sixteen mean decode speeds; waiting times, printed or simulated, are not looked at until the
+terms are fixed. How many of them are then near the printed ones is shown beside the terms.
 ``--part fit`` prints where each start ends, with the bound that no replica is faster than
 planned and without; ``--part terms`` how well each number is determined: the error with it moved
 by ten per cent, the others kept or fitted again, and the fit to other seeds. Seeded: it prints
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import exp, inf, log, sqrt
 from pathlib import Path
 
@@ -24,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.paper.errors import ErrorTerms
-from planner.paper.published import PaperWorkload, PublishedResult, load_published
+from planner.paper.published import PaperWorkload, Policy, PublishedResult, load_published
 from planner.paper.report import table
-from planner.paper.waiting import ROUTING, Model, published_plan, simulate_cell
+from planner.paper.tables import NEAR_POINTS
+from planner.paper.waiting import NEAR, ROUTING, Cell, Model, published_plan, simulate_cell
 from planner.simulation.routing import Routing
 
 NAMES = ("extended", "custom", "three_devices", "offload_majority", "light_load")
@@ -38,6 +41,7 @@ STARTS = (
 )
 AS_PLANNED = 0.0
 """Logarithm of a replica that is as fast as planned."""
+COLUMNS = (" / ".join(NAMES), "error", "waits within 25 %", "reductions within 15 points")
 MOVES = (0.9, 1.1)
 # Of the finite differences; smaller ones measure single requests that change their replica.
 DIFFERENCE = 0.05
@@ -66,11 +70,13 @@ def main() -> None:
 
 def _print_starts(speeds: Speeds) -> None:
     rows = []
-    for most, bound in ((AS_PLANNED, "at most 1"), (inf, "none")):
-        for start in STARTS:
-            found = fit(speeds, np.log(start), most)
-            rows.append((bound, _numbers(start), _numbers(found.terms), f"{found.error:.4f}"))
-    print(table(("bound", "start", " / ".join(NAMES), "error"), rows))
+    fits = [fit(speeds, np.log(start), AS_PLANNED) for start in STARTS]
+    for start, found in zip(STARTS, fits, strict=True):
+        rows.append(("at most 1", _numbers(start), *_columns(speeds, found)))
+    best = min(fits, key=lambda one: one.error)
+    free = fit(speeds, best.logarithms, inf)
+    rows.append(("none", "the best of these", *_columns(speeds, free)))
+    print(table(("bound", "start", *COLUMNS), rows))
 
 
 def _print_terms(num_seeds: int, routing: Routing, known: Memory) -> None:
@@ -83,17 +89,22 @@ def _print_terms(num_seeds: int, routing: Routing, known: Memory) -> None:
             moved = best.logarithms.copy()
             moved[index] += log(factor)
             again = fit(speeds, moved, AS_PLANNED, fixed=index)
-            alone = _error(speeds.residuals(moved))
-            value = f"{exp(moved[index]):.3f}"
-            rows.append((name, value, f"{alone:.4f}", f"{again.error:.4f}", _numbers(again.terms)))
-    header = ("term", "moved to", "error, others kept", "others fitted", " / ".join(NAMES))
-    print(table(header, rows), flush=True)
+            alone = f"{_error(speeds.residuals(moved)):.4f}"
+            rows.append((name, f"{exp(moved[index]):.3f}", alone, *_columns(speeds, again)))
+    print(table(("term", "moved to", "error, others kept", *COLUMNS), rows), flush=True)
     others = []
     for number in range(1, 4):
         seeds = range(number * num_seeds, (number + 1) * num_seeds)
-        found = fit(Speeds(seeds, routing, known), best.logarithms, AS_PLANNED)
-        others.append((f"{seeds[0]} to {seeds[-1]}", _numbers(found.terms), f"{found.error:.4f}"))
-    print("\n" + table(("seeds", " / ".join(NAMES), "error"), others))
+        other = Speeds(seeds, routing, known)
+        found = fit(other, best.logarithms, AS_PLANNED)
+        others.append((f"{seeds[0]} to {seeds[-1]}", *_columns(other, found)))
+    print("\n" + table(("seeds", *COLUMNS), others))
+
+
+def _columns(speeds: Speeds, found: Fit) -> tuple[str, ...]:
+    """Return what `COLUMNS` names."""
+    cells, reductions = speeds.num_near(found.logarithms)
+    return _numbers(found.terms), f"{found.error:.4f}", f"{cells} of 16", f"{reductions} of 8"
 
 
 def _numbers(terms: Sequence[float]) -> str:
@@ -164,28 +175,29 @@ def _error(residuals: Vector) -> float:
 
 
 class Memory:
-    """Mean decode speeds by what was simulated, kept in a file when there is one."""
+    """(decode speed, waiting time) by what was simulated, kept in a file when there is one."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._speeds: dict[str, float] = {}
+        self._known: dict[str, tuple[float, float]] = {}
         if path is not None and path.exists():
             for line in path.read_text("utf-8").splitlines():
-                key, _, value = line.rpartition(" ")
-                self._speeds[key] = float(value)
+                key, speed, wait = line.rsplit(" ", 2)
+                self._known[key] = float(speed), float(wait)
 
-    def get(self, key: str, simulated: Callable[[], float]) -> float:
+    def get(self, key: str, simulated: Callable[[], Cell]) -> tuple[float, float]:
         """Return what is known, or what is simulated now."""
-        if key not in self._speeds:
-            self._speeds[key] = simulated()
+        if key not in self._known:
+            cell = simulated()
+            speed, wait = self._known[key] = cell.decode.mean, cell.waiting_seconds
             if self._path is not None:
                 with self._path.open("a", encoding="utf-8") as file:
-                    file.write(f"{key} {self._speeds[key]!r}\n")
-        return self._speeds[key]
+                    file.write(f"{key} {speed!r} {wait!r}\n")
+        return self._known[key]
 
 
 class Speeds:
-    """Simulated decode speeds beside the published ones."""
+    """Simulated cells beside the published ones."""
 
     def __init__(self, seeds: range, routing: Routing, known: Memory) -> None:
         self._seeds = seeds
@@ -194,17 +206,25 @@ class Speeds:
 
     def residuals(self, logarithms: Vector) -> Vector:
         """Return log(simulated / published) of the sixteen mean decode speeds."""
-        extended, custom, three, offload, light = (exp(value) for value in logarithms)
-        errors = ErrorTerms(
-            {PaperWorkload.EXTENDED: extended, PaperWorkload.CUSTOM: custom}, three, offload, light
-        )
         published = load_published().results
-        return np.array([log(self._speed(one, errors) / one.decode.mean) for one in published])
+        found = [self._cell(one, _terms(logarithms))[0] for one in published]
+        return np.log(np.array(found) / [one.decode.mean for one in published])
 
-    def _speed(self, published: PublishedResult, errors: ErrorTerms) -> float:
-        def simulated() -> float:
-            model = Model.WITH_ERROR
-            return simulate_cell(published, model, errors, self._seeds, self._routing).decode.mean
+    def num_near(self, logarithms: Vector) -> tuple[int, int]:
+        """Return how many waiting times and reductions are near the printed ones."""
+        published = load_published()
+        waits = {one: self._cell(one, _terms(logarithms))[1] for one in published.results}
+        num_cells = sum(abs(wait / one.waiting.mean - 1) <= NEAR for one, wait in waits.items())
+        num_reductions = 0
+        for workload, period in product(PaperWorkload, published.periods_seconds):
+            ours, theirs = (waits[published.result(workload, period, p)] for p in Policy)
+            off = 1 - ours / theirs - published.waiting_reduction(workload, period)
+            num_reductions += abs(off) <= NEAR_POINTS
+        return num_cells, num_reductions
+
+    def _cell(self, published: PublishedResult, errors: ErrorTerms) -> tuple[float, float]:
+        def simulated() -> Cell:
+            return simulate_cell(published, Model.WITH_ERROR, errors, self._seeds, self._routing)
 
         replicas = published_plan(published.workload, published.policy).replicas
         # Nothing else of the terms matters to a cell.
@@ -213,6 +233,12 @@ class Speeds:
         routers = "measured" if self._routing.knows_speeds else "planned"
         key = f"{cell_of} {routers} {self._seeds} {speeds} {errors.light_load}"
         return self._known.get(key, simulated)
+
+
+def _terms(logarithms: Vector) -> ErrorTerms:
+    extended, custom, three, offload, light = (exp(value) for value in logarithms)
+    speeds = {PaperWorkload.EXTENDED: extended, PaperWorkload.CUSTOM: custom}
+    return ErrorTerms(speeds, three, offload, light)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,26 @@ def test_a_saturated_replica_delivers_the_rate_of_its_slots(slots: int) -> None:
     assert busy["d"] == pytest.approx(1.0)
 
 
+def test_a_faster_stage_of_a_ring_is_busy_for_its_share_of_the_slowest_ones_turns() -> None:
+    ring = replica(
+        "d",
+        Role.DECODE,
+        stage("fast", base=0.01, row=0.0),
+        stage("slow", base=0.04, row=0.0),
+        slots=2,
+        groups=GroupRule.MICRO_BATCHES,
+    )
+
+    result = run([replica("p", Role.PREFILL, stage("a")), ring], at(*[0.0] * 100, answer=101))
+
+    # Two groups of one row go round at once: a round is two turns of the slow stage.
+    made = 100 * 100
+    assert made / result.duration_seconds == pytest.approx(2 / 0.08, rel=1e-3)
+    busy = {use.device: use.utilisation for use in result.stages}
+    assert busy["slow"] == pytest.approx(1.0, rel=1e-3)
+    assert busy["fast"] == pytest.approx(0.25, rel=1e-3)
+
+
 def test_queueing_for_prefill_follows_the_formula_of_an_m_d_1_queue() -> None:
     rng = np.random.default_rng(7)
     load, service = 0.7, 0.5
