@@ -1,6 +1,6 @@
 """Do the plans that the E2LLM paper prints come out of our planner?
 
-    python benchmarks/paper_plans.py [--seeds 20] [--profiles 40] [--json FILE]
+    python benchmarks/paper_plans.py [--seeds 20] [--profiles 40] [--part plans|evolution|profiles]
 
 Plans the paper's seven devices and two workloads exactly (all groupings, all roles) and with
 the genetic algorithm, under the calibrated profile, and prints our plans beside the published
@@ -12,7 +12,6 @@ concluded from it.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import random
 import statistics
@@ -33,7 +32,6 @@ from planner.paper import (
     load_calibration,
 )
 from planner.paper.calibration import CALIBRATION_FILE, Calibration, parse_calibration
-from planner.paper.entries import plan_entries
 from planner.paper.plans import fog_under
 from planner.paper.report import (
     CAVEAT,
@@ -45,6 +43,7 @@ from planner.paper.report import (
 )
 
 ROOT = Path(__file__).parent.parent
+PARTS = ("plans", "evolution", "profiles")
 SPREADS = (0.02, 0.05, 0.1)
 PAIRS = [(workload, policy) for workload in PaperWorkload for policy in Policy]
 
@@ -54,27 +53,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, default=20, help="runs of the genetic algorithm")
     parser.add_argument("--profiles", type=int, default=40, help="changed profiles per spread")
-    parser.add_argument("--json", type=Path, help="write the plans here as well")
+    parser.add_argument("--part", choices=PARTS, help="only this part")
     arguments = parser.parse_args()
 
+    print(
+        f"# The paper's plans\n\nCommit {_commit()}, {platform.machine()}, {_python()}.\n\n{CAVEAT}"
+    )
+    if arguments.part in (None, "plans"):
+        _print_plans()
+    if arguments.part in (None, "evolution"):
+        title = f"Genetic algorithm, {arguments.seeds} seeds"
+        print(f"\n## {title}\n\n{_evolution(arguments.seeds)}", flush=True)
+    if arguments.part in (None, "profiles"):
+        title = f"{arguments.profiles} profiles with every fitted number changed at random"
+        print(f"\n## {title}\n\n{_sensitivity(arguments.profiles)}")
+
+
+def _print_plans() -> None:
     comparisons = [compare(workload, policy) for workload, policy in PAIRS]
     sources = [number.source for number in load_calibration().numbers]
     counts = ", ".join(f"{sources.count(s)} {s}" for s in sorted(set(sources)))
     readings = [best_plan(w, p, reading) for w, p in PAIRS for reading in Reading]
     sections = [
-        f"# The paper's plans\n\nCommit {_commit()}, {platform.machine()}, Python "
-        f"{platform.python_version()}. Numbers of the calibration: {counts}.\n\n{CAVEAT}",
+        f"\nNumbers of the calibration: {counts}.",
         f"## Decode groups\n\n{groups_table(compare_groups())}",
         f"## Plans\n\n{plans_table(comparisons)}",
         f"### Replicas of the optima\n\n{replicas_table(c.best for c in comparisons)}",
         f"## Readings of prefill speed\n\n{readings_table(readings)}",
-        f"## Genetic algorithm, {arguments.seeds} seeds\n\n{_evolution(arguments.seeds)}",
-        f"## {arguments.profiles} profiles with every fitted number changed at random\n\n"
-        f"{_sensitivity(arguments.profiles)}",
     ]
-    print("\n\n".join(sections))
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"plans": plan_entries(comparisons)}, indent=2) + "\n")
+    print("\n\n".join(sections), flush=True)
 
 
 def _evolution(num_seeds: int) -> str:
@@ -150,6 +157,10 @@ def _changed(rng: random.Random, spread: float) -> Calibration:
             if isinstance(number, dict) and number["source"] == "fitted":
                 number["value"] *= 1 + rng.uniform(-spread, spread)
     return parse_calibration(document, "changed")
+
+
+def _python() -> str:
+    return f"Python {platform.python_version()}"
 
 
 def _commit() -> str:
