@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from broker.model_config import ModelConfig, Rope, UnsupportedModelError, parse_config
 from broker.plan import LayerRange
 from broker.work import ITEMSIZE
 
 __all__ = [
+    "INT4_GROUP",
+    "KV_FORMATS",
+    "WEIGHT_FORMATS",
     "ModelConfig",
     "Rope",
     "TensorSpec",
@@ -26,11 +29,23 @@ __all__ = [
     "embedding_tensors",
     "head_bytes",
     "head_tensors",
+    "is_integer",
     "kv_bytes_per_token",
+    "matrix_format",
     "parse_config",
+    "shared_bytes",
     "stage_bytes",
     "stage_tensor_names",
 ]
+
+WEIGHT_FORMATS: Final = ("float32", "bfloat16", "int8", "int4")
+"""How nodes can hold weights."""
+
+KV_FORMATS: Final = ("float32", "bfloat16")
+"""Element types of the KV cache."""
+
+INT4_GROUP: Final = 128
+"""Columns that share a step in int4; a matrix of another number of columns is held in int8."""
 
 
 class TensorSpec(NamedTuple):
@@ -118,36 +133,72 @@ def block_bytes(config: ModelConfig, weights: str) -> int:
 
 def embedding_bytes(config: ModelConfig, weights: str) -> int:
     """Return the bytes of the embedding matrix."""
-    return _bytes(embedding_tensors(config), weights)
+    return _bytes(embedding_tensors(config), _outer_format(weights))
 
 
 def head_bytes(config: ModelConfig, weights: str) -> int:
     """Return the bytes of final norm and head; a tied head counts its own matrix."""
-    return _bytes(head_tensors(config), weights)
+    return _bytes(head_tensors(config), _outer_format(weights))
+
+
+def shared_bytes(config: ModelConfig, weights: str) -> int:
+    """Return what a stage with both ends holds once instead of twice: a tied matrix.
+
+    In whole numbers it is held twice: packed for products in the head, by rows for look-ups.
+    """
+    is_shared = config.tie_word_embeddings and not is_integer(weights)
+    return embedding_bytes(config, weights) if is_shared else 0
 
 
 def stage_bytes(
     config: ModelConfig, weights: str, num_layers: int, *, embedding: bool, head: bool
 ) -> int:
-    """Return the weight bytes of a stage; a tied matrix is held once when it has both ends."""
+    """Return the weight bytes of a stage; a tied matrix counts as `shared_bytes` says."""
     total = num_layers * block_bytes(config, weights)
     total += embedding_bytes(config, weights) if embedding else 0
     total += head_bytes(config, weights) if head else 0
-    if embedding and head and config.tie_word_embeddings:
-        total -= embedding_bytes(config, weights)
-    return total
+    return total - (shared_bytes(config, weights) if embedding and head else 0)
 
 
 def kv_bytes_per_token(config: ModelConfig, kv_format: str, num_layers: int) -> int:
     """Return the KV bytes of one position in ``num_layers`` layers."""
-    return 2 * config.num_kv_heads * config.head_dim * num_layers * _itemsize(kv_format)
+    if kv_format not in KV_FORMATS:
+        raise _unknown_format(kv_format, KV_FORMATS)
+    item_bytes = ITEMSIZE[kv_format]
+    return 2 * config.num_kv_heads * config.head_dim * num_layers * item_bytes
+
+
+def is_integer(weights: str) -> bool:
+    """Whether matrices are held in whole numbers: int8 or int4."""
+    if weights not in WEIGHT_FORMATS:
+        raise _unknown_format(weights, WEIGHT_FORMATS)
+    return weights in ("int8", "int4")
+
+
+def matrix_format(weights: str, columns: int) -> str:
+    """Return how a block's matrix with so many columns is held."""
+    return "int8" if weights == "int4" and columns % INT4_GROUP else weights
+
+
+def _outer_format(weights: str) -> str:
+    # Four bits in the head change the most likely token more often than anywhere else.
+    return "int8" if weights == "int4" else weights
 
 
 def _bytes(specs: Mapping[str, TensorSpec], weights: str) -> int:
-    return _itemsize(weights) * sum(prod(spec.shape) for spec in specs.values())
+    return sum(_tensor_bytes(spec.shape, weights) for spec in specs.values())
 
 
-def _itemsize(name: str) -> int:
-    if name not in ("float32", "bfloat16"):
-        raise UnsupportedModelError(f"format {name!r} is unknown; use float32 or bfloat16")
-    return ITEMSIZE[name]
+def _tensor_bytes(shape: tuple[int, ...], weights: str) -> int:
+    if not is_integer(weights):
+        return ITEMSIZE[weights] * prod(shape)
+    if len(shape) == 1:  # norms and biases
+        return ITEMSIZE["float32"] * prod(shape)
+    rows, columns = shape
+    if matrix_format(weights, columns) == "int8":
+        return rows * (columns + ITEMSIZE["float32"])
+    return rows * (columns // 2 + 2 * ITEMSIZE["bfloat16"] * columns // INT4_GROUP)
+
+
+def _unknown_format(name: str, known: tuple[str, ...]) -> UnsupportedModelError:
+    return UnsupportedModelError(f"format {name!r} is unknown; use {', '.join(known)}")

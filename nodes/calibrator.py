@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-from broker.architecture import UnsupportedModelError, parse_config
+from broker.architecture import UnsupportedModelError, is_integer, parse_config
 from broker.control import ModelManifest
 from nodes.calibration import Calibration
 from nodes.hardware import cpu_quota_cores, describe_hardware, software_version
+from nodes.kernels import choose_int8_kernel
 from nodes.measure import measure
-from nodes.profiles import CalibrationCache, calibration_key
+from nodes.profiles import MeasurementCache, calibration_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class Calibrator:
         # Part of the cache's key: with another limit the same processor is another device.
         limit = f", at most {quota:g} cores" if quota is not None else ""
         self.hardware = f"{describe_hardware()}{limit}, torch {torch.__version__}"
-        self._cache = CalibrationCache(cache_folder)
+        self._folder = cache_folder
+        self._cache = MeasurementCache(cache_folder, Calibration)
         self._threads = threads
 
     def start(self, manifest: ModelManifest) -> None:
@@ -71,6 +73,8 @@ class Calibrator:
         key = calibration_key(
             config, weights, kv_format, self.hardware, self._threads, software_version()
         )
+        # Before, since both take the same lock.
+        kernel = choose_int8_kernel(self._folder, self._threads) if is_integer(weights) else None
         return self._cache.get_or_measure(
-            key, lambda: measure(config, weights, kv_format, threads=self._threads)
+            key, lambda: measure(config, weights, kv_format, threads=self._threads, kernel=kernel)
         )

@@ -15,11 +15,15 @@ import torch
 import torch.nn.functional as F
 
 from broker.architecture import ModelConfig, Rope
+from nodes.packed import Linear
+
+_UNSHARED: Final = 32768  # elements that torch computes in one thread
+_VECTOR: Final = 64  # a multiple of what torch's vector loops take at a time
 
 
 @dataclass(frozen=True, slots=True)
 class BlockWeights:
-    """One block's tensors; projections that share their input are one matrix.
+    """One block's weights; projections that share their input are one matrix.
 
     Attributes:
         qkv: ((num_heads + 2 * num_kv_heads) * head_dim, hidden); rows of q, then k, then v.
@@ -27,17 +31,13 @@ class BlockWeights:
     """
 
     input_norm: torch.Tensor
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None
+    qkv: Linear
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
-    output: torch.Tensor
-    output_bias: torch.Tensor | None
+    output: Linear
     post_attention_norm: torch.Tensor
-    gate_up: torch.Tensor
-    gate_up_bias: torch.Tensor | None
-    down: torch.Tensor
-    down_bias: torch.Tensor | None
+    gate_up: Linear
+    down: Linear
 
 
 class RotaryTable:
@@ -109,7 +109,7 @@ class Block:
         """Return rotated queries (n, heads, head_dim), rotated keys and values of all rows."""
         config, weights = self._config, self._weights
         x = F.rms_norm(hidden, (config.hidden_size,), weights.input_norm, config.rms_norm_eps)
-        qkv = F.linear(x, weights.qkv, weights.qkv_bias).view(len(x), -1, config.head_dim)
+        qkv = weights.qkv(x).view(len(x), -1, config.head_dim)
         qk, v = torch.split(qkv, [config.num_heads + config.num_kv_heads, config.num_kv_heads], 1)
         if weights.q_norm is not None and weights.k_norm is not None:
             q, k = qk[:, : config.num_heads], qk[:, config.num_heads :]
@@ -122,12 +122,24 @@ class Block:
     def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Return the block's output from its input and the attention's (n, heads * head_dim)."""
         config, weights = self._config, self._weights
-        hidden = hidden + F.linear(attended, weights.output, weights.output_bias)
+        hidden = hidden + weights.output(attended)
         x = F.rms_norm(
             hidden, (config.hidden_size,), weights.post_attention_norm, config.rms_norm_eps
         )
-        gate, up = F.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, -1)
-        return hidden + F.linear(F.silu(gate) * up, weights.down, weights.down_bias)
+        gate, up = weights.gate_up(x).chunk(2, -1)
+        return hidden + weights.down(_silu(gate) * up)
+
+
+def _silu(x: torch.Tensor) -> torch.Tensor:
+    """Return silu of each row, in the same bits however many rows there are.
+
+    torch shares long arrays out to threads in equal parts, and the end of a part that does
+    not fill a vector is computed by another exponential. Parts below are never shared out.
+    """
+    rows, columns = x.shape
+    if rows * columns <= _UNSHARED or columns % (_VECTOR * torch.get_num_threads()) == 0:
+        return F.silu(x)
+    return torch.cat([F.silu(part) for part in torch.split(x, max(1, _UNSHARED // columns))])
 
 
 def _rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

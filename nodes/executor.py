@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from broker.architecture import ModelConfig
+from broker.architecture import KV_FORMATS, ModelConfig
 from broker.codec import Buffer
 from broker.plan import LayerRange
 from broker.work import RequestKey, TensorMeta
@@ -53,8 +53,9 @@ class StageExecutor:
     ) -> None:
         if layers.end > config.num_layers:
             raise ValueError(f"layers {layers} of a model with {config.num_layers}")
-        if kv_format not in DTYPES:
-            raise ValueError(f"KV format {kv_format!r} is unknown; use one of {', '.join(DTYPES)}")
+        if kv_format not in KV_FORMATS:
+            known = ", ".join(KV_FORMATS)
+            raise ValueError(f"KV format {kv_format!r} is unknown; use one of {known}")
         self.config, self.layers = config, layers
         self.embedding, self.head = embedding, head
         self.chunk_tokens = chunk_tokens
@@ -122,7 +123,7 @@ class StageExecutor:
                     f"token id {token_id} is outside the vocabulary of {self.config.vocab_size}"
                 )
         ids = torch.tensor(token_ids, dtype=torch.long, device=self._device)
-        return F.embedding(ids, self._embedding)
+        return self._embedding(ids)
 
     @torch.inference_mode()
     def prefill(self, key: RequestKey, hidden: torch.Tensor, start_position: int) -> torch.Tensor:
@@ -213,7 +214,7 @@ class StageExecutor:
         x = F.rms_norm(
             hidden, (self.config.hidden_size,), self._head.norm, self.config.rms_norm_eps
         )
-        return F.linear(x, self._head.matrix).to("cpu", torch.float32)
+        return self._head.linear(x).to("cpu", torch.float32)
 
     # --- KV transfer ------------------------------------------------------------------
 

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 
-from broker.architecture import ModelConfig, parse_config, stage_tensor_names
+from broker.architecture import ModelConfig, is_integer, parse_config, stage_tensor_names
 from broker.control import ModelManifest
 from broker.plan import LayerRange
 from nodes.checkpoint import Progress, TensorSource
 from nodes.executor import StageExecutor
+from nodes.kernels import Int8Kernel, choose_int8_kernel
 from nodes.weights import LayerWeights
 
 logger = logging.getLogger(__name__)
@@ -192,7 +193,10 @@ class Loader:
     def _model(self, order: LoadOrder) -> _Model:
         key = order.wanted[0].weights_key
         if key not in self._models:
-            self._models[key] = _Model(parse_config(order.manifest.config), key[1])
+            kernel = None
+            if is_integer(key[1]):
+                kernel = choose_int8_kernel(self._cache_folder, self._threads)
+            self._models[key] = _Model(parse_config(order.manifest.config), key[1], kernel)
         return self._models[key]
 
     def _source(self, order: LoadOrder, source: _CurrentSource) -> TensorSource:
@@ -255,9 +259,9 @@ class _CurrentSource:
 class _Model:
     """The weights of one model in one format."""
 
-    def __init__(self, config: ModelConfig, weights: str) -> None:
+    def __init__(self, config: ModelConfig, weights: str, kernel: Int8Kernel | None) -> None:
         self.source = _CurrentSource()
-        self.weights = LayerWeights(config, self.source, weights)
+        self.weights = LayerWeights(config, self.source, weights, kernel=kernel)
         self._config = config
 
     def tensor_names(self, spec: StageSpec) -> list[str]:

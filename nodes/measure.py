@@ -32,6 +32,7 @@ from broker.work import RequestKey, Sampling
 from nodes.calibration import Calibration
 from nodes.executor import StageExecutor
 from nodes.hardware import cpu_quota_cores
+from nodes.kernels import Int8Kernel
 from nodes.sampler import choose
 from nodes.selftest import check_rows
 from nodes.weights import LayerWeights
@@ -113,6 +114,7 @@ def measure(
     *,
     threads: int = 1,
     budget_seconds: float = 1.0,
+    kernel: Int8Kernel | None = None,
 ) -> Calibration:
     """Return the times of each part of ``config`` on this device.
 
@@ -123,6 +125,7 @@ def measure(
         threads: Threads that torch uses.
         budget_seconds: After this, larger batches and prompts are left out; the first two of
             each are always measured.
+        kernel: Multiplies int8 weights; None: any that is exact.
 
     Raises:
         DependentRowsError: A kernel's rows depend on their neighbours.
@@ -133,7 +136,7 @@ def measure(
     # Embedding and head are linear in the vocabulary, so a piece of it tells the whole.
     rows = max(256, _MATRIX_BYTES * config.vocab_size // embedding_bytes(config, weights))
     reduced = replace(config, vocab_size=min(config.vocab_size, rows))
-    store = LayerWeights(reduced, _MadeUpTensors(reduced), weights)
+    store = LayerWeights(reduced, _MadeUpTensors(reduced), weights, kernel=kernel)
     for layer in range(num_blocks):
         store.add(layer)
     store.add_embedding()

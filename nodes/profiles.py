@@ -1,4 +1,4 @@
-"""Calibrations on disk: nodes of one host measure one after the other, and only once.
+"""Measurements on disk: nodes of one host measure one after the other, and only once.
 
 Six emulated devices share one measurement, which is made without their slowdowns.
 """
@@ -14,12 +14,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from broker.architecture import ModelConfig
 from broker.codec import DecodeError, decode_control, encode_control
-from nodes.calibration import Calibration
+from broker.control import Control
 
 logger = logging.getLogger(__name__)
+
+MeasurementT = TypeVar("MeasurementT", bound=Control)
 
 
 def calibration_key(
@@ -30,18 +33,23 @@ def calibration_key(
     # Neither changes how long anything takes.
     for name in ("eos_token_ids", "dtype"):
         del shape[name]
-    text = repr((sorted(shape.items()), weights, kv_format, hardware, threads, software))
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return short_hash(sorted(shape.items()), weights, kv_format, hardware, threads, software)
 
 
-class CalibrationCache:
-    """A folder of calibrations under one lock for all processes of the host."""
+def short_hash(*parts: object) -> str:
+    """Return a hash of what a measurement depends on, to be used as its key."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
-    def __init__(self, folder: Path) -> None:
+
+class MeasurementCache(Generic[MeasurementT]):
+    """A folder of measurements of one type, under one lock for all processes of the host."""
+
+    def __init__(self, folder: Path, measurement: type[MeasurementT]) -> None:
         self._folder = folder / "calibrations"
+        self._type = measurement
 
-    def get_or_measure(self, key: str, measure: Callable[[], Calibration]) -> Calibration:
-        """Return the cached calibration, or wait for the lock and measure.
+    def get_or_measure(self, key: str, measure: Callable[[], MeasurementT]) -> MeasurementT:
+        """Return the cached measurement, or wait for the lock and measure.
 
         A folder that cannot be used costs a measurement and a warning, nothing else.
         """
@@ -52,15 +60,15 @@ class CalibrationCache:
                 logger.warning("no measurements are kept in %s: %s", self._folder, error)
                 return measure()
             path = self._folder / f"{key}.json"
-            cached = _read(path)
+            cached = _read(path, self._type)
             if cached is not None:
                 return cached
-            calibration = measure()
+            measurement = measure()
             try:
-                _write(path, calibration)
+                _write(path, measurement)
             except OSError as error:
                 logger.warning("the measurement is not kept in %s: %s", path, error)
-            return calibration
+            return measurement
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -71,9 +79,9 @@ class CalibrationCache:
             yield
 
 
-def _read(path: Path) -> Calibration | None:
+def _read(path: Path, measurement: type[MeasurementT]) -> MeasurementT | None:
     try:
-        return decode_control(path.read_bytes(), Calibration)
+        return decode_control(path.read_bytes(), measurement)
     except FileNotFoundError:
         return None
     except (OSError, DecodeError) as error:
@@ -81,11 +89,11 @@ def _read(path: Path) -> Calibration | None:
         return None
 
 
-def _write(path: Path, calibration: Calibration) -> None:
+def _write(path: Path, measurement: Control) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(encode_control(calibration))
+            file.write(encode_control(measurement))
         Path(temporary).replace(path)
     except OSError:
         Path(temporary).unlink(missing_ok=True)

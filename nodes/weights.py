@@ -8,6 +8,7 @@ until it goes itself.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,14 +17,15 @@ import torch
 from broker.architecture import (
     ModelConfig,
     TensorSpec,
-    UnsupportedModelError,
     block_tensors,
     embedding_tensors,
     head_tensors,
 )
 from broker.plan import LayerRange
 from nodes.decoder import BlockWeights
-from nodes.tensors import DTYPES
+from nodes.kernels import Int8Kernel
+from nodes.packed import Embedding, FloatEmbedding, FloatLinear, Linear
+from nodes.packing import Packing
 
 
 class WrongShapeError(Exception):
@@ -42,7 +44,7 @@ class HeadWeights:
     """Final norm (hidden,) and head matrix (vocab, hidden)."""
 
     norm: torch.Tensor
-    matrix: torch.Tensor
+    linear: Linear
 
 
 class LayerWeights:
@@ -51,8 +53,9 @@ class LayerWeights:
     Args:
         config: The model.
         source: Where tensors are read from.
-        weights: Format in which they are held, ``float32`` or ``bfloat16``.
+        weights: Format in which they are held, one of `broker.architecture.WEIGHT_FORMATS`.
         device: Where they are held.
+        kernel: Multiplies int8 weights; None: any that is exact.
     """
 
     def __init__(
@@ -61,17 +64,15 @@ class LayerWeights:
         source: Tensors,
         weights: str = "float32",
         device: torch.device | None = None,
+        kernel: Int8Kernel | None = None,
     ) -> None:
-        if weights not in ("float32", "bfloat16"):
-            raise UnsupportedModelError(
-                f"weight format {weights!r} is unknown; use float32 or bfloat16"
-            )
         self.config, self.weights = config, weights
         self.device = device or torch.device("cpu")
-        self.dtype = DTYPES[weights]
+        self._packing = Packing(weights, self.device, kernel)
+        self.dtype = self._packing.dtype
         self._source = source
         self._blocks: dict[int, BlockWeights] = {}
-        self._embedding: torch.Tensor | None = None
+        self._embedding: Embedding | None = None
         self._head: HeadWeights | None = None
         self._lock = threading.Lock()
 
@@ -91,20 +92,29 @@ class LayerWeights:
         """Load the embedding matrix; a tied head's matrix that is here already is shared."""
         if self._embedding is None:
             spec = embedding_tensors(self.config)["embedding.weight"]
-            tied = self._head if self.config.tie_word_embeddings else None
-            matrix = tied.matrix if tied is not None else self._load(spec)
+            tied = self._head.linear if self._head and self.config.tie_word_embeddings else None
+            embedding: Embedding
+            if isinstance(tied, FloatLinear):
+                embedding = FloatEmbedding(tied.matrix)
+            else:
+                embedding = self._packing.embedding(self._read([spec]), spec.shape)
             with self._lock:
-                self._embedding = matrix
+                self._embedding = embedding
 
     def add_head(self) -> None:
         """Load final norm and head; a tied head shares an embedding that is here already."""
         if self._head is None:
             specs = head_tensors(self.config)
-            norm = self._load(specs["norm.weight"])
+            norm = self._vector(specs["norm.weight"])
             tied = self._embedding if self.config.tie_word_embeddings else None
-            matrix = tied if tied is not None else self._load(specs["head.weight"])
+            linear: Linear
+            if isinstance(tied, FloatEmbedding):
+                linear = FloatLinear(tied.matrix)
+            else:
+                spec = specs["head.weight"]
+                linear = self._packing.head(self._read([spec]), spec.shape)
             with self._lock:
-                self._head = HeadWeights(norm, matrix)
+                self._head = HeadWeights(norm, linear)
 
     def drop(self, layer: int) -> None:
         """Forget a block; its memory is free when the last executor with it is gone."""
@@ -151,8 +161,8 @@ class LayerWeights:
         return self._blocks[layer]
 
     @property
-    def embedding(self) -> torch.Tensor:
-        """The embedding matrix (vocab, hidden); KeyError when it was not added."""
+    def embedding(self) -> Embedding:
+        """The embedding (vocab, hidden); KeyError when it was not added."""
         if self._embedding is None:
             raise KeyError("embedding")
         return self._embedding
@@ -177,66 +187,56 @@ class LayerWeights:
     def num_bytes(self) -> int:
         """Bytes of everything here; a shared matrix counts once."""
         with self._lock:
-            tensors = [t for block in self._blocks.values() for t in _tensors_of(block)]
-            tensors += [self._embedding] if self._embedding is not None else []
-            tensors += [self._head.norm, self._head.matrix] if self._head is not None else []
-        unique = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
-        return sum(unique.values())
+            total = sum(_num_bytes(block) for block in self._blocks.values())
+            embedding, head = self._embedding, self._head
+        if head is not None:
+            total += head.norm.nbytes
+            is_shared = (
+                isinstance(embedding, FloatEmbedding)
+                and isinstance(head.linear, FloatLinear)
+                and embedding.matrix is head.linear.matrix
+            )
+            total += 0 if is_shared else head.linear.num_bytes
+        return total + (embedding.num_bytes if embedding is not None else 0)
 
-    def _load(self, spec: TensorSpec) -> torch.Tensor:
-        return self._load_rows([spec])
-
-    def _load_rows(self, specs: list[TensorSpec]) -> torch.Tensor:
-        """Load tensors below each other into one, with one of them in memory twice at a time.
-
-        Always into memory of torch: bytes from a file may lie at any address, and kernels may
-        add in another order at another alignment.
-        """
-        rows = sum(spec.shape[0] for spec in specs)
-        merged = torch.empty((rows, *specs[0].shape[1:]), dtype=self.dtype, device=self.device)
-        start = 0
+    def _read(self, specs: Iterable[TensorSpec]) -> Iterator[torch.Tensor]:
+        """Read tensors one after the other, each when the one before is no longer needed."""
         for spec in specs:
             tensor = self._source.load_tensor(spec.name)
             _check_shape(spec, tensor)
-            merged[start : start + spec.shape[0]] = tensor
-            start += spec.shape[0]
-        return merged
+            yield tensor
+
+    def _vector(self, *specs: TensorSpec) -> torch.Tensor:
+        return self._packing.merged(self._read(specs), (sum(s.shape[0] for s in specs),))
 
     def _load_block(self, layer: int) -> BlockWeights:
         specs = block_tensors(self.config, layer)
 
-        def one(name: str) -> torch.Tensor:
-            return self._load(specs[name])
+        def linear(*names: str) -> Linear:
+            biases = [specs[f"{name}.bias"] for name in names if f"{name}.bias" in specs]
+            matrices = [specs[f"{name}.weight"] for name in names]
+            shape = sum(spec.shape[0] for spec in matrices), matrices[0].shape[1]
+            bias = self._vector(*biases) if biases else None
+            return self._packing.linear(self._read(matrices), shape, bias)
 
-        def rows(part: str, *names: str) -> torch.Tensor | None:
-            chosen = [specs[f"{name}.{part}"] for name in names if f"{name}.{part}" in specs]
-            return self._load_rows(chosen) if chosen else None
-
-        qkv, gate_up = (
-            rows("weight", "q_proj", "k_proj", "v_proj"),
-            rows("weight", "gate_proj", "up_proj"),
-        )
-        assert qkv is not None
-        assert gate_up is not None
+        has_norms = self.config.qk_norm
         return BlockWeights(
-            input_norm=one("input_layernorm.weight"),
-            qkv=qkv,
-            qkv_bias=rows("bias", "q_proj", "k_proj", "v_proj"),
-            q_norm=one("q_norm.weight") if self.config.qk_norm else None,
-            k_norm=one("k_norm.weight") if self.config.qk_norm else None,
-            output=one("o_proj.weight"),
-            output_bias=rows("bias", "o_proj"),
-            post_attention_norm=one("post_attention_layernorm.weight"),
-            gate_up=gate_up,
-            gate_up_bias=rows("bias", "gate_proj", "up_proj"),
-            down=one("down_proj.weight"),
-            down_bias=rows("bias", "down_proj"),
+            input_norm=self._vector(specs["input_layernorm.weight"]),
+            qkv=linear("q_proj", "k_proj", "v_proj"),
+            q_norm=self._vector(specs["q_norm.weight"]) if has_norms else None,
+            k_norm=self._vector(specs["k_norm.weight"]) if has_norms else None,
+            output=linear("o_proj"),
+            post_attention_norm=self._vector(specs["post_attention_layernorm.weight"]),
+            gate_up=linear("gate_proj", "up_proj"),
+            down=linear("down_proj"),
         )
 
 
-def _tensors_of(block: BlockWeights) -> list[torch.Tensor]:
-    fields = (getattr(block, name) for name in BlockWeights.__slots__)
-    return [tensor for tensor in fields if tensor is not None]
+def _num_bytes(block: BlockWeights) -> int:
+    linears = (block.qkv, block.output, block.gate_up, block.down)
+    norms = (block.input_norm, block.q_norm, block.k_norm, block.post_attention_norm)
+    total = sum(linear.num_bytes for linear in linears)
+    return total + sum(norm.nbytes for norm in norms if norm is not None)
 
 
 def _check_shape(spec: TensorSpec, tensor: torch.Tensor) -> None:

@@ -16,7 +16,8 @@ from broker import architecture
 from broker.control import DeviceProfile, LayerTimes, Link, ModelManifest, Telemetry
 from planner.model import DeviceSpec, ModelSpec
 
-_FORMAT_BYTES: Final = {"float32": 4, "bfloat16": 2}
+# Between stages; whole numbers are weights alone, hidden states stay float32.
+_ACTIVATION_BYTES: Final = {"bfloat16": 2}
 # A device that says it runs ten thousand times slower, or faster, has a broken clock.
 _SPEED_RANGE: Final = (1e-4, 1e4)
 
@@ -35,8 +36,6 @@ def model_spec(manifest: ModelManifest) -> ModelSpec:
     config = architecture.parse_config(manifest.config)
     layers = range(config.num_layers)
     weights, kv_format = manifest.weights, manifest.kv_format
-    tied = config.tie_word_embeddings
-    embedding = architecture.embedding_bytes(config, weights)
     return ModelSpec(
         name=manifest.name,
         revision=manifest.revision,
@@ -45,10 +44,10 @@ def model_spec(manifest: ModelManifest) -> ModelSpec:
         block_kinds=tuple(architecture.block_kind(config, layer) for layer in layers),
         block_bytes=(architecture.block_bytes(config, weights),) * config.num_layers,
         kv_bytes=(architecture.kv_bytes_per_token(config, kv_format, 1),) * config.num_layers,
-        embedding_bytes=embedding,
+        embedding_bytes=architecture.embedding_bytes(config, weights),
         head_bytes=architecture.head_bytes(config, weights),
-        shared_bytes=embedding if tied else 0,
-        activation_bytes=config.hidden_size * _FORMAT_BYTES.get(weights, 4),
+        shared_bytes=architecture.shared_bytes(config, weights),
+        activation_bytes=config.hidden_size * _ACTIVATION_BYTES.get(weights, 4),
         context_limit=architecture.context_limit(config),
     )
 

@@ -12,7 +12,7 @@ from broker.architecture import parse_config
 from broker.control import DecodeTime, LayerTimes, PrefillTime
 from nodes.calibration import Calibration
 from nodes.measure import measure
-from nodes.profiles import CalibrationCache, calibration_key
+from nodes.profiles import MeasurementCache, calibration_key
 from tests.support.checkpoints import FAMILIES
 
 TINY = parse_config(FAMILIES["qwen3"])
@@ -74,20 +74,20 @@ def test_bfloat16_weights_are_measured_as_such() -> None:
 
 
 def test_a_measurement_is_made_once_and_then_read(tmp_path: Path) -> None:
-    cache = CalibrationCache(tmp_path)
+    cache = MeasurementCache(tmp_path, Calibration)
     made = [cache.get_or_measure("key", lambda: calibration(2.0))]
     made.append(cache.get_or_measure("key", lambda: pytest.fail("measured again")))
     assert made == [calibration(2.0)] * 2
 
 
 def test_another_key_is_another_measurement(tmp_path: Path) -> None:
-    cache = CalibrationCache(tmp_path)
+    cache = MeasurementCache(tmp_path, Calibration)
     cache.get_or_measure("one", lambda: calibration(1.0))
     assert cache.get_or_measure("two", lambda: calibration(2.0)) == calibration(2.0)
 
 
 def test_a_damaged_cache_file_is_measured_again(tmp_path: Path) -> None:
-    cache = CalibrationCache(tmp_path)
+    cache = MeasurementCache(tmp_path, Calibration)
     cache.get_or_measure("key", lambda: calibration(1.0))
     for file in (tmp_path / "calibrations").glob("*.json"):
         file.write_bytes(b'{"blocks": 1')
@@ -96,7 +96,7 @@ def test_a_damaged_cache_file_is_measured_again(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_costs_a_measurement_only(tmp_path: Path) -> None:
     (tmp_path / "calibrations").write_text("a file where the folder should be")
-    cache = CalibrationCache(tmp_path)
+    cache = MeasurementCache(tmp_path, Calibration)
     assert cache.get_or_measure("key", lambda: calibration(4.0)) == calibration(4.0)
 
 
@@ -105,7 +105,7 @@ import sys, time
 from pathlib import Path
 from broker.control import DecodeTime, LayerTimes, PrefillTime
 from nodes.calibration import Calibration
-from nodes.profiles import CalibrationCache
+from nodes.profiles import MeasurementCache
 
 folder, log = map(Path, sys.argv[1:])
 times = LayerTimes(prefill=[PrefillTime(1, 1.0)], decode=[DecodeTime(1, 1, 1.0)])
@@ -121,7 +121,7 @@ def slow():
     )
 
 for key in ("first", "second"):
-    CalibrationCache(folder).get_or_measure(key, slow)
+    MeasurementCache(folder, Calibration).get_or_measure(key, slow)
 """
 
 

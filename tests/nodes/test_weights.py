@@ -4,6 +4,7 @@ from typing import Final
 import pytest
 
 from broker.architecture import UnsupportedModelError, parse_config, stage_bytes
+from nodes.packed import FloatEmbedding, FloatLinear
 from nodes.weights import LayerWeights
 from tests.support.checkpoints import FAMILIES, random_tensors
 from tests.support.stages import MemoryTensors, build_stages, fill_weights, generate
@@ -23,7 +24,9 @@ def test_a_tied_matrix_is_read_and_held_once(head_first: bool) -> None:
     steps = [weights.add_embedding, weights.add_head]
     for add in reversed(steps) if head_first else steps:
         add()
-    assert weights.embedding is weights.head.matrix
+    assert isinstance(weights.embedding, FloatEmbedding)
+    assert isinstance(weights.head.linear, FloatLinear)
+    assert weights.embedding.matrix is weights.head.linear.matrix
     assert source.asked.count(EMBEDDING) == 1
     assert weights.tensor_names.count(EMBEDDING) == 1
     expected = stage_bytes(weights.config, "float32", 0, embedding=True, head=True)

@@ -1,0 +1,91 @@
+"""How the matrices of one weight format are made from a checkpoint's tensors.
+
+Tensor by tensor: beside what is held, at most one of them is in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from broker.architecture import is_integer, matrix_format
+from nodes.kernels import Int8Kernel, exact_kernels
+from nodes.packed import (
+    Embedding,
+    FloatEmbedding,
+    FloatLinear,
+    Int4Linear,
+    Int8Embedding,
+    Int8Linear,
+    Linear,
+    check_int4,
+    quantise_int4,
+    quantise_int8,
+)
+from nodes.tensors import DTYPES
+
+
+class Packing:
+    """Makes the matrices of one format.
+
+    Args:
+        weights: One of `broker.architecture.WEIGHT_FORMATS`.
+        device: Where they are held; int8 and int4 are held by the CPU.
+        kernel: Multiplies int8 weights; None: any that is exact.
+
+    Attributes:
+        dtype: Of hidden states between the matrices, and of norms and biases.
+
+    Raises:
+        UnsupportedModelError: The format is unknown, or this device cannot use it.
+    """
+
+    def __init__(self, weights: str, device: torch.device, kernel: Int8Kernel | None) -> None:
+        self._is_integer = is_integer(weights)
+        self.dtype = torch.float32 if self._is_integer else DTYPES[weights]
+        self._weights, self._device = weights, device
+        if self._is_integer:
+            # A matrix that four bits do not fit is held in eight.
+            self._kernel = kernel or exact_kernels()[0]
+        if weights == "int4":
+            check_int4()
+
+    def linear(
+        self,
+        tensors: Iterable[torch.Tensor],
+        shape: tuple[int, int],
+        bias: torch.Tensor | None = None,
+    ) -> Linear:
+        """Return a block's matrix made of tensors that lie below each other."""
+        form = matrix_format(self._weights, shape[1])
+        if form == "int4":
+            return Int4Linear(*quantise_int4(tensors, shape[0]), bias)
+        if form == "int8":
+            return Int8Linear(self._kernel, *quantise_int8(tensors, shape[0]), bias)
+        return FloatLinear(self.merged(tensors, shape), bias)
+
+    def head(self, tensors: Iterable[torch.Tensor], shape: tuple[int, ...]) -> Linear:
+        """Return the head's matrix."""
+        if self._is_integer:
+            return Int8Linear(self._kernel, *quantise_int8(tensors, shape[0]))
+        return FloatLinear(self.merged(tensors, shape))
+
+    def embedding(self, tensors: Iterable[torch.Tensor], shape: tuple[int, ...]) -> Embedding:
+        """Return the embedding."""
+        if self._is_integer:
+            return Int8Embedding(*quantise_int8(tensors, shape[0]))
+        return FloatEmbedding(self.merged(tensors, shape))
+
+    def merged(self, tensors: Iterable[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+        """Return tensors below each other in one, in `dtype`.
+
+        Always in memory of torch: bytes from a file may lie at any address, and kernels may
+        add in another order at another alignment.
+        """
+        merged = torch.empty(shape, dtype=self.dtype, device=self._device)
+        start = 0
+        for tensor in tensors:
+            merged[start : start + len(tensor)] = tensor
+            start += len(tensor)
+        return merged

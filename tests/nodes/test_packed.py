@@ -1,0 +1,229 @@
+"""Whole-number weights: what they compute, in any company, and what a broken kernel leads to."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from broker.architecture import UnsupportedModelError, parse_config, stage_bytes
+from nodes import kernels, packed
+from nodes.kernels import (
+    EXACT,
+    Int8Kernel,
+    KernelTimes,
+    candidates,
+    choose_int8_kernel,
+    exact_kernels,
+    is_exact,
+)
+from nodes.packed import Int4Linear, Int8Linear, check_int4, quantise_int4, quantise_int8
+from nodes.weights import LayerWeights
+from tests.support.checkpoints import FAMILIES, random_tensors
+from tests.support.stages import MemoryTensors, fill_weights
+
+ROWS, COLUMNS = 70, 256
+
+Quantise = Callable[[Sequence[torch.Tensor], int], tuple[torch.Tensor, torch.Tensor]]
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def int8(matrix: torch.Tensor, kernel: Int8Kernel = EXACT) -> Int8Linear:
+    return Int8Linear(kernel, *quantise_int8([matrix], len(matrix)))
+
+
+def int4(matrix: torch.Tensor) -> Int4Linear:
+    return Int4Linear(*quantise_int4([matrix], len(matrix)))
+
+
+@pytest.fixture
+def no_memory_of_kernels() -> Iterator[None]:
+    """Nothing tried before counts, and nothing tried here counts afterwards."""
+    for tried in (exact_kernels, check_int4):
+        tried.cache_clear()
+    yield
+    for tried in (exact_kernels, check_int4):
+        tried.cache_clear()
+
+
+# --- what is computed -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("make", "error"), [(int8, 0.01), (int4, 0.12)])
+def test_a_product_is_near_that_of_the_unrounded_matrix(
+    make: Callable[[torch.Tensor], Int8Linear | Int4Linear], error: float
+) -> None:
+    matrix, x = random(ROWS, COLUMNS), random(5, COLUMNS, seed=1)
+    expected = x @ matrix.t()
+    assert (make(matrix)(x) - expected).norm() < error * expected.norm()
+
+
+def test_every_exact_kernel_gives_the_same_bits() -> None:
+    matrix, x = random(ROWS, COLUMNS), random(9, COLUMNS, seed=1)
+    expected = int8(matrix, EXACT)(x)
+    for kernel in exact_kernels():
+        if kernel.levels == EXACT.levels:
+            assert torch.equal(int8(matrix, kernel)(x), expected), kernel.name
+
+
+def test_seven_bits_are_exact_too_where_eight_would_overflow() -> None:
+    matrix, x = random(ROWS, COLUMNS), random(9, COLUMNS, seed=1)
+    expected = int8(matrix, replace(EXACT, levels=63))(x)
+    exact = list(filter(is_exact, candidates(63)))
+    assert exact
+    for kernel in exact:
+        assert torch.equal(int8(matrix, kernel)(x), expected), kernel.name
+
+
+@pytest.mark.parametrize("make", [int8, int4])
+def test_a_row_is_the_same_alone_and_among_very_different_ones(
+    make: Callable[[torch.Tensor], Int8Linear | Int4Linear],
+) -> None:
+    linear = make(random(ROWS, COLUMNS))
+    x = random(16, COLUMNS, seed=1) * torch.logspace(-4, 4, 16)[:, None]
+    x[3] = 0
+    together = linear(x)
+    for row in range(16):
+        assert torch.equal(linear(x[row : row + 1])[0], together[row])
+    assert together[3].abs().max() == 0
+
+
+def test_a_row_that_is_no_number_stays_alone_with_it() -> None:
+    for kernel in exact_kernels():
+        linear = int8(random(ROWS, COLUMNS), kernel)
+        x = random(4, COLUMNS, seed=1)
+        expected = linear(x)
+        x[1], x[2, 7] = torch.nan, torch.inf
+        result = linear(x)
+        assert torch.equal(result[[0, 3]], expected[[0, 3]]), kernel.name
+        assert not result[1].isfinite().any()
+
+
+def test_a_bias_is_added_unrounded() -> None:
+    matrix, bias, x = random(ROWS, COLUMNS), random(ROWS, seed=2), random(3, COLUMNS, seed=1)
+    for make, plain in (
+        (Int8Linear(EXACT, *quantise_int8([matrix], ROWS), bias), int8(matrix)),
+        (Int4Linear(*quantise_int4([matrix], ROWS), bias), int4(matrix)),
+    ):
+        assert torch.equal(make(x), plain(x) + bias)
+
+
+@pytest.mark.parametrize("quantise", [quantise_int8, quantise_int4])
+def test_tensors_below_each_other_are_one_matrix(quantise: Quantise) -> None:
+    matrix = random(ROWS, COLUMNS)
+    whole, parts = quantise([matrix], ROWS), quantise([matrix[:20], matrix[20:]], ROWS)
+    assert all(map(torch.equal, whole, parts))
+
+
+# --- memory ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "llama3"])
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_weights_take_the_bytes_that_the_planner_counts(family: str, weights: str) -> None:
+    raw = {**FAMILIES[family], "hidden_size": 128, "intermediate_size": 256, "head_dim": 16}
+    config = parse_config(raw)
+    source = MemoryTensors(random_tensors(raw))
+    held = fill_weights(LayerWeights(config, source, weights)).num_bytes
+    counted = stage_bytes(config, weights, config.num_layers, embedding=True, head=True)
+    # Four-bit rows are held in whole sixteens; o_proj has columns for eight bits only.
+    assert held == pytest.approx(counted, rel=0 if weights == "int8" else 0.02)
+
+
+def test_int8_is_a_quarter_of_float32_and_int4_about_half_of_that() -> None:
+    config = parse_config({**FAMILIES["llama"], "hidden_size": 1024, "intermediate_size": 2816})
+    full, eight, four = (
+        stage_bytes(config, weights, 5, embedding=False, head=False)
+        for weights in ("float32", "int8", "int4")
+    )
+    assert 0.25 < eight / full < 0.26
+    assert 0.13 < four / full < 0.16
+
+
+# --- kernels --------------------------------------------------------------------------------
+
+
+def broken(values: torch.Tensor) -> kernels.Sums:
+    sums = EXACT.pack(values)
+    return lambda x: sums(x).clamp(max=32767)
+
+
+def missing(values: torch.Tensor) -> kernels.Sums:
+    raise RuntimeError("no such operator\nand a long trace")
+
+
+@pytest.mark.usefixtures("no_memory_of_kernels")
+@pytest.mark.parametrize(
+    ("pack", "reason"), [(broken, "its sums are not exact"), (missing, "no such operator")]
+)
+def test_a_kernel_that_is_absent_or_wrong_is_left_out_with_a_log_line(
+    pack: Callable[[torch.Tensor], kernels.Sums],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bad = Int8Kernel("bad", 127, pack)
+    good = Int8Kernel("good", 127, EXACT.pack)
+    monkeypatch.setattr(kernels, "candidates", lambda levels: [bad, good])
+    with caplog.at_level("INFO"):
+        assert exact_kernels() == (good,)
+    assert f"int8 kernel bad is left out: {reason}" in caplog.text
+    assert "trace" not in caplog.text
+
+
+@pytest.mark.usefixtures("no_memory_of_kernels")
+def test_without_any_exact_kernel_int8_is_slow_and_right(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kernels, "candidates", lambda levels: [Int8Kernel("bad", levels, broken)])
+    assert exact_kernels() == (EXACT,)
+    assert "int8 will be slow on this device" in caplog.text
+
+
+def test_the_fastest_kernel_is_chosen_once_for_all_nodes_of_a_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = (Int8Kernel("slow", 127, EXACT.pack), Int8Kernel("fast", 127, EXACT.pack))
+    measured = []
+
+    def times(of: tuple[Int8Kernel, ...]) -> KernelTimes:
+        measured.append(of)
+        return KernelTimes(seconds={"slow": 2.0, "fast": 1.0})
+
+    monkeypatch.setattr(kernels, "exact_kernels", lambda: two)
+    monkeypatch.setattr(kernels, "time_kernels", times)
+    assert [choose_int8_kernel(tmp_path, 1).name for _ in range(2)] == ["fast", "fast"]
+    assert len(measured) == 1
+
+
+def test_every_kernel_is_timed() -> None:
+    times = kernels.time_kernels(exact_kernels())
+    assert set(times.seconds) == {kernel.name for kernel in exact_kernels()}
+    assert min(times.seconds.values()) > 0
+
+
+@pytest.mark.usefixtures("no_memory_of_kernels")
+def test_without_its_kernel_int4_is_refused_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def raising(*arguments: object) -> None:
+        raise NotImplementedError("no kernel for this processor")
+
+    monkeypatch.setattr(packed, "Int4Linear", raising)
+    with pytest.raises(UnsupportedModelError, match=r"no kernel.*use int8 weights"):
+        LayerWeights(parse_config(FAMILIES["llama"]), MemoryTensors({}), "int4")
+
+
+@pytest.mark.usefixtures("no_memory_of_kernels")
+def test_an_int4_kernel_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(Int4Linear):
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return super().__call__(x) * x.abs().max()
+
+    monkeypatch.setattr(packed, "Int4Linear", Wrong)
+    with pytest.raises(UnsupportedModelError, match=r"is wrong here; use int8"):
+        check_int4()
