@@ -60,7 +60,7 @@ class ModelManifest(Control, frozen=True, kw_only=True):
         revision: Hash over config and tensor checksums; equal revisions are equal models.
         config: ``config.json`` of the checkpoint, unchanged.
         tensors: Tensor name to its place.
-        weights: Format in which nodes hold weights: ``float32`` or ``bfloat16``.
+        weights: Format in which nodes hold weights, of `broker.architecture.WEIGHT_FORMATS`.
         kv_format: Format of KV cache entries and transfers.
         gateway: Id of the gateway that publishes it, and takes it back when it serves
             another one.

@@ -16,6 +16,7 @@ from fog.options import (
     EXIT_FAILED,
     EXIT_UNREACHABLE,
     EXIT_USAGE,
+    HeldWeightsOption,
     JsonOption,
     StateOption,
     UrlOption,
@@ -89,6 +90,7 @@ def up(
     model_name: Annotated[
         str | None, typer.Option("--model-name", help="Name that requests use for the model.")
     ] = None,
+    weights: HeldWeightsOption = None,
     port: Annotated[
         int, typer.Option("--port", min=1, max=65535, help="HTTP port on 127.0.0.1.")
     ] = 8080,
@@ -130,6 +132,7 @@ def up(
         port=port,
         model=model,
         model_name=model_name,
+        weights=weights,
         once=once,
         json_target=json_target,
         max_tokens=max_tokens,

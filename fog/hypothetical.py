@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from broker.architecture import ModelConfig, UnsupportedModelError, parse_config
+from broker.architecture import WEIGHT_FORMATS, ModelConfig, UnsupportedModelError, parse_config
 from broker.control import Link, ModelManifest
 from fog.config import ConfigError, DeviceConfig
 from fog.model_choice import DEMO_MODEL, DEMO_NAME, ModelChoiceError
@@ -91,7 +91,7 @@ def _from_catalogue(shape: CatalogueModel, weights: WeightFormat, kv_format: str
     manifest, obstacle = None, ""
     if shape.experts or len(set(shape.kinds)) > 1 or shape.sinks:
         obstacle = f"our nodes do not compute models like {shape.name}"
-    elif weights not in ("float32", "bfloat16"):
+    elif weights not in WEIGHT_FORMATS:
         obstacle = f"our nodes do not hold {weights} weights"
     else:
         config = _hub_config(shape)

@@ -8,6 +8,7 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 
+from broker.architecture import WEIGHT_FORMATS
 from fog.client import URL_VARIABLE
 from fog.output import target_problem
 
@@ -21,6 +22,13 @@ def _check_json_target(target: str | None) -> str | None:
     if problem := target_problem(target):
         raise typer.BadParameter(problem)
     return target
+
+
+def _check_weights(weights: str | None) -> str | None:
+    """Refuse a format that no node has, before anything is started."""
+    if weights is not None and weights not in WEIGHT_FORMATS:
+        raise typer.BadParameter(f"{weights!r} is unknown; use {', '.join(WEIGHT_FORMATS)}")
+    return weights
 
 
 UrlOption = Annotated[
@@ -48,6 +56,14 @@ PlannedModelOption = Annotated[
         metavar="FOLDER_OR_NAME",
         help="Model folder, or a model of `e2llm catalogue`; default: the small one in the "
         "package.",
+    ),
+]
+HeldWeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help=f"How nodes hold weights: {', '.join(WEIGHT_FORMATS)}; default: float32.",
+        callback=_check_weights,
     ),
 ]
 WeightsOption = Annotated[

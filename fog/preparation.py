@@ -24,6 +24,7 @@ class UpOptions:
 
     Attributes:
         state: State folder; None: the default of the port.
+        weights: Weight format; None: what the fog file says, or the gateway's default.
         once: Ask this, print the answer and stop.
         json_target: Where the answer goes as JSON: a file, or ``-`` for standard output.
         timeout_seconds: Time without progress after which the start is given up.
@@ -35,6 +36,7 @@ class UpOptions:
     port: int = 8080
     model: str | None = None
     model_name: str | None = None
+    weights: str | None = None
     once: str | None = None
     json_target: str | None = None
     max_tokens: int = 64
@@ -77,4 +79,5 @@ def prepare(
         redis_argv=(str(find_redis_server()), str(redis_config)),
         passwords={user: credential.password for user, credential in credentials.items()},
         base_environ=os.environ,
+        weights=options.weights,
     )

@@ -46,6 +46,7 @@ class ServicePlan:
     Attributes:
         model: Folder or hub id of the model to serve.
         model_name: Name for requests; None: the gateway's default.
+        weights: Weight format; None: what ``config`` says, or the gateway's default.
         passwords: Broker user to password; device ids, ``planner`` and the gateway's id.
         redis_argv: Command that starts the Redis server.
         base_environ: The environment of `up` itself.
@@ -62,6 +63,7 @@ class ServicePlan:
     redis_argv: tuple[str, ...]
     passwords: Mapping[str, str]
     base_environ: Mapping[str, str]
+    weights: str | None = None
 
 
 def build_specs(plan: ServicePlan) -> list[ProcessSpec]:
@@ -110,10 +112,13 @@ def _gateway(plan: ServicePlan) -> ProcessSpec:
     }
     if plan.model_name is not None:
         settings["E2LLM_GATEWAY_MODEL_NAME"] = plan.model_name
+    settings |= _extra("GATEWAY", plan)
+    if plan.weights is not None:
+        settings["E2LLM_GATEWAY_WEIGHTS"] = plan.weights
     return ProcessSpec(
         name="gateway",
         argv=_python("gateway"),
-        environ=_environ(plan, _bus(plan, GATEWAY_ID) | settings | _extra("GATEWAY", plan)),
+        environ=_environ(plan, _bus(plan, GATEWAY_ID) | settings),
         probe=http_probe(LOOPBACK, plan.gateway_port, "/healthz"),
         stop_rank=STOP_RANKS["gateway"],
     )

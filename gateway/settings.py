@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from broker.address import BrokerAddress
+from broker.architecture import KV_FORMATS, WEIGHT_FORMATS
 from broker.topics import check_level
 
 PREFIX: Final = "E2LLM_GATEWAY_"
 DEFAULT_ID: Final = "gateway-1"
-_FORMATS: Final = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Settings:
             reach it, unless ``allow_open`` says that something else keeps strangers out.
         public_url: Under which nodes reach this gateway; follows from host and port.
         model_name: That clients use; default the hub id or the folder's name.
-        weights: Format in which nodes hold weights.
+        weights: Format in which nodes hold weights: float32, bfloat16, int8 or int4.
         kv_format: Format of the KV cache.
         queue_limit: Requests that may wait; beyond it 429.
         prompts_per_client: Requests over MQTT that one client may have open; beyond it 429.
@@ -84,9 +84,9 @@ class Settings:
                 "keys yet; use 127.0.0.1, or set E2LLM_GATEWAY_ALLOW_OPEN=true where a "
                 "firewall or proxy keeps strangers out"
             )
-        for name in ("weights", "kv_format"):
-            if getattr(self, name) not in _FORMATS:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; known: {', '.join(_FORMATS)}")
+        for name, known in (("weights", WEIGHT_FORMATS), ("kv_format", KV_FORMATS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
         for name in ("queue_limit", "max_choices", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")

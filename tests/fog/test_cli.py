@@ -43,6 +43,14 @@ def e2llm(
     )
 
 
+def test_an_unknown_weight_format_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    result = e2llm("up", "--weights", "int5", "--state", str(tmp_path / "state"))
+    assert result.returncode == 2
+    assert "int5" in result.stderr
+    assert "int8" in result.stderr
+    assert not (tmp_path / "state").exists()
+
+
 # --- commands against a running fog ------------------------------------------------------
 
 

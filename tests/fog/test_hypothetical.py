@@ -104,7 +104,7 @@ def test_up_refuses_a_catalogue_device_and_says_what_can_use_it(
     [
         ("gpt-os-20b", None, "did you mean 'gpt-oss-20b'"),
         ("gpt-oss-20b", "float99", "float99"),
-        (None, "int4", "int4"),
+        (None, "mxfp4", "mxfp4"),
     ],
 )
 def test_an_impossible_model_is_refused(model: str | None, weights: str | None, match: str) -> None:

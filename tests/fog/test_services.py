@@ -4,6 +4,7 @@ import random
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from broker.access import Kind
 from broker.address import BrokerAddress
 from broker.credentials import load_credentials
-from fog.config import DEFAULT_FOG, load_config
+from fog.config import DEFAULT_FOG, FogConfig, load_config
 from fog.model_choice import DEMO_MODEL, ModelChoiceError, choose_model
 from fog.ports import PortBusyError, check_port, free_port, is_free
 from fog.preparation import UpOptions, prepare
@@ -25,9 +26,13 @@ IDS = [device.id for device in CONFIG.devices]
 PASSWORDS = {user: f"secret-of-{user}" for user in [*IDS, "planner", "gateway"]}
 
 
-def specs(base_environ: dict[str, str] | None = None) -> dict[str, ProcessSpec]:
+def specs(
+    base_environ: dict[str, str] | None = None,
+    config: FogConfig = CONFIG,
+    weights: str | None = None,
+) -> dict[str, ProcessSpec]:
     plan = ServicePlan(
-        config=CONFIG,
+        config=config,
         state=StateFolder(Path("/state")),
         model="/models/tiny",
         model_name="tiny",
@@ -38,6 +43,7 @@ def specs(base_environ: dict[str, str] | None = None) -> dict[str, ProcessSpec]:
         redis_argv=("valkey-server", "redis.conf"),
         passwords=PASSWORDS,
         base_environ=base_environ or {},
+        weights=weights,
     )
     return {spec.name: spec for spec in build_specs(plan)}
 
@@ -100,6 +106,15 @@ def test_settings_that_a_person_has_in_the_shell_do_not_reach_the_wrong_process(
     assert environ["E2LLM_LOG"] == "DEBUG"
     assert environ["HF_ENDPOINT"] == "http://hub"
     assert environ["A"] == "b"
+
+
+def test_the_command_lines_weights_win_over_those_of_the_fog_file() -> None:
+    config = replace(CONFIG, gateway={"weights": "bfloat16"})
+    of_the_file = specs(config=config)["gateway"].environ
+    of_the_command = specs(config=config, weights="int8")["gateway"].environ
+    assert of_the_file["E2LLM_GATEWAY_WEIGHTS"] == "bfloat16"
+    assert of_the_command["E2LLM_GATEWAY_WEIGHTS"] == "int8"
+    assert "E2LLM_GATEWAY_WEIGHTS" not in specs()["gateway"].environ
 
 
 def test_the_broker_is_stopped_after_the_nodes_have_said_goodbye() -> None:
