@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
+import msgspec
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -57,7 +56,7 @@ def run_catalogue(json_target: str | None, console: Console) -> None:
     write_json(
         json_target,
         {
-            "devices": {name: asdict(device) for name, device in devices.items()},
+            "devices": msgspec.to_builtins(devices),
             "models": {
                 name: {
                     "num_parameters": model.num_parameters,

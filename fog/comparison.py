@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isnan, nan
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 from rich import box
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 NOT_USED: Final = "not used"
 
-_TIMES: Final = (
-    ("waiting", "waiting (arrival to decode)"),
-    ("ttft", "TTFT (arrival to first token)"),
-    ("tpot", "TPOT (each further token)"),
-    ("end_to_end", "end to end"),
-)
+_TIMES: Final = {
+    "waiting": "waiting (arrival to decode)",
+    "ttft": "TTFT (arrival to first token)",
+    "tpot": "TPOT (each further token)",
+    "end_to_end": "end to end",
+}
 _STATISTICS: Final = {"mean": "mean", "p50": "P50", "p90": "P90", "p99": "P99"}
 
 
@@ -119,63 +119,74 @@ def metrics_table(comparison: Comparison) -> Table:
         table.add_column(title, justify="right")
         if has_change and index == 1:
             table.add_column("change", justify="right")
-    for label, statistic, values, is_last in _rows([outcome for _, outcome in columns]):
-        cells = [text for text, _ in values]
+    for row in _rows([outcome for _, outcome in columns]):
+        cells = [cell.text for cell in row.cells]
         if has_change:
-            cells.insert(2, _change(values[0][1], values[1][1]))
-        table.add_row(label, statistic, *cells, end_section=is_last)
+            cells.insert(2, _change(row.cells[0].number, row.cells[1].number))
+        table.add_row(row.section, row.label, *cells, end_section=row.is_last)
     return table
 
 
-_Cell = tuple[str, float]
-"""Text, and the number that changes; NaN where a change in percent would say nothing."""
+class _Cell(NamedTuple):
+    text: str
+    number: float = nan
+    """NaN where a change in percent would say nothing."""
 
 
-def _rows(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str, list[_Cell], bool]]:
-    """Yield label, statistic, a cell for each outcome, and whether a section ends."""
+class _Row(NamedTuple):
+    section: str
+    label: str
+    cells: Sequence[_Cell]
+    is_last: bool = False
+    """Of its section."""
+
+
+def _rows(outcomes: Sequence[Outcome]) -> Iterator[_Row]:
     rates = [outcome.plan.predicted for outcome in outcomes]
     summaries = [outcome.summary for outcome in outcomes]
-    yield (
-        *("planned", "requests/s at most"),
-        [_number(rate.requests_per_second) for rate in rates],
-        False,
-    )
-    yield "", "lone request: TTFT", [_time(rate.ttft_seconds) for rate in rates], False
-    yield "", "lone request: TPOT", [_time(rate.tpot_seconds) for rate in rates], True
-    for attribute, label in _TIMES:
+    most = [_number(rate.requests_per_second) for rate in rates]
+    yield _Row("planned", "requests/s at most", most)
+    yield _Row("", "lone request: TTFT", [_time(rate.ttft_seconds) for rate in rates])
+    yield _Row("", "lone request: TPOT", [_time(rate.tpot_seconds) for rate in rates], True)
+    # The few that finish before a fog breaks down are not slower for it.
+    are_comparable = len({summary.num_finished for summary in summaries[:2]}) == 1
+    for attribute, label in _TIMES.items():
         for name, title in _STATISTICS.items():
-            values = [getattr(getattr(summary, attribute), name) for summary in summaries]
-            is_first, is_last = name == "mean", name == "p99"
-            yield label if is_first else "", title, [_time(value) for value in values], is_last
-    yield "simulated", "tokens/s", [_number(s.tokens_per_second) for s in summaries], False
-    yield "", "requests/s", [_number(s.requests_per_second) for s in summaries], False
+            cells = [_time(getattr(getattr(s, attribute), name)) for s in summaries]
+            if not are_comparable:
+                cells = [_Cell(cell.text) for cell in cells]
+            yield _Row(label if name == "mean" else "", title, cells, name == "p99")
+    yield _Row("simulated", "tokens/s", [_number(s.tokens_per_second) for s in summaries])
+    yield _Row("", "requests/s", [_number(s.requests_per_second) for s in summaries])
     for index, least in enumerate((7, 15)):
         shares = [_share(summary.below_qos[index]) for summary in summaries]
-        yield "", f"slower than {least} tokens/s", shares, False
-    yield "", "stages busy", [_share(summary.utilisation) for summary in summaries], False
+        yield _Row("", f"slower than {least} tokens/s", shares)
+    yield _Row("", "stages busy", [_share(summary.utilisation) for summary in summaries])
     for label, counts in _counts(summaries).items():
-        # Most runs leave and repeat nothing, and need no line to say so.
+        # Most runs leave nothing undone, and need no line to say so.
         if label == "finished" or any(counts):
-            yield "", label, [(str(count), nan) for count in counts], False
+            yield _Row("", label, [_Cell(str(count)) for count in counts])
 
 
 def _number(value: float | None) -> _Cell:
-    return ("-", nan) if value is None else (f"{value:.3g}", value)
+    return _Cell("-") if value is None else _Cell(f"{value:.3g}", value)
 
 
 def _time(value: float | None) -> _Cell:
-    return ("-", nan) if value is None or isnan(value) else (format_seconds(value), value)
+    if value is None or isnan(value):
+        return _Cell("-")
+    return _Cell(format_seconds(value), value)
 
 
 def _share(value: float) -> _Cell:
-    return f"{value:.0%}", nan
+    return _Cell(f"{value:.0%}")
 
 
 def _counts(summaries: Sequence[Summary]) -> dict[str, list[int]]:
     return {
         "finished": [s.num_finished for s in summaries],
         "unfinished": [s.num_unfinished for s in summaries],
-        "repeated after a loss": [s.num_retries for s in summaries],
+        "begun again": [s.num_retries for s in summaries],
     }
 
 

@@ -215,11 +215,16 @@ def _settings(
         reader.check_keys((name,), raw, tuple(settable.names))
     settings = {key: reader.read((name,), raw, key, _parse_scalar) for key in raw}
     if settable is not None and (problem := settable.problem(settings)):
-        # The process names the variable, or the field; either leads to the line.
+        # The process names the variable, or the field, or neither: then the one without
+        # which nothing is wrong is to blame.
         named = [
             key
             for key in settings
             if re.search(rf"\b({key}|{settable.prefix}{key.upper()})\b", problem)
+        ] or [
+            key
+            for key in settings
+            if settable.problem({k: v for k, v in settings.items() if k != key}) is None
         ]
         reader.fail((name, *named[:1]), problem)
     return settings

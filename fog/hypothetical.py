@@ -193,8 +193,6 @@ def device_specs(
 
 
 def _manifest_for(device: DeviceConfig, model: PlannedModel) -> ModelManifest:
-    from planner.catalogue.devices import load_devices
-
     why = model.obstacle
     if model.manifest is not None:
         if max(model.spec.block_bytes) <= _HUGE_BLOCK_BYTES:
@@ -202,8 +200,8 @@ def _manifest_for(device: DeviceConfig, model: PlannedModel) -> ModelManifest:
         why = f"a block of {model.spec.name} is too large to be measured here"
     raise ConfigError(
         f"device {device.id}: {why}, so the times of this machine cannot stand for it; "
-        f'give it a catalogue device, as in catalogue = "raspberry-pi-5-8gb" '
-        f"(there are {', '.join(load_devices().devices)})"
+        'say which device of the catalogue it is, as in catalogue = "raspberry-pi-5-8gb" '
+        "(`e2llm catalogue` lists them)"
     )
 
 

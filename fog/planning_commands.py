@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -23,11 +22,17 @@ from fog.options import (
 )
 from fog.output import make_console, write_json
 
+_RATES: Final = (1e-6, 1e6)
+"""Below, seconds since the start are too coarse; above, all requests come at once."""
+
 
 def _check_rate(rate: float | None) -> float | None:
-    """Refuse what is no number of requests; a range alone lets "nan" and "inf" pass."""
-    if rate is not None and not (math.isfinite(rate) and rate > 0):
-        raise typer.BadParameter(f"{rate} is not a rate; use requests per second, as in 0.5")
+    """Refuse what is no rate; typer's own range lets "nan" pass."""
+    if rate is not None and not _RATES[0] <= rate <= _RATES[1]:
+        raise typer.BadParameter(
+            f"{rate:g} is not a rate; use requests per second between {_RATES[0]:g} and "
+            f"{_RATES[1]:g}, as in 0.5"
+        )
     return rate
 
 
@@ -64,7 +69,7 @@ def plan(
     seed: SeedOption = 0,
     json_target: JsonOption = None,
 ) -> None:
-    """Show which device holds which layers: of a running fog, or of a fog file with --fog."""
+    """Show which device holds which layers, running or planned (--fog)."""
     from fog.tables import plan_view
 
     if fog is not None:
@@ -171,10 +176,11 @@ def simulate(
         Path | None, typer.Option("--figures", metavar="DIR", help="With --paper: draw figures.")
     ] = None,
 ) -> None:
-    """Say what a fog would do with a workload, before and after a change; nothing is started.
+    """Answer "what if" about a fog, without starting one.
 
-    The same planner and cost model as in a running fog. Devices of the file that are emulated
-    have this machine's measured times; devices of the catalogue have those of a data sheet.
+    Says what the devices of a fog file would do with a workload, before and after a change, by
+    the planner and the cost model of a running fog. Emulated devices have this machine's
+    measured times, devices of the catalogue those of a data sheet.
     """
     console = make_console(json_target)
     if paper == (fog is not None):
@@ -213,7 +219,7 @@ def simulate(
 
 
 def catalogue(json_target: JsonOption = None) -> None:
-    """List the devices and models that can be planned by data sheet, without having them."""
+    """List devices and models that are known by data sheet."""
     from fog.catalogue import run_catalogue
 
     run_catalogue(json_target, make_console(json_target))

@@ -196,7 +196,8 @@ def _plan_lines(title: str, outcome: Outcome) -> Sequence[str]:
     lines = [f"{title}: {outcome.plan.optimality}"]
     lines += [f"{title}: {entry.device} is not used: {entry.reason}" for entry in outcome.plan.idle]
     lines += [
-        f"from {following.active_from_seconds:.0f} s on: a new plan, "
+        f"from {following.active_from_seconds:.0f} s on: a new plan of "
+        f"{following.plan.predicted.requests_per_second or 0.0:.3g} requests per second, "
         + (
             f"when {following.slowest} has fetched its layers "
             f"({format_seconds(following.load_seconds)}); "
@@ -206,7 +207,13 @@ def _plan_lines(title: str, outcome: Outcome) -> Sequence[str]:
         )
         for following in outcome.later
     ]
-    return [*lines, *(f"Note: {note}" for note in outcome.notes)]
+    lines += [f"Note: {note}" for note in outcome.notes]
+    if outcome.summary.num_unfinished:
+        lines.append(
+            f"Note: {title}, times are those of the {outcome.summary.num_finished} requests that "
+            f"finish; {outcome.summary.num_unfinished} never do."
+        )
+    return lines
 
 
 def _overload_line(title: str, outcome: Outcome, stream: _Stream) -> str | None:

@@ -21,6 +21,7 @@ Lengths = Callable[[int, Generator], NDArray[np.int64]]
 """(how many, rng) to lengths in tokens, each at least 1."""
 
 _MOST_TOKENS: Final = 100_000_000
+_LONGEST_SECONDS: Final = 10 * 366 * 86400
 _SHOWN_CHARACTERS: Final = 60
 
 
@@ -198,6 +199,8 @@ def read_trace(source: Path | str) -> tuple[SimRequest, ...]:
     if not rows:
         raise ValueError("the trace has no requests")
     start = min(arrival for arrival, _, _ in rows)
+    if max(arrival for arrival, _, _ in rows) - start > _LONGEST_SECONDS:
+        raise ValueError("the trace is longer than ten years; are its arrivals in seconds?")
     return tuple(SimRequest(at - start, prompt, answer) for at, prompt, answer in sorted(rows))
 
 

@@ -100,6 +100,7 @@ def test_a_trace_is_read_from_a_file_with_or_without_names(tmp_path: Path) -> No
         ("# times\n\n0,2,3\n1,2,\x00\n", "line 4"),
         ("0,2,3\n1,2,3,4\n", "line 2"),
         ("nan,2,3\n", "line 1"),
+        ("0,2,3\n1e300,2,3\n", "longer than ten years"),
         ("a,b,c\n", "no requests"),
         ("", "no requests"),
     ],
