@@ -146,6 +146,9 @@ def _rows(outcomes: Sequence[Outcome]) -> Iterator[_Row]:
     summaries = [outcome.summary for outcome in outcomes]
     most = [_number(rate.requests_per_second) for rate in rates]
     yield _Row("planned", "requests/s at most", most)
+    if any(outcome.within_targets is not None for outcome in outcomes):
+        good = [_number(rate.good_requests_per_second) for rate in rates]
+        yield _Row("", "within the targets", good)
     yield _Row("", "lone request: TTFT", [_time(rate.ttft_seconds) for rate in rates])
     yield _Row("", "lone request: TPOT", [_time(rate.tpot_seconds) for rate in rates], True)
     # The few that finish before a fog breaks down are not slower for it.
@@ -158,6 +161,8 @@ def _rows(outcomes: Sequence[Outcome]) -> Iterator[_Row]:
             yield _Row(label if name == "mean" else "", title, cells, name == "p99")
     yield _Row("simulated", "tokens/s", [_number(s.tokens_per_second) for s in summaries])
     yield _Row("", "requests/s", [_number(s.requests_per_second) for s in summaries])
+    if any(outcome.within_targets is not None for outcome in outcomes):
+        yield _Row("", "within the targets", [_share(o.within_targets or 0.0) for o in outcomes])
     for index, least in enumerate((7, 15)):
         shares = [_share(summary.below_qos[index]) for summary in summaries]
         yield _Row("", f"slower than {least} tokens/s", shares)
@@ -216,6 +221,7 @@ def outcome_entry(outcome: Outcome) -> dict[str, Any]:
         ],
         "notes": list(outcome.notes),
         "busy": dict(outcome.busy),
+        "within_targets": outcome.within_targets,
         "metrics": _without_nan(asdict(outcome.summary)),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,24 @@ if TYPE_CHECKING:
     from planner.model import DeviceSpec
     from planner.settings import PlannerSettings
     from planner.whatif.outcomes import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the command line says beside the fog file; None: as the file says.
+
+    Attributes:
+        model: Folder or name; None: the demo model.
+        ttft_seconds: Target for the first token.
+        tpot_seconds: Target for each further token.
+        seed: Of the genetic algorithm, and of requests.
+    """
+
+    model: str | None = None
+    weights: str | None = None
+    ttft_seconds: float | None = None
+    tpot_seconds: float | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +60,7 @@ class PlannedFog:
         return device_specs(tuple(devices), self.model, chunk_tokens, self.calibrate)
 
 
-def load_fog(
-    fog: Path, model: str | None, weights: str | None, calibrate: Calibrate, seed: int = 0
-) -> PlannedFog:
+def load_fog(fog: Path, wishes: Wishes, calibrate: Calibrate) -> PlannedFog:
     """Read a fog file and a model.
 
     Raises:
@@ -63,11 +79,19 @@ def load_fog(
     )
     settings = _planner_settings(config)
     chosen = choose_planned_model(
-        model, weights or config.gateway.get("weights"), config.gateway.get("kv_format")
+        wishes.model,
+        wishes.weights or config.gateway.get("weights"),
+        config.gateway.get("kv_format"),
     )
     workload = fitted_workload(settings.workload, chosen.spec)
     workload = workload.fitted_to(chosen.spec.context_limit)
-    problem = Problem(chosen.spec, workload, settings.objective, seed)
+    objective = settings.objective
+    objective = replace(
+        objective,
+        ttft_seconds=wishes.ttft_seconds or objective.ttft_seconds,
+        tpot_seconds=wishes.tpot_seconds or objective.tpot_seconds,
+    )
+    problem = Problem(chosen.spec, workload, objective, wishes.seed)
     return PlannedFog(config, chosen, calibrate, problem)
 
 

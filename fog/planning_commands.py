@@ -21,6 +21,7 @@ from fog.options import (
     give_up,
 )
 from fog.output import make_console, write_json
+from fog.quantities import parse_seconds
 
 _RATES: Final = (1e-6, 1e6)
 """Below, seconds since the start are too coarse; above, all requests come at once."""
@@ -36,6 +37,36 @@ def _check_rate(rate: float | None) -> float | None:
     return rate
 
 
+def _parse_target(text: str) -> float:
+    """Return a target in seconds from ``2s`` or ``150ms``."""
+    try:
+        seconds = parse_seconds(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if seconds == 0:
+        raise typer.BadParameter(f"{text!r} is not greater than 0")
+    return seconds
+
+
+TtftOption = Annotated[
+    float | None,
+    typer.Option(
+        "--ttft",
+        metavar="TIME",
+        parser=_parse_target,
+        help="Plan for the requests that get their first token within this time, as in 2s; "
+        "default: that of [planner] in the file.",
+    ),
+]
+TpotOption = Annotated[
+    float | None,
+    typer.Option(
+        "--tpot",
+        metavar="TIME",
+        parser=_parse_target,
+        help="The same for the time of each further token, as in 150ms.",
+    ),
+]
 MeasuredOption = Annotated[
     Path | None,
     typer.Option(
@@ -65,6 +96,8 @@ def plan(
     ] = False,
     model: PlannedModelOption = None,
     weights: WeightsOption = None,
+    ttft: TtftOption = None,
+    tpot: TpotOption = None,
     state: MeasuredOption = None,
     seed: SeedOption = 0,
     json_target: JsonOption = None,
@@ -76,13 +109,16 @@ def plan(
         with planning_errors():
             from fog.explain import run_explain
             from fog.hypothetical import measured_here
-            from fog.planned_fog import load_fog
+            from fog.planned_fog import Wishes, load_fog
 
-            found = load_fog(fog, model, weights, measured_here(_cache(state)), seed)
+            wishes = Wishes(model, weights, ttft, tpot, seed)
+            found = load_fog(fog, wishes, measured_here(_cache(state)))
             run_explain(found, json_target, make_console(json_target), is_explained=explain)
         return
-    if explain or model is not None or weights is not None:
-        give_up("e2llm: --explain, --model and --weights need --fog FILE", EXIT_USAGE)
+    if explain or any(given is not None for given in (model, weights, ttft, tpot)):
+        give_up(
+            "e2llm: --explain, --model, --weights, --ttft and --tpot need --fog FILE", EXIT_USAGE
+        )
     client = FogClient(url)
     current = client.plan()
     write_json(json_target, current)
@@ -163,6 +199,8 @@ def simulate(
             "`all` means every device.",
         ),
     ] = None,
+    ttft: TtftOption = None,
+    tpot: TpotOption = None,
     state: MeasuredOption = None,
     seed: SeedOption = 0,
     json_target: JsonOption = None,
@@ -197,6 +235,7 @@ def simulate(
         run_paper(seeds, json_target, figures, console)
         return
     with planning_errors():
+        from fog.planned_fog import Wishes
         from fog.simulate import SimulateOptions, run_simulate
 
         options = SimulateOptions(
@@ -206,14 +245,12 @@ def simulate(
             prompt_tokens=prompt_tokens,
             answer_tokens=answer_tokens,
             arrivals=arrivals,
-            model=model,
-            weights=weights,
+            wishes=Wishes(model, weights, ttft, tpot, seed),
             rate=rate,
             num_requests=num_requests,
             add=tuple(add or ()),
             lose=tuple(lose or ()),
             link=tuple(link or ()),
-            seed=seed,
         )
         run_simulate(options, json_target, console)
 

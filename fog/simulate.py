@@ -6,7 +6,7 @@ Reads files and options, and shows what `planner.whatif` finds. Nothing is start
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +17,7 @@ from fog.changes import Changes, parse_changes
 from fog.comparison import Comparison, devices_table, metrics_table, outcome_entry
 from fog.hypothetical import Calibrate, measured_here
 from fog.output import write_json
-from fog.planned_fog import PlannedFog, load_fog, origin_lines
+from fog.planned_fog import PlannedFog, Wishes, load_fog, origin_lines
 from fog.quantities import format_seconds
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 DEFAULT_LOAD: Final = 0.7
 """Share of the plan's predicted requests per second that arrives when no rate is given."""
+
+_NOTABLY: Final = 1.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +46,12 @@ class SimulateOptions:
     prompt_tokens: int | None = None
     answer_tokens: int | None = None
     arrivals: str | None = None
-    model: str | None = None
-    weights: str | None = None
+    wishes: Wishes = field(default_factory=Wishes)
     rate: float | None = None
     num_requests: int | None = None
     add: tuple[str, ...] = ()
     lose: tuple[str, ...] = ()
     link: tuple[str, ...] = ()
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +83,10 @@ def run_simulate(
     """
     from planner.catalogue.devices import load_devices
     from planner.whatif.loads import choose_load, planned_workload
-    from planner.whatif.outcomes import Problem, alone, what_if
+    from planner.whatif.outcomes import alone, what_if
 
     calibrate = calibrate or measured_here(options.cache)
-    fog = load_fog(options.fog, options.model, options.weights, calibrate, options.seed)
+    fog = load_fog(options.fog, options.wishes, calibrate)
     load = choose_load(
         options.workload, options.prompt_tokens, options.answer_tokens, options.arrivals
     )
@@ -94,7 +94,7 @@ def run_simulate(
         fog.config, load_devices().devices, options.add, options.link, options.lose
     )
     workload = planned_workload(load, fog.problem.workload, fog.model.spec)
-    problem = Problem(fog.model.spec, workload, fog.problem.objective, options.seed)
+    problem = replace(fog.problem, workload=workload)
     with console.status("") as status:
         status.update("Measuring this machine, or reading what was measured ...")
         devices = fog.specs(fog.config.devices)
@@ -132,7 +132,7 @@ def run_simulate(
             "requests": len(stream.requests),
             "requests_per_second": stream.rate,
             "requests_shortened": stream.num_cut,
-            "seed": options.seed,
+            "seed": problem.seed,
             "changes": changes.texts(),
             "before": outcome_entry(before),
             "after": None if after is None else outcome_entry(after),
@@ -145,7 +145,7 @@ def _stream(options: SimulateOptions, load: Load, capacity: float, context_token
     from planner.whatif.loads import cut_to_context
 
     rate = options.rate or load.trace_rate or DEFAULT_LOAD * capacity
-    drawn = load.requests(options.num_requests, rate, options.seed)
+    drawn = load.requests(options.num_requests, rate, options.wishes.seed)
     found, num_cut = cut_to_context(drawn, context_tokens)
     at_once = found[-1].arrival_seconds == 0 and len(found) > 1
     return _Stream(found, num_cut, None if at_once else rate)
@@ -167,10 +167,12 @@ def _header(
     lines = [
         f"Model     {model.name}, {model.weights} weights, {model.kv_format} KV cache",
         f"Workload  {load.text}",
-        f"Requests  {len(stream.requests)}, {rate}, seed {options.seed}; planned for prompts of "
+        f"Requests  {len(stream.requests)}, {rate}, seed {problem.seed}; planned for prompts of "
         f"{workload.prompt_tokens} and answers of {workload.answer_tokens} tokens, at most "
         f"{workload.context_tokens} together",
     ]
+    if problem.objective.has_targets:
+        lines.append(f"Targets   {_targets_text(problem)}; the plan is for requests within them")
     if stream.num_cut:
         lines.append(
             f"          {stream.num_cut} requests were shortened to {workload.context_tokens} "
@@ -178,6 +180,14 @@ def _header(
         )
     lines += [f"Change    {text}" for text in changes.texts()]
     return [*lines, *origin_lines(changes.apply(fog.config.devices))]
+
+
+def _targets_text(problem: Problem) -> str:
+    objective = problem.objective
+    targets = (("TTFT", objective.ttft_seconds), ("TPOT", objective.tpot_seconds))
+    return ", ".join(
+        f"{name} {format_seconds(seconds)}" for name, seconds in targets if seconds is not None
+    )
 
 
 def _show(console: Console, comparison: Comparison, stream: _Stream) -> None:
@@ -189,6 +199,8 @@ def _show(console: Console, comparison: Comparison, stream: _Stream) -> None:
                 console.print(Text(text))
         if line := _overload_line(title, outcome, stream):
             console.print(Text(line))
+    if line := _slower_line(comparison):
+        console.print(Text(line))
     console.print(metrics_table(comparison))
 
 
@@ -224,4 +236,23 @@ def _overload_line(title: str, outcome: Outcome, stream: _Stream) -> str | None:
     return (
         f"Note: {title}, {stream.rate:.3g} requests per second are more than the plan's "
         f"{most:.3g}: they wait longer and longer, and more requests would wait longer still."
+    )
+
+
+def _slower_line(comparison: Comparison) -> str | None:
+    """Return a note when requests take longer than on the best single device by itself.
+
+    A plan promises not to serve fewer requests than that device; under less than full load a
+    single fast device may still finish each of them sooner.
+    """
+    if comparison.alone is None:
+        return None
+    fog, alone = (o.summary.end_to_end.mean for o in (comparison.before, comparison.alone))
+    if not fog > alone * _NOTABLY:
+        return None
+    title = comparison.columns[-1][0]
+    return (
+        f"Note: at this load requests take {format_seconds(fog)}, and {format_seconds(alone)} on "
+        f"{title}: the fog serves more of them at full load, not each one sooner. A target "
+        "changes that, as in --ttft 2s."
     )

@@ -48,6 +48,17 @@ def plan(
 ) -> Plan:
     """Return the best plan found for these devices; version 0, state ``preparing``.
 
+    Equal arguments give equal plans, whatever the order of the devices. Times are seconds,
+    sizes bytes, rates per second, lengths tokens.
+
+    Args:
+        devices: As measured, or by data sheet (`planner.catalogue`).
+        model: In numbers.
+        workload: The requests to plan for, and the longest of them.
+        objective: What makes one plan better than another; None: most requests per second,
+            prefill and decode on different replicas where two are possible.
+        seed: Of the genetic algorithm.
+
     Raises:
         InfeasiblePlanError: No group of devices holds the model; says what is missing.
         ValueError: Two devices have one id.
@@ -62,7 +73,11 @@ def exact(
     objective: Objective | None = None,
     seed: int = 0,
 ) -> Plan:
-    """As `plan`, by enumeration alone, whatever the number of devices (and the time)."""
+    """Return the optimum by enumeration alone, whatever the number of devices (and the time).
+
+    Arguments and errors are those of `plan`; ``seed`` changes nothing. There are Bell(n + 1)
+    groupings of n devices: 4140 for seven, 21147 for eight, 678570 for ten.
+    """
     fog = Fog(devices, model, workload, objective or Objective())
     return _planned(fog, lambda roles: _enumerated(fog, roles)).plan
 

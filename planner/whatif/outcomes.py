@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 from broker.plan import Plan
@@ -18,6 +19,7 @@ from planner.simulation import (
     DeviceLoss,
     KvReservation,
     PlanChange,
+    Record,
     Result,
     Scenario,
     SimReplica,
@@ -78,6 +80,8 @@ class Outcome:
 
     Attributes:
         busy: Device to the share of the time in which it computes.
+        within_targets: Share of all requests that finish and meet the objective's targets;
+            None without targets.
         later: Plans that became active while requests came, in the order of time.
         notes: What a reader should know.
     """
@@ -85,6 +89,7 @@ class Outcome:
     plan: Plan
     summary: Summary
     busy: Mapping[str, float]
+    within_targets: float | None = None
     later: tuple[NextPlan, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -138,7 +143,14 @@ def what_if(
         if at_seconds > last
     ]
     result = _simulated(problem, devices, plan, requests, tuple(faults))
-    return Outcome(plan, result.summary(), _busy(result), tuple(later), tuple(notes))
+    return Outcome(
+        plan,
+        result.summary(),
+        _busy(result),
+        _within_targets(problem.objective, result.records),
+        tuple(later),
+        tuple(notes),
+    )
 
 
 def alone(
@@ -153,6 +165,19 @@ def alone(
     if single is None or used == {single.device}:
         return None
     return what_if(problem, [d for d in devices if d.id == single.device], requests)
+
+
+def _within_targets(objective: Objective, records: Sequence[Record]) -> float | None:
+    if not objective.has_targets:
+        return None
+    ttft = inf if objective.ttft_seconds is None else objective.ttft_seconds
+    tpot = inf if objective.tpot_seconds is None else objective.tpot_seconds
+    good = sum(
+        # An answer of one token has no TPOT, which is NaN and over no target.
+        record.is_finished and record.ttft_seconds <= ttft and not record.tpot_seconds > tpot
+        for record in records
+    )
+    return good / len(records)
 
 
 def _busy(result: Result) -> dict[str, float]:

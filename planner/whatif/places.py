@@ -26,7 +26,7 @@ class Place:
 
 def explain(problem: Problem, devices: Sequence[DeviceSpec], plan: Plan) -> list[Place]:
     """Return a place for every device. Plans once more for each that the plan uses."""
-    rate = plan.predicted.requests_per_second or 0.0
+    rate = _rate(plan.predicted)
     idle = {entry.device for entry in plan.idle}
     places = []
     for device in devices:
@@ -41,10 +41,10 @@ def _without(problem: Problem, left: Sequence[DeviceSpec], rate: float) -> str:
     if not left:
         return "no device is left"
     try:
-        other = problem.plan(left).predicted.requests_per_second or 0.0
+        other = _rate(problem.plan(left).predicted)
     except InfeasiblePlanError as error:
         return f"no plan: {error}"
-    return f"{other:.3g} requests/s ({change_text(other / rate - 1)})"
+    return f"{other:.3g} requests/s ({_compared(other, rate)})"
 
 
 def single_text(problem: Problem, devices: Sequence[DeviceSpec], plan: Plan) -> str:
@@ -55,11 +55,11 @@ def single_text(problem: Problem, devices: Sequence[DeviceSpec], plan: Plan) -> 
     used = {stage.device for replica in plan.replicas for stage in replica.stages}
     if used == {single.device}:
         return f"The plan is the best single device, {single.device}: no group is faster."
-    rate = plan.predicted.requests_per_second or 0.0
-    alone = single.predicted.requests_per_second or 0.0
+    rate, alone = _rate(plan.predicted), _rate(single.predicted)
+    what = " within the targets" if problem.objective.has_targets else ""
     return (
-        f"The fog serves {rate:.3g} requests/s; its best single device, {single.device}, serves "
-        f"{alone:.3g} alone ({change_text(rate / alone - 1)} with the fog). A lone request: "
+        f"The fog serves {rate:.3g} requests/s{what}; its best single device, {single.device}, serves "
+        f"{alone:.3g} alone ({_compared(rate, alone)} with the fog). A lone request: "
         f"{_latency_text(plan.predicted)}; alone on {single.device}: "
         f"{_latency_text(single.predicted)}."
     )
@@ -76,8 +76,18 @@ def _no_single_text(problem: Problem, devices: Sequence[DeviceSpec]) -> str:
     )
 
 
+def _rate(rates: Rates) -> float:
+    """Return requests per second, those within the targets where there are any."""
+    good = rates.good_requests_per_second
+    return (rates.requests_per_second or 0.0) if good is None else good
+
+
 def _latency_text(rates: Rates) -> str:
     return (
         f"first token after {format_seconds(rates.ttft_seconds or 0.0)}, then "
         f"{format_seconds(rates.tpot_seconds or 0.0)} each"
     )
+
+
+def _compared(rate: float, other: float) -> str:
+    return change_text(rate / other - 1) if other > 0 else "from none"

@@ -1,13 +1,15 @@
 """What-if without a fog: plans, simulations and errors, by the command line."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import Result
 
-from tests.fog.what_if_rig import CATALOGUE_FOG, FOG
+from fog.commands import run
+from tests.fog.what_if_rig import CATALOGUE_FOG, FOG, ONE_IS_USEFUL
 
 
 def test_before_and_after_are_simulated_with_the_same_requests(
@@ -101,8 +103,6 @@ def test_a_wrong_fog_file_names_the_line(
     new: str,
     match: str,
 ) -> None:
-    import re
-
     assert old in FOG
 
     result = invoke("simulate", "--fog", fog_file(FOG.replace(old, new, 1)))
@@ -130,6 +130,192 @@ def test_a_model_that_does_not_fit_says_how_much_is_missing(
 
     assert result.exit_code == 1
     assert "GB are missing" in result.stderr
+
+
+def test_a_table_says_which_device_does_what_before_and_after(
+    fog_file: Callable[[str], Path], invoke: Callable[..., Result]
+) -> None:
+    result = invoke(
+        "simulate", "--fog", fog_file(FOG), "--requests", 20, "--rate", 0.5,
+        "--add", "pi:raspberry-pi-5-8gb", "--add", "twin:small", "--link", "small:20ms",
+    )  # fmt: skip
+
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert "pi (like raspberry-pi-5-8gb) is added" in text
+    assert "twin (like small) is added" in text
+    assert "the link of small has 20 ms one way" in text
+    assert "By data sheet, not measured: pi (raspberry-pi-5-8gb)" in text
+    assert "Measured on this machine and slowed as the file says: big, small, twin" in text
+    rows = [line.split() for line in result.output.splitlines()]
+    (pi,) = [row for row in rows if row[:1] == ["pi"] and "-" in row]
+    assert pi[1:3] == ["-", "-"]
+
+
+def test_the_best_device_alone_stands_beside_the_fog_and_a_target_can_make_it_the_plan(
+    fog_file: Callable[[str], Path], invoke: Callable[..., Result], tmp_path: Path
+) -> None:
+    target = tmp_path / "out.json"
+    arguments = (
+        "simulate", "--fog", fog_file(ONE_IS_USEFUL), "--model", "llama-3.1-8b",
+        "--weights", "int4", "--json", target,
+    )  # fmt: skip
+
+    without = invoke(*arguments)
+    found = json.loads(target.read_text("utf-8"))
+    within = invoke(*arguments, "--ttft", "2s", "--tpot", "150ms")
+    aimed = json.loads(target.read_text("utf-8"))
+
+    assert without.exit_code == within.exit_code == 0
+    fog, alone = (
+        found[name]["metrics"]["end_to_end"]["mean"]
+        for name in ("before", "best_single_device_alone")
+    )
+    # More throughput on paper, and each request waits for the slow devices.
+    assert fog > 1.05 * alone
+    assert "gpu alone" in without.output
+    assert "A target changes that" in " ".join(without.output.split())
+    assert [s["device"] for r in aimed["before"]["plan"]["replicas"] for s in r["stages"]] == [
+        "gpu"
+    ]
+    assert aimed["best_single_device_alone"] is None
+    assert aimed["before"]["within_targets"] > 0.95
+    assert aimed["before"]["metrics"]["ttft"]["p99"] < 2 < found["before"]["metrics"]["ttft"]["p99"]
+    assert "pi-a is not used" in within.output
+
+
+def test_times_of_the_few_that_finish_are_not_called_a_gain(
+    fog_file: Callable[[str], Path], invoke: Callable[..., Result]
+) -> None:
+    result = invoke(
+        "simulate", "--fog", fog_file(FOG), "--requests", 40, "--rate", 1, "--lose", "big@10s"
+    )
+
+    rows = [line for line in result.output.splitlines() if "end to end" in line]
+    assert "never do" in " ".join(result.output.split())
+    assert "%" not in rows[0]
+    assert "times" not in rows[0]
+
+
+def test_more_requests_than_the_plan_serves_are_pointed_out(
+    fog_file: Callable[[str], Path], invoke: Callable[..., Result]
+) -> None:
+    result = invoke("simulate", "--fog", fog_file(FOG), "--requests", 20, "--rate", 500)
+
+    assert "500 requests per second are more than the plan's" in " ".join(result.output.split())
+
+
+def test_nothing_is_started(
+    fog_file: Callable[[str], Path],
+    invoke: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a process was started, or an address connected to")
+
+    monkeypatch.setattr("subprocess.Popen.__init__", refuse)
+    monkeypatch.setattr("socket.socket.connect", refuse)
+
+    planned = invoke("plan", "--fog", fog_file(FOG), "--explain")
+    simulated = invoke("simulate", "--fog", fog_file(FOG), "--requests", 5)
+
+    assert (planned.exit_code, simulated.exit_code) == (0, 0)
+
+
+def test_the_catalogue_lists_what_fog_files_and_options_can_name(
+    invoke: Callable[..., Result], tmp_path: Path
+) -> None:
+    target = tmp_path / "catalogue.json"
+
+    result = invoke("catalogue", "--json", target)
+
+    assert result.exit_code == 0
+    found = json.loads(target.read_text("utf-8"))
+    assert found["devices"]["raspberry-pi-5-8gb"]["memory_bytes"] == 7_000_000_000
+    assert found["models"]["llama-3.1-8b"]["num_layers"] == 32
+    for name in (*found["devices"], *found["models"]):
+        assert name in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "match"),
+    [
+        (("--workload", "chatt"), 2, "no such file and no such workload; known: .*chat"),
+        (("--rate", "nan"), 2, "is not a rate"),
+        (("--rate", "inf"), 2, "is not a rate"),
+        (("--rate", "1e-300"), 2, "is not a rate"),
+        (("--requests", "0"), 2, "--requests"),
+        (("--seed", "-1"), 2, "--seed"),
+        (("--prompt-tokens", "0"), 2, "--prompt-tokens"),
+        (("--arrivals", "sometimes"), 2, "use poisson, fixed, bursty"),
+        (("--ttft", "2"), 2, "has no unit"),
+        (("--tpot", "0 ms"), 2, "not greater than 0"),
+        (("--lose", "nobody@5s"), 2, "no device 'nobody'; known: big, small"),
+        (("--add", "pi"), 2, "it has no numbers"),
+        (("--link", "big:fast"), 2, "'fast' is not a number with a unit"),
+        (("--model", "nothere"), 2, "no folder with a config.json, and not in the catalogue"),
+        (("--weights", "float99"), 2, "no such format"),
+        (("--json", "/nonexistent/x.json"), 2, "folder of /nonexistent/x.json does not exist"),
+        (("--json", "."), 2, "is a folder"),
+    ],
+)
+def test_a_wrong_option_ends_in_a_sentence_that_names_it(
+    fog_file: Callable[[str], Path],
+    invoke: Callable[..., Result],
+    arguments: tuple[str, ...],
+    exit_code: int,
+    match: str,
+) -> None:
+    result = invoke("simulate", "--fog", fog_file(FOG), *arguments)
+
+    assert result.exit_code == exit_code
+    assert isinstance(result.exception, SystemExit)
+    assert re.search(match, " ".join(result.stderr.split())), result.stderr
+
+
+def test_a_damaged_trace_is_named_with_its_line(
+    fog_file: Callable[[str], Path], invoke: Callable[..., Result], tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival,prompt,answer\n0,10,5\n1,many,5\n", "utf-8")
+
+    result = invoke("simulate", "--fog", fog_file(FOG), "--workload", trace)
+
+    assert result.exit_code == 2
+    assert "line 3 of the trace" in result.stderr
+    assert "1,many,5" in result.stderr
+
+
+def test_a_trace_whose_requests_come_at_once_is_simulated(
+    fog_file: Callable[[str], Path], invoke: Callable[..., Result], tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("5,10,5\n5,20,5\n", "utf-8")
+
+    result = invoke("simulate", "--fog", fog_file(FOG), "--workload", trace)
+
+    assert result.exit_code == 0, result.output
+    assert "Requests  2, all at once" in result.output
+
+
+def test_a_result_that_cannot_be_written_is_named_with_the_reason(
+    fog_file: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", refuse)
+    monkeypatch.setattr("sys.argv", ["e2llm", "catalogue", "--json", "full.json"])
+
+    with pytest.raises(SystemExit) as ended:
+        run()
+
+    assert ended.value.code == 1
+    assert (
+        capsys.readouterr().err == "e2llm: full.json cannot be written: No space left on device\n"
+    )
 
 
 @pytest.mark.parametrize("arguments", [(), ("--paper", "--fog", "x.toml")])

@@ -35,6 +35,23 @@ catalogue = "rtx-3060-12gb"
 """
 
 
+ONE_IS_USEFUL = """
+[[device]]
+id = "gpu"
+catalogue = "rtx-5070"
+
+[[device]]
+id = "pi-a"
+catalogue = "raspberry-pi-4-4gb"
+
+[[device]]
+id = "pi-b"
+catalogue = "raspberry-pi-4-4gb"
+link_delay = "15 ms"
+link_rate = "10 Mbit/s"
+"""
+
+
 def fake_times(seconds: float) -> LayerTimes:
     return LayerTimes(
         prefill=[PrefillTime(n, n * seconds / 10) for n in (1, 1024)],

@@ -353,8 +353,22 @@ def test_the_oracle_finds_what_a_naive_search_finds() -> None:
 
 def test_importing_the_planner_imports_no_service_library() -> None:
     code = (
-        "import sys, planner; "
-        "print([m for m in ('deap', 'redis', 'paho', 'numpy') if m in sys.modules])"
+        "import sys, planner, planner.catalogue; "
+        "print([m for m in ('deap', 'redis', 'paho', 'numpy', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_planning_imports_the_genetic_algorithm_and_still_no_service_library() -> None:
+    code = """
+import sys
+from planner import Workload, plan
+from planner.catalogue import WeightFormat, load_devices, load_models
+model = load_models()["qwen2.5-0.5b"]
+fog = [d.spec(n, model, WeightFormat.INT8) for n, d in list(load_devices().devices.items())[:2]]
+plan(fog, model.spec(WeightFormat.INT8), Workload())
+print([m for m in ("deap", "redis", "paho", "torch") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['deap']"
