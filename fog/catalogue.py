@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fog.hypothetical import choose_planned_model
 from fog.output import write_json
 
 
@@ -38,7 +39,7 @@ def run_catalogue(json_target: str | None, console: Console) -> None:
             name,
             f"{model.num_parameters / 1e9:.2f} billion",
             *(
-                f"{model.spec(weights).weight_bytes / 1e9:.1f} GB"
+                f"{choose_planned_model(name, weights).spec.weight_bytes / 1e9:.1f} GB"
                 for weights in (WeightFormat.BFLOAT16, WeightFormat.INT8, WeightFormat.INT4)
             ),
             str(model.num_layers),

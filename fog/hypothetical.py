@@ -84,26 +84,30 @@ def choose_planned_model(
 
 
 def _from_catalogue(shape: CatalogueModel, weights: WeightFormat, kv_format: str) -> PlannedModel:
+    """Return a model of the catalogue: where our nodes can hold it, as they hold it."""
+    from planner.inputs import model_spec
+
     try:
         spec = shape.spec(weights, kv_format)
     except ValueError as error:
         raise ModelChoiceError(f"--model {shape.name}: {error}") from error
-    manifest, obstacle = None, ""
     if shape.experts or len(set(shape.kinds)) > 1 or shape.sinks:
         obstacle = f"our nodes do not compute models like {shape.name}"
-    elif weights not in WEIGHT_FORMATS:
-        obstacle = f"our nodes do not hold {weights} weights"
-    else:
-        config = _hub_config(shape)
-        manifest = ModelManifest(
-            name=shape.name,
-            revision=spec.revision,
-            config=config,
-            tensors={},
-            weights=str(weights),
-            kv_format=kv_format,
-        )
-    return PlannedModel(spec, shape, weights, manifest, obstacle)
+        return PlannedModel(spec, shape, weights, None, obstacle)
+    if weights not in WEIGHT_FORMATS:
+        return PlannedModel(spec, shape, weights, None, f"our nodes do not hold {weights} weights")
+    manifest = ModelManifest(
+        name=shape.name,
+        revision=spec.revision,
+        config=_hub_config(shape),
+        tensors={},
+        weights=str(weights),
+        kv_format=kv_format,
+    )
+    try:
+        return PlannedModel(model_spec(manifest), shape, weights, manifest)
+    except UnsupportedModelError as error:
+        raise ModelChoiceError(f"--model {shape.name}: {error}") from error
 
 
 def _from_folder(folder: Path, name: str, weights: WeightFormat, kv_format: str) -> PlannedModel:
@@ -241,6 +245,9 @@ def _from_data_sheet(device: DeviceConfig, model: PlannedModel, chunk_tokens: in
         link,
         device.slowdown,
     )
+    if not model.spec.ffn_bytes:
+        # Our nodes keep no weights in host memory: it must not be counted as if they did.
+        spec = replace(spec, host_memory_bytes=0, offloaded={})
     if device.model_memory is not None:
         spec = replace(spec, memory_bytes=_memory_bytes(device.model_memory, model.spec))
     return spec

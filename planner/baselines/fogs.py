@@ -35,21 +35,6 @@ class FogPlan:
     weights: WeightFormat
 
 
-# Blocks of one kind: a search over 24 devices is quick where splits have a closed form.
-_LLAMA_8B: Final = CatalogueModel(
-    name="llama-3.1-8b",
-    config="meta-llama/Llama-3.1-8B",
-    hidden_size=4096,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    intermediate_size=14336,
-    vocab_size=128256,
-    tied=False,
-    context_limit=131072,
-)
-
 FOGS: Final = {
     "raspberry-pis": FogPlan(
         {"raspberry-pi-5-8gb": 4, "raspberry-pi-4-4gb": 3},
@@ -78,7 +63,8 @@ FOGS: Final = {
             "mini-pc-7840hs-32gb": 3,
             "laptop-i5-1240p-16gb": 4,
         },
-        _LLAMA_8B,
+        # Blocks of one kind: a search over 24 devices is quick where splits have a closed form.
+        load_models()["llama-3.1-8b"],
         WeightFormat.INT4,
     ),
 }

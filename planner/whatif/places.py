@@ -58,8 +58,8 @@ def single_text(problem: Problem, devices: Sequence[DeviceSpec], plan: Plan) -> 
     rate, alone = _rate(plan.predicted), _rate(single.predicted)
     what = " within the targets" if problem.objective.has_targets else ""
     return (
-        f"The fog serves {rate:.3g} requests/s{what}; its best single device, {single.device}, serves "
-        f"{alone:.3g} alone ({_compared(rate, alone)} with the fog). A lone request: "
+        f"The fog serves {rate:.3g} requests/s{what}; its best single device, {single.device}, "
+        f"serves {alone:.3g} alone ({_compared(rate, alone)} with the fog). A lone request: "
         f"{_latency_text(plan.predicted)}; alone on {single.device}: "
         f"{_latency_text(single.predicted)}."
     )

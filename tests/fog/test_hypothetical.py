@@ -7,7 +7,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from broker.architecture import parse_config
+from broker.architecture import parse_config, stage_bytes
 from broker.control import ModelManifest, Telemetry
 from fog.config import ConfigError, load_config
 from fog.hypothetical import LOOPBACK, choose_planned_model, device_specs
@@ -90,6 +90,34 @@ def test_a_catalogue_model_that_nodes_compute_can_be_timed_here(
     device_specs(config.devices, choose_planned_model("qwen3-0.6b"), 128, calibrate)
 
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
+def test_a_catalogue_model_takes_the_memory_that_our_nodes_take(
+    fog_file: Callable[[str], Path], weights: str
+) -> None:
+    config = load_config(fog_file(CATALOGUE_FOG), catalogue=CATALOGUE)
+    model = choose_planned_model("qwen2.5-0.5b", weights)
+    assert model.manifest is not None
+
+    specs = device_specs(config.devices, model, 128, fake_calibration)
+
+    held = stage_bytes(parse_config(model.manifest.config), weights, 24, embedding=True, head=True)
+    assert model.spec.weight_bytes == held
+    # They keep no weights in a host's memory, as the catalogue's graphics cards could.
+    assert all(spec.host_memory_bytes == 0 for spec in specs)
+
+
+def test_a_model_that_only_others_compute_may_use_host_memory(
+    fog_file: Callable[[str], Path],
+) -> None:
+    config = load_config(fog_file(CATALOGUE_FOG), catalogue=CATALOGUE)
+
+    *_, gpu = device_specs(
+        config.devices, choose_planned_model("gpt-oss-20b", "mxfp4"), 128, fake_calibration
+    )
+
+    assert gpu.host_memory_bytes > 0
 
 
 def test_up_refuses_a_catalogue_device_and_says_what_can_use_it(
