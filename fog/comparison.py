@@ -91,14 +91,10 @@ def placements(plan: Plan) -> dict[str, str]:
             where = f" {index + 1}/{len(replica.stages)}: {layers}"
             whole = ": whole model"
             places[stage.device] = (
-                f"{_ROLES.get(replica.role, replica.role)} {letter}"
-                f"{where if len(replica.stages) > 1 else whole}"
+                f"{replica.role} {letter}{where if len(replica.stages) > 1 else whole}"
             )
     places.update({entry.device: NOT_USED for entry in plan.idle})
     return places
-
-
-_ROLES: Final = {"both": "prefill and decode"}
 
 
 def _busy_texts(outcome: Outcome) -> dict[str, str]:

@@ -193,13 +193,18 @@ def _targets_text(problem: Problem) -> str:
 def _show(console: Console, comparison: Comparison, stream: _Stream) -> None:
     console.print()
     console.print(devices_table(comparison))
+    lines: list[str] = []
     for title, outcome in comparison.columns:
         if outcome is not comparison.alone:
-            for text in _plan_lines(title, outcome):
-                console.print(Text(text))
-        if line := _overload_line(title, outcome, stream):
-            console.print(Text(line))
-    if line := _slower_line(comparison):
+            known = {line.partition(": ")[2] for line in lines}
+            lines += [
+                line
+                for line in (*_plan_lines(title, outcome), *_overload(title, outcome, stream))
+                # What was so before the change need not be read again.
+                if line.partition(": ")[2] not in known
+            ]
+    lines += _slower(comparison)
+    for line in lines:
         console.print(Text(line))
     console.print(metrics_table(comparison))
 
@@ -228,31 +233,35 @@ def _plan_lines(title: str, outcome: Outcome) -> Sequence[str]:
     return lines
 
 
-def _overload_line(title: str, outcome: Outcome, stream: _Stream) -> str | None:
+def _overload(title: str, outcome: Outcome, stream: _Stream) -> list[str]:
     """Return a note when more comes than the plan serves: then waiting has no bound."""
-    most = outcome.plan.predicted.requests_per_second or 0.0
-    if stream.rate is None or stream.rate <= most:
-        return None
-    return (
-        f"Note: {title}, {stream.rate:.3g} requests per second are more than the plan's "
-        f"{most:.3g}: they wait longer and longer, and more requests would wait longer still."
-    )
+    if stream.rate is None:
+        return []
+    plans = [(title, outcome.plan)]
+    plans += [(f"from {p.active_from_seconds:.0f} s on", p.plan) for p in outcome.later]
+    rates = [(name, plan.predicted.requests_per_second or 0.0) for name, plan in plans]
+    return [
+        f"Note: {name}, {stream.rate:.3g} requests per second are more than the plan's "
+        f"{most:.3g}: the longer they come, the longer they wait."
+        for name, most in rates
+        if stream.rate > most
+    ]
 
 
-def _slower_line(comparison: Comparison) -> str | None:
+def _slower(comparison: Comparison) -> list[str]:
     """Return a note when requests take longer than on the best single device by itself.
 
     A plan promises not to serve fewer requests than that device; under less than full load a
     single fast device may still finish each of them sooner.
     """
     if comparison.alone is None:
-        return None
+        return []
     fog, alone = (o.summary.end_to_end.mean for o in (comparison.before, comparison.alone))
     if not fog > alone * _NOTABLY:
-        return None
+        return []
     title = comparison.columns[-1][0]
-    return (
+    return [
         f"Note: at this load requests take {format_seconds(fog)}, and {format_seconds(alone)} on "
         f"{title}: the fog serves more of them at full load, not each one sooner. A target "
         "changes that, as in --ttft 2s."
-    )
+    ]
