@@ -108,12 +108,13 @@ pip_install = \
 	$(BIN)/python -m pip install --disable-pip-version-check \
 		$${index:+--extra-index-url "$$index"} --editable '.[$(1)]'
 
+# All it says goes to stderr: stdout is for what was asked for (`--json -`).
 $(VENV)/.installed-%: pyproject.toml $(STALE)
-	@$(BIN)/python -c "$$SUPPORTED" 2>/dev/null || { $(make_venv); }
+	@$(BIN)/python -c "$$SUPPORTED" 2>/dev/null || { $(make_venv); } >&2
 	$(if $(STALE),@rm -f $(VENV)/.installed-*)
-	@echo "Installing e2llm with the extras $(EXTRAS_$*) into $(VENV)."
-	@$(call pip_install,$(EXTRAS_$*)) \
-		|| { echo "That failed; once more, in case it was the network." >&2; \
-			$(call pip_install,$(EXTRAS_$*)); }
+	@echo "Installing e2llm with the extras $(EXTRAS_$*) into $(VENV)." >&2
+	@{ $(call pip_install,$(EXTRAS_$*)) \
+		|| { echo "That failed; once more, in case it was the network."; \
+			$(call pip_install,$(EXTRAS_$*)); }; } >&2
 	@echo '$(CURDIR)' > $(VENV)/.location
 	@touch $(STAMPS_$*:%=$(VENV)/.installed-%)
