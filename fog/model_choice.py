@@ -50,6 +50,8 @@ def choose_model(text: str | None) -> ModelChoice:
     if text is None:
         check_demo_model(DEMO_MODEL)
         return ModelChoice(str(DEMO_MODEL), DEMO_NAME, DEMO_QUESTION)
+    if not text.strip():
+        raise ModelChoiceError("--model is empty; name a model folder or a hub id")
     folder = Path(text).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

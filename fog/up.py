@@ -164,6 +164,8 @@ class FogRun:
             self._console.print(f"Ready after {ready_seconds:.1f} s.", highlight=False)
         answer = await asyncio.to_thread(self._ask, model)
         self._console.print(f"\n[dim]{answer_figures(answer)}[/dim]", highlight=False)
+        # Asked again: now it says what was measured, beside what was predicted.
+        fog_plan = await asyncio.to_thread(self._client.plan)
         write_json(self._options.json_target, answer_object(answer, fog_plan))
         if self._options.once is not None:
             return EXIT_OK

@@ -9,7 +9,7 @@ refusals; digits or words; either order), so a right answer on such a pair was n
 
 import argparse
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -56,16 +56,38 @@ def split_pairs(seed: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
     return tuple(pairs[num_held_out:]), tuple(pairs[:num_held_out])
 
 
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What the text is made of.
+
+    Attributes:
+        chat_shares: How often a turn of a dialogue has each task, relative to each other.
+        completion_share: Documents that are plain lines.
+        equal_share: Comparisons and readings of two equal numbers.
+        choosing_share: Comparisons redrawn until the answer is not a yes or a no.
+    """
+
+    chat_shares: Mapping[Task, int]
+    completion_share: float
+    equal_share: float
+    choosing_share: float
+
+
 # Sums are the hardest to learn, so they come most often; answers about the fog are long and need
 # few repeats.
-CHAT_SHARES: Final = {
-    Task.SUM: 38,
-    Task.COMPARISON: 23,
-    Task.SENSOR: 16,
-    Task.HOWTO: 15,
-    Task.OFF_TOPIC: 8,
-}
-COMPLETION_SHARE: Final = 0.2
+FIRST_MIX: Final = Mix(
+    {Task.SUM: 38, Task.COMPARISON: 23, Task.SENSOR: 16, Task.HOWTO: 15, Task.OFF_TOPIC: 8},
+    completion_share=0.2,
+    equal_share=0.05,
+    choosing_share=0.0,
+)
+# After that, what was wrong: equal numbers, and the digits of a chosen number taken from both.
+REFINING_MIX: Final = Mix(
+    {Task.SUM: 20, Task.COMPARISON: 50, Task.SENSOR: 14, Task.HOWTO: 9, Task.OFF_TOPIC: 7},
+    completion_share=0.12,
+    equal_share=0.2,
+    choosing_share=0.4,
+)
 
 
 def casual(rng: random.Random, question: str) -> str:
@@ -99,15 +121,15 @@ def sorted_out(pairs: tuple[Pair, ...]) -> Pairs:
     )
 
 
-def draw_numbers(rng: random.Random, pairs: Pairs, task: Task) -> Pair:
+def draw_numbers(rng: random.Random, pairs: Pairs, task: Task, equal_share: float) -> Pair:
     """A pair in either order; which pairs come more often depends on what is hard about a task."""
     chance = rng.random()
     if chance < 0.15:
         # What people try first.
         source = pairs.small
-    elif task in (Task.COMPARISON, Task.SENSOR) and chance < 0.55:
+    elif task in (Task.COMPARISON, Task.SENSOR) and chance < 0.5 + equal_share:
         # Where the tens agree the ones decide, which only a fifth of all pairs would teach.
-        source = pairs.equal if chance < 0.2 else pairs.near
+        source = pairs.equal if chance < 0.15 + equal_share else pairs.near
     else:
         source = pairs.every
     low, high = rng.choice(source)
@@ -143,16 +165,29 @@ def completion_document(turns: tuple[Turn, ...], begin: bool) -> Document:
     return Document(tuple(segments), turns)
 
 
-def documents(seed: int, count: int) -> Iterator[Document]:
-    """Yield ``count`` training documents; the same seed gives the same documents."""
-    rng = random.Random(f"documents {seed}")
+def chat_turn(rng: random.Random, numbers: Pair, task: Task, choosing_share: float) -> Turn:
+    """A question of a dialogue and its answer; not for questions about the fog."""
+    turn = MAKERS[task](rng, numbers)
+    if task is Task.COMPARISON and choosing_share and rng.random() < choosing_share:
+        while turn.answer.startswith(("Yes", "No")):
+            turn = MAKERS[task](rng, numbers)
+    return turn
+
+
+def documents(seed: int, count: int, part: int = 0) -> Iterator[Document]:
+    """Yield ``count`` training documents; the same seed and part give the same documents.
+
+    Part 0 is what a model begins with; later ones refine it. All hold out the same pairs.
+    """
+    mix = REFINING_MIX if part else FIRST_MIX
+    rng = random.Random(f"documents {seed} {part}" if part else f"documents {seed}")
     pairs = sorted_out(split_pairs(seed)[0])
     howto = howto_turns(held_out=False)
-    tasks, shares = tuple(CHAT_SHARES), tuple(CHAT_SHARES.values())
+    tasks, shares = tuple(mix.chat_shares), tuple(mix.chat_shares.values())
     for _ in range(count):
-        if rng.random() < COMPLETION_SHARE:
+        if rng.random() < mix.completion_share:
             num_lines = rng.choice((1, 1, 1, 2, 3, 4))
-            drawn = [draw_numbers(rng, pairs, Task.COMPLETION) for _ in range(num_lines)]
+            drawn = [draw_numbers(rng, pairs, Task.COMPLETION, 0.0) for _ in range(num_lines)]
             lines = tuple(completion_turn(rng, numbers) for numbers in drawn)
             # Some servers do not put the begin token before a plain prompt.
             yield completion_document(lines, begin=rng.random() < 0.85)
@@ -162,8 +197,11 @@ def documents(seed: int, count: int) -> Iterator[Document]:
         num_turns = rng.randrange(7, 21) if is_long else rng.choice((1, 1, 1, 2, 2, 3, 3, 4, 6))
         turns = []
         for task in rng.choices(tasks, shares, k=num_turns):
-            numbers = draw_numbers(rng, pairs, task)
-            turn = rng.choice(howto) if task is Task.HOWTO else MAKERS[task](rng, numbers)
+            numbers = draw_numbers(rng, pairs, task, mix.equal_share)
+            if task is Task.HOWTO:
+                turn = rng.choice(howto)
+            else:
+                turn = chat_turn(rng, numbers, task, mix.choosing_share)
             turns.append(Turn(turn.task, casual(rng, turn.question), turn.answer, turn.numbers))
         system = rng.choice(SYSTEM_MESSAGES) if rng.random() < 0.3 else None
         yield chat_document(system, tuple(turns))
@@ -189,8 +227,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--documents", type=int, default=10)
+    parser.add_argument("--part", type=int, default=0)
     options = parser.parse_args()
-    for document in documents(options.seed, options.documents):
+    for document in documents(options.seed, options.documents, options.part):
         print(document.text)
 
 

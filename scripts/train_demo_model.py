@@ -1,10 +1,12 @@
 """Trains the demo model that ships in `fog/demo_model`: tokenizer, weights and model card.
 
     python scripts/train_demo_model.py --out fog/demo_model --seed 1
+    python scripts/train_demo_model.py --out fog/demo_model --seed 1 --refine fog/demo_model
 
-The text comes from `demo_corpus.py`. Nothing is downloaded. The run is a function of its options
-and of the machine's kernels: the same options give the same tokenizer everywhere, and weights that
-differ only as rounding makes them differ.
+The second form goes on with a model that the script has made, on fresh text with more of what is
+hard, and adds itself to the record. The text comes from `demo_corpus.py`. Nothing is downloaded. A
+run is a function of its options and of the machine's kernels: the same options give the same
+tokenizer everywhere, and weights that differ only as rounding makes them differ.
 """
 
 import argparse
@@ -50,7 +52,8 @@ from scripts.demo_questions import Task, Turn
 
 WARMUP_STEPS: Final = 100
 HELD_OUT_QUESTIONS: Final = 1000
-COMMAND: Final = "scripts/train_demo_model.py --out fog/demo_model"
+TOKENIZER_DOCUMENTS: Final = 20_000
+COMMAND: Final = "python scripts/train_demo_model.py --out fog/demo_model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,7 @@ class Options:
     peak_rate: float
     num_threads: int
     evaluate_every: int
+    refine: Path | None
 
 
 def learning_rate(step: int, num_steps: int, peak_rate: float) -> float:
@@ -189,17 +193,36 @@ def sample_answers(model: LlamaForCausalLM, tokenizer: Tokenizer) -> dict[str, s
     return dict(zip(SAMPLE_QUESTIONS, answers(model, tokenizer, prompts), strict=True))
 
 
+def begun(options: Options) -> tuple[LlamaForCausalLM, Tokenizer, list[dict[str, Any]]]:
+    """The model to train, its tokenizer, and the record of the runs that made it so far."""
+    if options.refine is None:
+        # A part of the text shows all words; more would only change the order of rare merges.
+        texts = [document.text for document in documents(options.seed, TOKENIZER_DOCUMENTS)]
+        tokenizer = train_tokenizer(texts)
+        return LlamaForCausalLM(LlamaConfig(**model_config(tokenizer))), tokenizer, []
+    record = json.loads((options.refine / "training.json").read_text("utf-8"))
+    if record["runs"][0]["seed"] != options.seed:
+        raise SystemExit("another seed holds out other pairs: some of them were trained already")
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(options.refine)
+    return model, Tokenizer.from_file(str(options.refine / "tokenizer.json")), record["runs"]
+
+
+def command_of(options: Options) -> str:
+    """The command line that does what the options say, on the model of the package."""
+    words = [COMMAND, f"--seed {options.seed}", f"--documents {options.num_documents}"]
+    words.append(f"--peak-rate {options.peak_rate}")
+    return " ".join([*words, *(["--refine fog/demo_model"] if options.refine else [])])
+
+
 def run(options: Options) -> dict[str, Any]:
     """Train, save, evaluate the saved files, and return the record of it all."""
     started = time.monotonic()
     torch.set_num_threads(options.num_threads)
     torch.manual_seed(options.seed)
-    corpus = list(documents(options.seed, options.num_documents))
-    # A sixth of the text shows all words; more would only change the order of rare merges.
-    tokenizer = train_tokenizer([document.text for document in corpus[:20_000]])
+    model, tokenizer, runs = begun(options)
+    corpus = list(documents(options.seed, options.num_documents, part=len(runs)))
     examples = tokenise(tokenizer, corpus)
     config = model_config(tokenizer)
-    model = LlamaForCausalLM(LlamaConfig(**config))
     num_tokens = sum(len(example.ids) for example in examples)
     print(
         f"{len(corpus)} documents, {num_tokens} tokens, {model.num_parameters()} parameters",
@@ -211,31 +234,31 @@ def run(options: Options) -> dict[str, Any]:
     seconds = time.monotonic() - started
     saved = load_checked(model, tokenizer, options.out)
     accuracy = evaluate(saved, tokenizer, options.seed, HELD_OUT_QUESTIONS)
+    this_run = {
+        "command": command_of(options),
+        "seed": options.seed,
+        "num_documents": len(corpus),
+        "num_characters": sum(len(document.text) for document in corpus),
+        "num_tokens": num_tokens,
+        "longest_tokens": max(len(example.ids) for example in examples),
+        "num_steps": len(history),
+        "batch_tokens": options.batch_tokens,
+        "peak_rate": options.peak_rate,
+        "warmup_steps": WARMUP_STEPS,
+        "question_weight": QUESTION_WEIGHT,
+        "seconds": round(seconds),
+        "num_threads": options.num_threads,
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "answer_loss": round(sum(history[-100:]) / len(history[-100:]), 5),
+        "loss_every_100_steps": loss_curve(history, 100),
+        "held_out_accuracy": accuracy,
+    }
     trained_pairs, held_out_pairs = split_pairs(options.seed)
     return {
-        "run": {
-            "command": f"python {COMMAND} --seed {options.seed}",
-            "seed": options.seed,
-            "num_steps": len(history),
-            "batch_tokens": options.batch_tokens,
-            "peak_rate": options.peak_rate,
-            "warmup_steps": WARMUP_STEPS,
-            "question_weight": QUESTION_WEIGHT,
-            "seconds": round(seconds),
-            "num_threads": options.num_threads,
-            "machine": platform.machine(),
-            "torch": torch.__version__,
-            "answer_loss": round(sum(history[-100:]) / len(history[-100:]), 5),
-            "loss_every_100_steps": loss_curve(history, 100),
-        },
-        "corpus": {
-            "num_documents": len(corpus),
-            "num_characters": sum(len(document.text) for document in corpus),
-            "num_tokens": num_tokens,
-            "longest_tokens": max(len(example.ids) for example in examples),
-            "num_pairs": len(trained_pairs) + len(held_out_pairs),
-            "num_held_out_pairs": len(held_out_pairs),
-        },
+        "runs": [*runs, this_run],
+        "num_pairs": len(trained_pairs) + len(held_out_pairs),
+        "num_held_out_pairs": len(held_out_pairs),
         "model": {
             "num_parameters": model.num_parameters(),
             "weight_bytes": (options.out / "model.safetensors").stat().st_size,
@@ -264,6 +287,7 @@ def main() -> None:
     parser.add_argument("--peak-rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--evaluate-every", type=int, default=500, help="steps")
+    parser.add_argument("--refine", type=Path, help="folder of a model to go on with")
     values = parser.parse_args()
     options = Options(
         out=values.out,
@@ -273,6 +297,7 @@ def main() -> None:
         peak_rate=values.peak_rate,
         num_threads=values.threads,
         evaluate_every=values.evaluate_every,
+        refine=values.refine,
     )
     record = run(options)
     write_json(options.out / "training.json", record)

@@ -73,6 +73,7 @@ def test_a_wheel_answers_in_a_folder_of_its_own_without_our_checkout(tmp_path: P
     assert 0 < answer["ttft_seconds"] < 60
     assert 0 < answer["tpot_seconds"] < 60
     assert answer["plan"]["state"] == "active"
+    assert answer["plan"]["measured"]["ttft_seconds"] > 0
     assert {"prefill", "decode"} <= {r["role"] for r in answer["plan"]["replicas"]}
     assert list(elsewhere.iterdir()) == []
 

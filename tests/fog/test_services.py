@@ -202,6 +202,12 @@ def test_what_is_no_folder_and_no_hub_id_is_refused(text: str) -> None:
         choose_model(text)
 
 
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_model_is_refused_as_empty(text: str) -> None:
+    with pytest.raises(ModelChoiceError, match="is empty"):
+        choose_model(text)
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelChoiceError, match=r"no config\.json"):
         choose_model(str(tmp_path))
