@@ -56,7 +56,7 @@ def _repaired(chosen: set[int], prompts: Sequence[float], answers: Sequence[floa
     prefilled = sum(prompts[r] for r in chosen)
     decoded = sum(answers[r] for r in replicas if r not in chosen)
     while True:
-        changes = [
+        changes: list[tuple[float, float, tuple[int, ...]]] = [
             (prefilled - prompts[r], decoded + answers[r], (r,))
             if r in chosen
             else (prefilled + prompts[r], decoded - answers[r], (r,))
