@@ -36,9 +36,12 @@ from planner.worth import Worth
 Select = Callable[[list[Individual], int], list[Individual]]
 """So many parents, drawn with repetition, the fitter ones more often."""
 
-# What the search may cost for each device of the fog, in the unit of `Worth.effort`: half for
-# the genetic algorithm, half for the local search. Fogs of up to 8 devices never get there.
-_EFFORT: Final = 350
+# What the genetic algorithm, and what the local search by prices, may cost for each device of
+# the fog, in the unit of `Worth.effort`. Fogs of up to 8 devices never get there.
+_EFFORT: Final = 200
+_CLIMB_EFFORT: Final = 400
+# The local search by prices begins at so many elites.
+_NUM_CLIMBED: Final = 4
 # The local search by scores looks at no more new groupings than this.
 _CLIMB_GROUPINGS: Final = 1000
 # Up to so many devices every elite is climbed from by scores; beyond, the best alone.
@@ -169,7 +172,7 @@ class _Evolution:
             self._score(population)
         best = self._best(population)
         if self.objective.local_search:
-            solution = self._climbed(best, max_effort)
+            solution = self._climbed(best)
         else:
             solution = self.groupings.solution(best[0].groups())
         return Solution(solution.score, solution.members, len(self.groupings))
@@ -226,13 +229,12 @@ class _Evolution:
             population.append(fresh)
         return population
 
-    def _climbed(self, best: Sequence[Individual], max_effort: int) -> Solution:
+    def _climbed(self, best: Sequence[Individual]) -> Solution:
         """Return the best of what the elites, and what is near them, are worth."""
         ends: set[tuple[int, ...]] = set()
-        for elite in best:
-            groups = climb_by_worth(
-                self.worth, elite.groups(), self.num_devices, self.rng, max_effort // len(best)
-            )
+        share = _CLIMB_EFFORT * self.num_devices // _NUM_CLIMBED
+        for elite in best[:_NUM_CLIMBED]:
+            groups = climb_by_worth(self.worth, elite.groups(), self.num_devices, self.rng, share)
             ends |= {elite.key(), tuple(sorted(groups))}
         found = sorted((self.groupings.solution(end) for end in ends), key=_by_score)
         allowed = _CLIMB_GROUPINGS
