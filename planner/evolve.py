@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any, Final
 
 from deap import base, tools
@@ -125,7 +126,8 @@ def evolve(
         start: Groupings (replicas as lists of device indexes) to begin with, as that of the
             running plan.
         operators: Selection, crossover and how it begins.
-        max_groupings: New groupings after which no generation begins; None for no limit.
+        max_groupings: New groupings after which no generation begins, however dear they are
+            to evaluate; None for the usual limit.
     """
     # An empty `Groupings` is false, so `or` would lose what is to be shared.
     shared = Groupings(fog, roles) if groupings is None else groupings
@@ -161,7 +163,7 @@ class _Evolution:
         """Evolve from the given groupings, and climb from what came out."""
         if not self.num_devices:
             return NOTHING
-        max_effort = _EFFORT * self.num_devices
+        max_effort = inf if until else _EFFORT * self.num_devices
         population = self._first(given)
         self._score(population)
         for _ in range(self.objective.generations):

@@ -50,7 +50,7 @@ def random_fog(
         spec = replace(spec, host_memory_bytes=0, offloaded={})
         devices.append(_with_own_numbers(spec, rng) if unequal else spec)
     workload = Workload(
-        prompt_tokens=prompt, answer_tokens=answer, context_tokens=4096, min_tps=2.0
+        prompt_tokens=prompt, answer_tokens=answer, context_tokens=4096, min_tps=1.0
     )
     return RandomFog(tuple(devices), model.spec(_WEIGHTS), workload)
 
