@@ -150,8 +150,9 @@ def test_prices_lead_most_of_the_way_from_the_bound_by_devices_to_that_by_all_gr
 
 def test_one_more_question_never_raises_the_bound() -> None:
     devices, model = fogs.random_fog(3, 10, 8)
-    fogs_asked = [Fog(devices, model, Workload(), Objective()) for _ in range(4)]
-    bounds = [group_bound(fog, rounds) for fog, rounds in zip(fogs_asked, (0, 3, 6, 12))]
+    rounds = (0, 3, 6, 12)
+    fogs_asked = [Fog(devices, model, Workload(), Objective()) for _ in rounds]
+    bounds = [group_bound(fog, most) for fog, most in zip(fogs_asked, rounds, strict=True)]
     assert bounds == sorted(bounds, reverse=True)
     assert bounds[0] == pytest.approx(device_bound(fogs_asked[0]), rel=1e-5)
 
