@@ -2,7 +2,7 @@
 
 A replica of 15 planned tokens/s ran at 9 in the paper's adapted Splitwise. Five numbers say
 where planned and measured decode speeds differ. They are fitted (`benchmarks/paper_errors.py`)
-to the sixteen mean decode speeds of Tables VII and VIII and to nothing else.
+to the decode speeds of Tables VII and VIII, means and medians, and to nothing else.
 """
 
 from __future__ import annotations
