@@ -62,7 +62,10 @@ def run_paper(
     comparisons = [compare(workload, policy) for workload in PaperWorkload for policy in Policy]
     cells = []
     total = len(models) * len(load_published().results)
-    with Progress(console=console, transient=True) as progress, _mapped(num_seeds) as mapped:
+    with (
+        Progress(console=console, transient=True) as progress,
+        spread_over_processors(num_seeds) as mapped,
+    ):
         bar = progress.add_task(f"{total} cells, {num_seeds} runs each", total=total)
         for cell in simulate_paper(num_seeds, models, mapped):
             cells.append(cell)
@@ -89,7 +92,7 @@ def run_paper(
 
 
 @contextmanager
-def _mapped(num_seeds: int) -> Iterator[Mapped]:
+def spread_over_processors(num_seeds: int) -> Iterator[Mapped]:
     """Yield a ``map`` over all processors when there is enough to do."""
     if num_seeds < _SEEDS_FOR_PROCESSES:
         yield map

@@ -123,7 +123,9 @@ def run_simulate(
             "model": fog.model.spec.name,
             "weights": fog.model.spec.weights,
             "by_data_sheet": [
-                device.id for device in changes.apply(fog.config.devices) if not device.is_emulated
+                device.id
+                for device in changes.apply(fog.config.devices)
+                if device.catalogue is not None
             ],
             "workload": load.name,
             "workload_text": load.text,

@@ -83,6 +83,7 @@ def _cell_entry(cell: Cell) -> dict[str, Any]:
         "implied_waiting_mean_s": implied_waiting_seconds(cell.published),
         "is_within_25_percent": cell.is_near,
         "is_within_p5_p95": cell.is_inside,
+        "chance_within_25_percent_if_exact": cell.chance_if_exact,
         "end_to_end_mean_s": cell.end_to_end_seconds,
         "share_under_7_tokens_per_s": cell.below_seven,
         "prefill_tokens_per_s": _named(cell.prefill),

@@ -106,6 +106,11 @@ class Cell:
         return abs(self.deviation) <= NEAR
 
     @property
+    def chance_if_exact(self) -> float:
+        """How likely the cell would be near if this model were the truth: one run is printed."""
+        return float(np.mean(np.abs(self.waiting_seconds / np.array(self.runs) - 1) <= NEAR))
+
+    @property
     def is_inside(self) -> bool:
         """Whether the published mean is one that our seeds would give."""
         low, high = self.waiting_range

@@ -9,6 +9,9 @@ import pytest
 from typer.testing import Result
 
 from fog.commands import run
+from fog.paper import spread_over_processors
+from planner.paper.errors import IDEAL
+from planner.paper.waiting import Model, simulate_paper
 from tests.fog.what_if_rig import CATALOGUE_FOG, FOG, ONE_IS_USEFUL
 
 
@@ -341,3 +344,11 @@ def test_the_paper_command_writes_plans_cells_and_figures(
     assert len(found["plans"]) == 4
     assert len(found["cells"]) == 32
     assert len(list(figures.glob("*.png"))) == 4
+
+
+def test_many_runs_are_spread_over_processes_and_come_out_the_same() -> None:
+    with spread_over_processors(200) as mapped:
+        spread = list(simulate_paper(1, [(Model.IDEAL, IDEAL)], mapped))
+
+    assert mapped is not map
+    assert spread == list(simulate_paper(1, [(Model.IDEAL, IDEAL)]))

@@ -2,7 +2,6 @@
 
 import json
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 
@@ -195,6 +194,13 @@ def test_json_has_the_fields_that_others_rely_on(cells: list[Cell]) -> None:
         assert entry["published_waiting_mean_s"] > 0
 
 
+def test_an_exact_model_misses_cells_whose_runs_scatter(cells: list[Cell]) -> None:
+    cell = replace(cells[0], runs=(10.0, 12.0, 12.0, 24.0))
+
+    assert cell.waiting_seconds == 12.0
+    assert cell.chance_if_exact == 0.75
+
+
 def test_tables_have_every_cell(cells: list[Cell]) -> None:
     tables = results_tables(cells)
 
@@ -219,10 +225,3 @@ def test_overload_waits_for_the_backlog_that_printed_speeds_imply() -> None:
     assert implied_waiting_seconds(heavy) == pytest.approx(backlog + 2284 / 693.6 + 0.976, abs=0.01)
     # No backlog: 576 tokens at 445.6 tokens/s, and 28 MB at 920 Mbit/s.
     assert implied_waiting_seconds(light) == pytest.approx(576 / 445.6 + 0.246, abs=0.001)
-
-
-def test_cells_that_a_pool_simulates_are_the_same(cells: list[Cell]) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        found = list(simulate_paper(3, [(Model.IDEAL, IDEAL)], pool.map))
-
-    assert found == cells[:16]
