@@ -230,7 +230,12 @@ def main() -> None:
             wanted = [c for c in wanted if arguments.only in f"{c.fog} {c.workload} {c.load}"]
         if not wanted:
             parser.error(f"no cell has {arguments.only!r} in its name")
-        parts = [run(wanted, size, arguments.processes)]
+        began = time.monotonic()
+        entries = list(compare_all(wanted, size, arguments.processes))
+        command = "python benchmarks/baselines.py"
+        command += " --quick" * arguments.quick
+        command += f' --only "{arguments.only}"' if arguments.only else ""
+        parts = [described_run(command, time.monotonic() - began, size, entries)]
     report = merged(parts)
     if arguments.json:
         # One cell a line: a change of one shows as one.
@@ -243,27 +248,24 @@ def main() -> None:
     for name, value in report.items():
         if name not in ("cells", "notes", "parts"):
             print(f"- {name.replace('_', ' ')}: {value}")
-    for part in report["parts"]:
-        print(f"- `{part['command']}` at {part['commit']}: {part['seconds']} s")
+    commits = sorted({part["commit"] for part in report["parts"]})
+    print(f"- commit: {', '.join(commits)}")
+    seconds = sum(entry["cpu_seconds"] for entry in report["cells"])
+    print(f"- CPU time: {seconds:.0f} s; {len(report['parts'])} runs, merged by `--merge`, such as")
+    print(f"  `{report['parts'][0]['command']} --json PART`")
     print(f"\n{conditions(report['cells'])}\n\n{table(report['cells'])}")
 
 
-def run(wanted: Sequence[Cell], size: Size, processes: int) -> dict[str, Any]:
+def described_run(
+    command: str, seconds: float, size: Size, entries: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Return the results of some cells and how they came about."""
-    began = time.monotonic()
-    entries = list(compare_all(wanted, size, processes))
     return {
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "reported_seeds": [0, size.num_seeds - 1],
         "choosing_seeds": [SAMPLE_SEED, SAMPLE_SEED + size.num_samples - 1],
         "requests_per_run": size.num_requests,
-        "parts": [
-            {
-                "command": " ".join(["python benchmarks/baselines.py", *sys.argv[1:]]),
-                "commit": _commit(),
-                "seconds": round(time.monotonic() - began),
-            }
-        ],
+        "parts": [{"command": command, "commit": _commit(), "seconds": round(seconds)}],
         "notes": NOTES,
         "cells": entries,
     }

@@ -17,6 +17,7 @@ from broker.topics import InvalidTopicLevelError, check_level
 from fog.quantities import (
     Memory,
     parse_bytes_per_second,
+    parse_flops,
     parse_memory,
     parse_seconds,
     suggest,
@@ -43,6 +44,8 @@ _DEVICE_KEYS: Final = (
     "link_delay",
     "link_rate",
     "catalogue",
+    "compute",
+    "memory_rate",
 )
 _DEVICE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -53,9 +56,17 @@ class ConfigError(ValueError):
     """A fog file is wrong. The message names file, line and key, and the remedy."""
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceRates:
+    """What a language model reaches on a device that nobody can measure yet."""
+
+    flops_per_second: float
+    bytes_per_second: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """One emulated device.
+    """One device: emulated, or one that can only be planned and simulated.
 
     Attributes:
         id: Name of the device; also its broker user and its log prefix.
@@ -64,8 +75,8 @@ class DeviceConfig:
             alone: what the catalogue says.
         link_delay_seconds: One-way delay of its link; None: not emulated.
         link_bytes_per_second: Rate of its link; None: not emulated.
-        catalogue: Name of a device of `planner.catalogue` that it is; it can be planned and
-            simulated, not emulated.
+        catalogue: Name of a device of `planner.catalogue` that it is; None: it is not.
+        rates: Its own numbers, where the catalogue has none.
     """
 
     id: str
@@ -74,6 +85,12 @@ class DeviceConfig:
     link_delay_seconds: float | None = None
     link_bytes_per_second: float | None = None
     catalogue: str | None = None
+    rates: DeviceRates | None = None
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether a process on this machine can stand for it."""
+        return self.catalogue is None and self.rates is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,10 +201,11 @@ def _device(
 ) -> DeviceConfig:
     at: KeyPath = ("device", number)
     reader.check_keys(at, raw, _DEVICE_KEYS)
-    if "catalogue" in raw and not catalogue:
+    only_planned = [key for key in ("catalogue", "compute", "memory_rate") if key in raw]
+    if only_planned and not catalogue:
         reader.fail(
-            (*at, "catalogue"),
-            "a device of the catalogue can be planned and simulated (`e2llm simulate --fog`, "
+            (*at, only_planned[0]),
+            "a device by data sheet can be planned and simulated (`e2llm simulate --fog`, "
             "`e2llm plan --fog`), not emulated; give it a slowdown instead",
         )
     named = reader.read(at, raw, "catalogue", _one_of(catalogue), default=None)
@@ -202,6 +220,19 @@ def _device(
             at, raw, "link_rate", parse_bytes_per_second, default=None
         ),
         catalogue=named,
+        rates=_rates(reader, at, raw),
+    )
+
+
+def _rates(reader: _Reader, at: KeyPath, raw: dict[str, Any]) -> DeviceRates | None:
+    given = [key for key in ("compute", "memory_rate") if key in raw]
+    if not given:
+        return None
+    if "catalogue" in raw:
+        reader.fail((*at, given[0]), "the catalogue says that already; write one or the other")
+    return DeviceRates(
+        reader.read(at, raw, "compute", parse_flops),
+        reader.read(at, raw, "memory_rate", parse_bytes_per_second),
     )
 
 

@@ -41,8 +41,12 @@ def run_explain(
     console.print()
     console.print(plan_view(entry["plan"]))
     if is_explained:
-        with console.status("Planning once more without each device ..."):
-            places = explain(fog.problem, devices, plan)
+        places = []
+        with console.status("") as status:
+            found = explain(fog.problem, devices, plan)
+            for number, device in enumerate(devices, start=1):
+                status.update(f"Planning without {device.id}, {number} of {len(devices)} ...")
+                places.append(next(found))
         single = single_text(fog.problem, devices, plan)
         console.print(_places_table(places))
         console.print(Text(single, "bold"))

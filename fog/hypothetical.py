@@ -187,7 +187,7 @@ def device_specs(
     calibration: Calibration | None = None
     found = []
     for device in devices:
-        if device.catalogue is None:
+        if device.is_emulated:
             if calibration is None:
                 calibration = calibrate(_manifest_for(device, model))
             found.append(_emulated(device, model, calibration))
@@ -205,7 +205,7 @@ def _manifest_for(device: DeviceConfig, model: PlannedModel) -> ModelManifest:
     raise ConfigError(
         f"device {device.id}: {why}, so the times of this machine cannot stand for it; "
         'say which device of the catalogue it is, as in catalogue = "raspberry-pi-5-8gb" '
-        "(`e2llm catalogue` lists them)"
+        "(`e2llm catalogue` lists them), or its compute, memory_rate and model_memory"
     )
 
 
@@ -228,9 +228,18 @@ def _emulated(device: DeviceConfig, model: PlannedModel, calibration: Calibratio
 
 
 def _from_data_sheet(device: DeviceConfig, model: PlannedModel, chunk_tokens: int) -> DeviceSpec:
-    from planner.catalogue.devices import load_devices
+    from planner.catalogue.devices import device_of_rates, load_devices
 
-    entry = load_devices().devices[str(device.catalogue)]
+    if device.rates is not None:
+        assert device.model_memory is not None, "a device outside the catalogue says its memory"
+        entry = device_of_rates(
+            device.id,
+            device.rates.flops_per_second,
+            device.rates.bytes_per_second,
+            _memory_bytes(device.model_memory, model.spec),
+        )
+    else:
+        entry = load_devices().devices[str(device.catalogue)]
     delay, rate = device.link_delay_seconds, device.link_bytes_per_second
     link = Link(
         latency_seconds=entry.link.latency_seconds if delay is None else delay,

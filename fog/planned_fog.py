@@ -107,11 +107,13 @@ def _planner_settings(config: FogConfig) -> PlannerSettings:
 
 def origin_lines(devices: Sequence[DeviceConfig]) -> list[str]:
     """Return where the devices' times are from, for a person who is to trust them."""
-    by_sheet = [device for device in devices if device.catalogue is not None]
-    measured = [device.id for device in devices if device.catalogue is None]
+    by_sheet = [device for device in devices if not device.is_emulated]
+    measured = [device.id for device in devices if device.is_emulated]
     lines = []
     if by_sheet:
-        names = ", ".join(f"{device.id} ({device.catalogue})" for device in by_sheet)
+        names = ", ".join(
+            f"{device.id} ({device.catalogue or 'rates of the file'})" for device in by_sheet
+        )
         lines.append(
             f"By data sheet, not measured: {names}. Such times are often 20 to 30 % off, "
             "prefill up to half."

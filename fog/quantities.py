@@ -26,6 +26,7 @@ _BYTES_PER_SECOND: Final = {
     **{f"{p}bit/s": 1e3**n / 8 for n, p in enumerate(("k", "M", "G"), start=1)},
     **{f"{unit}/s": factor for unit, factor in _BYTES.items()},
 }
+_FLOPS: Final = {f"{p}flop/s": 1e3**n for n, p in enumerate(("M", "G", "T"), start=2)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,11 @@ def parse_seconds(value: object) -> float:
 def parse_bytes_per_second(value: object) -> float:
     """Parse a rate such as ``"100 Mbit/s"`` or ``"12 MB/s"``; it must be greater than 0."""
     return _parse(value, _BYTES_PER_SECOND, '"100 Mbit/s" or "12 MB/s"', minimum_excluded=0.0)
+
+
+def parse_flops(value: object) -> float:
+    """Parse a compute rate such as ``"70 Gflop/s"``; it must be greater than 0."""
+    return _parse(value, _FLOPS, '"70 Gflop/s"', minimum_excluded=0.0)
 
 
 def format_bytes(num_bytes: float) -> str:

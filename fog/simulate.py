@@ -123,9 +123,7 @@ def run_simulate(
             "model": fog.model.spec.name,
             "weights": fog.model.spec.weights,
             "by_data_sheet": [
-                device.id
-                for device in changes.apply(fog.config.devices)
-                if device.catalogue is not None
+                device.id for device in changes.apply(fog.config.devices) if not device.is_emulated
             ],
             "workload": load.name,
             "workload_text": load.text,

@@ -157,11 +157,16 @@ def capacity_text(rates: Json) -> str:
         parts.append(f"{rate:.0f} tokens/s prefilled")
     if rate := rates.get("requests_per_second"):
         good = rates.get("good_requests_per_second")
-        share = "" if good is None else f" ({good:.2f} within the targets, {good / rate:.0%})"
-        parts.append(f"{rate:.2f} requests/s{share}")
+        share = "" if good is None else f" ({_rate(good)} within the targets, {good / rate:.0%})"
+        parts.append(f"{_rate(rate)} requests/s{share}")
     if joules := rates.get("joules_per_token"):
         parts.append(f"{joules:.3g} J per token")
     return ", ".join(parts)
+
+
+def _rate(rate: float) -> str:
+    """Return two decimals, or two digits where a request takes long."""
+    return f"{rate:.2f}" if rate >= 0.1 else f"{rate:.2g}"
 
 
 def latency_text(rates: Json) -> str:

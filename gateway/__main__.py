@@ -142,7 +142,7 @@ class Gateway:
             transport,
             settings.site,
             settings.gateway_id,
-            DispatchSettings(queue_limit=settings.queue_limit),
+            DispatchSettings(policy=settings.policy, queue_limit=settings.queue_limit),
             journal=open_journal(settings.redis, settings.site),
             addresses=[settings.base_url],
             software=self._software,

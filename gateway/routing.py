@@ -28,6 +28,8 @@ class Policy(StrEnum):
 
     LEAST_FINISH = "least-finish"
     """Least expected finish among pairs that can grant now."""
+    LEAST_ADDED = "least-added"
+    """The same, counting what the replicas' other requests lose by one more beside them."""
     JSQ = "jsq"
     """The paper's: shortest estimated waiting time, whether or not there is room now."""
 
@@ -232,6 +234,22 @@ def finish_seconds(pair: Pair, demand: Demand) -> float:
     )
 
 
+def lost_seconds(pair: Pair, demand: Demand) -> float:
+    """Return what the requests that decode in a pair lose, together, by one more.
+
+    A prompt stands between their tokens while it is prefilled beside them, and a larger
+    batch takes longer steps; on average they are half-way through their answers.
+    """
+    prefill, decode = pair.prefill, pair.decode
+    beside = (prefill.own + prefill.foreign).decodes
+    rows = (decode.own + decode.foreign).decodes
+    slower = decode.step_seconds(rows + 1) - decode.step_seconds(rows) if rows else 0.0
+    return (
+        beside * prefill.prefill_seconds(demand.known_tokens)
+        + rows * slower * demand.expected_tokens / 2
+    )
+
+
 def choose_pair(
     loads: Sequence[Load], demand: Demand, policy: Policy = Policy.LEAST_FINISH
 ) -> Pair | None:
@@ -256,6 +274,7 @@ def choose_pair(
             default=None,
         )
         fitting = [shortest] if shortest is not None else []
+    lost = lost_seconds if policy is Policy.LEAST_ADDED else _nothing_lost
     # A pair that our own requests fill cannot grant before one of them ends, and then we
     # know at once. A pair that others fill is asked: its master queues us fairly.
     candidates = [pair for pair in fitting if can_grant(pair, demand, own_only=True)]
@@ -264,7 +283,7 @@ def choose_pair(
         key=lambda pair: (
             _suspects(pair),
             not can_grant(pair, demand),
-            finish_seconds(pair, demand),
+            finish_seconds(pair, demand) + lost(pair, demand),
         ),
         default=None,
     )
@@ -272,3 +291,7 @@ def choose_pair(
 
 def _suspects(pair: Pair) -> int:
     return pair.prefill.is_suspect + (pair.decode.is_suspect and not pair.is_single)
+
+
+def _nothing_lost(pair: Pair, demand: Demand) -> float:
+    return 0.0

@@ -12,6 +12,7 @@ from typing import Final
 from broker.address import BrokerAddress
 from broker.architecture import KV_FORMATS, WEIGHT_FORMATS
 from broker.topics import check_level
+from gateway.routing import Policy
 
 PREFIX: Final = "E2LLM_GATEWAY_"
 DEFAULT_ID: Final = "gateway-1"
@@ -36,6 +37,8 @@ class Settings:
         model_name: That clients use; default the hub id or the folder's name.
         weights: Format in which nodes hold weights: float32, bfloat16, int8 or int4.
         kv_format: Format of the KV cache.
+        policy: Which replicas a request goes to: ``least-finish``, ``least-added`` or ``jsq``
+            (`gateway.routing.Policy`).
         queue_limit: Requests that may wait; beyond it 429.
         prompts_per_client: Requests over MQTT that one client may have open; beyond it 429.
             With 0 this gateway takes none, as all but one gateway of a site should.
@@ -60,6 +63,7 @@ class Settings:
     model_name: str | None = None
     weights: str = "float32"
     kv_format: str = "float32"
+    policy: Policy = Policy.LEAST_FINISH
     queue_limit: int = 256
     prompts_per_client: int = 16
     max_choices: int = 16

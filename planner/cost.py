@@ -96,7 +96,9 @@ class PhaseCost:
 
         The first ``offloads`` of the layers have their feed-forward part in host memory.
         """
-        total = sum(self.layers[start:end]) + sum(self.offload_extra[start : start + offloads])
+        total = sum(self.layers[start:end])
+        if offloads:
+            total += sum(self.offload_extra[start : start + offloads])
         total += self.embedding if start == 0 else 0.0
         total += self.head if end == len(self.layers) else 0.0
         return total

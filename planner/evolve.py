@@ -1,61 +1,110 @@
 """The genetic algorithm of the paper (section 1.7 of its description), built on DEAP.
 
-An individual has the paper's two chromosomes: an order of the devices, and sizes whose
-slices of that order are the replicas. Ours adds a first size, which may be 0: the devices
-of that slice are left idle. The paper leaves selection and crossover open; here they are a
-tournament of three and ordered crossover.
+The paper leaves selection and crossover open; `Operators` has what won the experiment in
+``benchmarks/ga_operators.py`` (decision 0009). The first individuals are cheap constructions
+and the running plan; a local search over the best follows when the objective says so.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
-from itertools import combinations
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import inf
 from typing import Any, Final
 
 from deap import base, tools
 
+from planner.beginnings import beginnings
+from planner.chromosomes import (
+    MUTATION_PROBABILITY,
+    Cross,
+    Individual,
+    edges,
+    mutate,
+    no_crossover,
+    of_groups,
+    random_individual,
+    whole_groups,
+)
+from planner.climb import climb_by_score, climb_by_worth
 from planner.model import Roles
 from planner.roles import Score
 from planner.search import NOTHING, Groupings, GroupTable, Solution
+from planner.worth import Worth
 
-# The paper's mix: mutate 30 % of the children, and of these 20 % by a swap in the order,
-# 50 % by new sizes from a random point on, 15 % by all sizes new, 15 % by both new.
-MUTATION_PROBABILITY: Final = 0.3
-MUTATION_MIX: Final = (0.20, 0.50, 0.15, 0.15)
-_TOURNAMENT: Final = 3
-# The local search at the end looks at no more new groupings than this, however many devices.
+Select = Callable[[list[Individual], int], list[Individual]]
+"""So many parents, drawn with repetition, the fitter ones more often."""
+
+# What the genetic algorithm, and what the local search by prices, may cost for each device of
+# the fog, in the unit of `Worth.effort`. Fogs of up to 8 devices never get there.
+_EFFORT: Final = 200
+_CLIMB_EFFORT: Final = 400
+# The local search by prices begins at so many elites.
+_NUM_CLIMBED: Final = 4
+# The local search by scores looks at no more new groupings than this.
 _CLIMB_GROUPINGS: Final = 1000
-# Up to so many devices it also moves two at a time.
-_PAIR_DEVICES: Final = 16
+# Up to so many devices every elite is climbed from by scores; beyond, the best alone.
+_SMALL_FOG: Final = 16
 
 
 class _Fitness(base.Fitness):  # type: ignore[misc]  # DEAP ships no types
     weights = (-1.0,) * len(Score._fields)
 
 
-class _Individual:
-    """An order of devices, and ``sizes[0]`` idle ones before the sizes of the replicas."""
+class _Rate(base.Fitness):  # type: ignore[misc]
+    weights = (1.0,)
 
-    def __init__(self, order: Sequence[int], sizes: Sequence[int]) -> None:
-        self.order = list(order)
-        self.sizes = list(sizes)
-        self.fitness: Any = _Fitness()
 
-    def groups(self) -> list[int]:
-        """Return the replicas as bit masks."""
-        masks, start = [], self.sizes[0]
-        for size in self.sizes[1:]:
-            masks.append(sum(1 << device for device in self.order[start : start + size]))
-            start += size
-        return masks
+def _ranked(individuals: list[Individual], number: int) -> list[Individual]:
+    """Draw by linear rank: the best weighs as much as there are individuals, the last 1."""
+    by_rank = sorted(individuals, key=lambda individual: individual.fitness)
+    return random.choices(by_rank, range(1, len(by_rank) + 1), k=number)
 
-    def key(self) -> tuple[int, ...]:
-        """Return the grouping, whatever the orders within and between its groups."""
-        return tuple(sorted(self.groups()))
 
-    def copy(self) -> _Individual:
-        return _Individual(self.order, self.sizes)
+def _deap(cross: Callable[[list[int], list[int]], object]) -> Cross:
+    """Return a crossover of orders as DEAP has it, with the sizes of either parent."""
+
+    def crossed(one: Individual, other: Individual, rng: random.Random) -> Individual:
+        first, second = list(one.order), list(other.order)
+        if len(first) > 1:
+            cross(first, second)
+        return Individual(first, rng.choice((one, other)).sizes)
+
+    return crossed
+
+
+SELECTIONS: Final[dict[str, Select]] = {
+    "tournament of 2": partial(tools.selTournament, tournsize=2),
+    "tournament of 3": partial(tools.selTournament, tournsize=3),
+    "tournament of 5": partial(tools.selTournament, tournsize=5),
+    "tournament of 8": partial(tools.selTournament, tournsize=8),
+    "roulette": partial(tools.selRoulette, fit_attr="rate"),
+    "universal sampling": partial(tools.selStochasticUniversalSampling, fit_attr="rate"),
+    "rank": _ranked,
+}
+CROSSOVERS: Final[dict[str, Cross]] = {
+    "ordered": _deap(tools.cxOrdered),
+    "partially matched": _deap(tools.cxPartialyMatched),
+    "uniform partially matched": _deap(partial(tools.cxUniformPartialyMatched, indpb=0.3)),
+    "edges": edges,
+    "whole groups": whole_groups,
+    "none": no_crossover,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operators:
+    """What the paper leaves open, by the names of `SELECTIONS` and `CROSSOVERS`.
+
+    Attributes:
+        constructs: Whether cheap constructions are among the first individuals.
+    """
+
+    selection: str = "tournament of 3"
+    crossover: str = "whole groups"
+    constructs: bool = True
 
 
 def evolve(
@@ -64,6 +113,8 @@ def evolve(
     seed: int,
     groupings: Groupings | None = None,
     start: Iterable[Sequence[Sequence[int]]] = (),
+    operators: Operators = Operators(),
+    max_groupings: int | None = None,
 ) -> Solution:
     """Return the best grouping that the genetic algorithm finds.
 
@@ -74,166 +125,132 @@ def evolve(
         groupings: Scores to share with another search.
         start: Groupings (replicas as lists of device indexes) to begin with, as that of the
             running plan.
+        operators: Selection, crossover and how it begins.
+        max_groupings: New groupings after which no generation begins, however dear they are
+            to evaluate; None for the usual limit.
     """
     # An empty `Groupings` is false, so `or` would lose what is to be shared.
     shared = Groupings(fog, roles) if groupings is None else groupings
+    given = [[sum(1 << d for d in group) for group in groups] for groups in start]
     # DEAP draws from the global generator: seeded here and given back as it was.
     state = random.getstate()
     random.seed(seed)
     try:
-        return _evolve(fog, shared, start)
+        run = _Evolution(fog, shared, operators, random.Random(seed))
+        return run.found(given, len(shared) + max_groupings if max_groupings else None)
     finally:
         random.setstate(state)
 
 
-def _evolve(
-    fog: GroupTable, groupings: Groupings, start: Iterable[Sequence[Sequence[int]]]
-) -> Solution:
-    objective, num_devices = fog.objective, fog.num_devices
-    if not num_devices:
-        return NOTHING
-    population = [_from_groups(groups, num_devices) for groups in start]
-    population += [
-        _random_individual(num_devices)
-        for _ in range(max(objective.population - len(population), 0))
-    ]
-    elites: dict[tuple[int, ...], _Individual] = {}
-    _score(population, groupings)
-    for _ in range(objective.generations):
+class _Evolution:
+    """One run."""
+
+    def __init__(
+        self, fog: GroupTable, groupings: Groupings, operators: Operators, rng: random.Random
+    ) -> None:
+        self.fog = fog
+        self.objective = fog.objective
+        self.num_devices = fog.num_devices
+        self.groupings = groupings
+        self.operators = operators
+        self.select = SELECTIONS[operators.selection]
+        self.cross = CROSSOVERS[operators.crossover]
+        self.rng = rng
+        self.worth = Worth(fog)
+        self.elites: dict[tuple[int, ...], Individual] = {}
+
+    def found(self, given: Sequence[Sequence[int]], until: int | None) -> Solution:
+        """Evolve from the given groupings, and climb from what came out."""
+        if not self.num_devices:
+            return NOTHING
+        max_effort = inf if until else _EFFORT * self.num_devices
+        population = self._first(given)
+        self._score(population)
+        for _ in range(self.objective.generations):
+            best = self._best(population)
+            if self.worth.effort > max_effort or (until and len(self.groupings) >= until):
+                break
+            population = self._next(population, best)
+            self._score(population)
+        best = self._best(population)
+        if self.objective.local_search:
+            solution = self._climbed(best)
+        else:
+            solution = self.groupings.solution(best[0].groups())
+        return Solution(solution.score, solution.members, len(self.groupings))
+
+    def _first(self, given: Sequence[Sequence[int]]) -> list[Individual]:
+        begun = [*given]
+        if self.operators.constructs:
+            begun += beginnings(self.fog, self.worth, self.rng)
+        population = [of_groups(groups, self.num_devices) for groups in begun]
+        while len(population) < self.objective.population:
+            population.append(random_individual(self.num_devices, self.rng))
+        return population
+
+    def _score(self, individuals: Iterable[Individual]) -> None:
+        for individual in individuals:
+            groups = individual.groups()
+            for group in groups:
+                self.worth.rates(group)
+            score = self.groupings.solution(groups).score
+            individual.fitness = _Fitness(score)
+            individual.rate = _Rate((1 / score.objective_seconds,))
+
+    def _best(self, population: Iterable[Individual]) -> list[Individual]:
+        """Return the best ever seen, and remember them."""
         for individual in population:
-            elites.setdefault(individual.key(), individual)
-        best = sorted(elites.values(), key=_order)[: objective.elites]
-        elites = {individual.key(): individual for individual in best}
-        parents = tools.selTournament(population + best, objective.population, _TOURNAMENT)
-        children: list[_Individual] = []
+            self.elites.setdefault(individual.key(), individual)
+        best = sorted(self.elites.values(), key=_order)[: self.objective.elites]
+        self.elites = {individual.key(): individual for individual in best}
+        return best
+
+    def _next(self, population: list[Individual], best: list[Individual]) -> list[Individual]:
+        parents = self.select(population + best, self.objective.population)
+        children: list[Individual] = []
         for index, parent in enumerate(parents):
             # Each elite is crossed with the population in turn.
-            child = _crossed(best[index % len(best)] if index % 2 else parents[index - 1], parent)
-            if random.random() < MUTATION_PROBABILITY:
-                _mutate(child)
+            other = best[index % len(best)] if index % 2 else parents[index - 1]
+            child = self.cross(other, parent, self.rng)
+            if self.rng.random() < MUTATION_PROBABILITY:
+                mutate(child, self.rng)
             children.append(child)
-        population = _without_twins(children, num_devices)
-        _score(population, groupings)
-    for individual in population:
-        elites.setdefault(individual.key(), individual)
-    best = sorted(elites.values(), key=_order)[: objective.elites]
-    budget = _CLIMB_GROUPINGS + len(groupings)
-    found = min((_climbed(winner, groupings, budget) for winner in best), key=lambda s: s.score)
-    return Solution(found.score, found.members, len(groupings))
+        return self._without_twins(children)
+
+    def _without_twins(self, children: Iterable[Individual]) -> list[Individual]:
+        """Change individuals that mean a grouping already there: new blood keeps it looking."""
+        seen: set[tuple[int, ...]] = set()
+        population = []
+        for child in children:
+            fresh = child
+            if fresh.key() in seen:
+                mutate(fresh, self.rng)
+            if fresh.key() in seen:
+                fresh = random_individual(self.num_devices, self.rng)
+            seen.add(fresh.key())
+            population.append(fresh)
+        return population
+
+    def _climbed(self, best: Sequence[Individual]) -> Solution:
+        """Return the best of what the elites, and what is near them, are worth."""
+        ends: set[tuple[int, ...]] = set()
+        share = _CLIMB_EFFORT * self.num_devices // _NUM_CLIMBED
+        for elite in best[:_NUM_CLIMBED]:
+            groups = climb_by_worth(self.worth, elite.groups(), self.num_devices, self.rng, share)
+            ends |= {elite.key(), tuple(sorted(groups))}
+        found = sorted((self.groupings.solution(end) for end in ends), key=_by_score)
+        allowed = _CLIMB_GROUPINGS
+        for start in found[: len(best) if self.num_devices <= _SMALL_FOG else 1]:
+            groups = [sum(1 << d for d in member.performance.devices) for member in start.members]
+            before = len(self.groupings)
+            found.append(climb_by_score(groups, self.num_devices, self.groupings, allowed))
+            allowed -= len(self.groupings) - before
+        return min(found, key=_by_score)
 
 
-def _order(individual: _Individual) -> tuple[Any, ...]:
+def _order(individual: Individual) -> tuple[Any, ...]:
     return (tuple(-value for value in individual.fitness.wvalues), individual.key())
 
 
-def _score(individuals: Iterable[_Individual], groupings: Groupings) -> None:
-    for individual in individuals:
-        individual.fitness.values = groupings.solution(individual.groups()).score
-
-
-def _without_twins(children: Iterable[_Individual], num_devices: int) -> list[_Individual]:
-    """Replace individuals that mean a grouping already there: new blood keeps it looking."""
-    seen: set[tuple[int, ...]] = set()
-    population = []
-    for child in children:
-        fresh = _random_individual(num_devices) if child.key() in seen else child
-        seen.add(fresh.key())
-        population.append(fresh)
-    return population
-
-
-def _random_individual(num_devices: int) -> _Individual:
-    order = random.sample(range(num_devices), num_devices)
-    return _Individual(order, _random_sizes(num_devices))
-
-
-def _random_sizes(num_devices: int) -> list[int]:
-    # Half of the individuals leave nobody idle.
-    idle = random.choice((0, random.randint(0, num_devices - 1)))
-    return [idle, *_random_parts(num_devices - idle)]
-
-
-def _random_parts(total: int) -> list[int]:
-    parts = []
-    while total:
-        parts.append(random.randint(1, total))
-        total -= parts[-1]
-    random.shuffle(parts)
-    return parts
-
-
-def _from_groups(groups: Sequence[Sequence[int]], num_devices: int) -> _Individual:
-    used = [device for group in groups for device in group]
-    idle = [device for device in range(num_devices) if device not in used]
-    return _Individual([*idle, *used], [len(idle), *(len(group) for group in groups)])
-
-
-def _crossed(one: _Individual, other: _Individual) -> _Individual:
-    """Cross the orders, and take the sizes whole from one parent, as the paper does."""
-    first, second = list(one.order), list(other.order)
-    if len(first) > 1:
-        tools.cxOrdered(first, second)
-    return _Individual(first, random.choice((one, other)).sizes)
-
-
-def _mutate(individual: _Individual) -> None:
-    (kind,) = random.choices(("swap", "tail", "sizes", "both"), MUTATION_MIX)
-    num_devices = len(individual.order)
-    if kind == "swap" and num_devices > 1:
-        i, j = random.sample(range(num_devices), 2)
-        individual.order[i], individual.order[j] = individual.order[j], individual.order[i]
-    elif kind == "tail":
-        point = random.randint(1, len(individual.sizes))
-        kept = individual.sizes[:point]
-        individual.sizes = [*kept, *_random_parts(num_devices - sum(kept))]
-    if kind in ("sizes", "both"):
-        individual.sizes = _random_sizes(num_devices)
-    if kind == "both":
-        random.shuffle(individual.order)
-
-
-def _climbed(winner: _Individual, groupings: Groupings, budget: int) -> Solution:
-    """Move or swap devices while that helps: the last step to the optimum."""
-    num_devices = len(winner.order)
-    groups = [0, *winner.key()]
-    used = 0
-    for group in groups:
-        used |= group
-    groups[0] = ((1 << num_devices) - 1) & ~used
-    best = groupings.solution(groups[1:])
-    improved = True
-    while improved and len(groupings) < budget:
-        improved = False
-        for candidate in _near(groups, num_devices):
-            found = groupings.solution(candidate[1:])
-            if found.score < best.score:
-                best, groups, improved = found, candidate, True
-                break
-    return best
-
-
-def _near(groups: list[int], num_devices: int) -> Iterable[list[int]]:
-    """Yield groupings near this one; the first group is the idle one and may be empty.
-
-    One device goes to another group, or two change places, or two go to the same group: a
-    replica often becomes possible, or worth while, with two devices only.
-    """
-    home = {d: g for g, group in enumerate(groups) for d in range(num_devices) if group >> d & 1}
-    pairs = list(combinations(range(num_devices), 2))
-    singles = [(device,) for device in range(num_devices)]
-    for devices in [*singles, *(pairs if num_devices <= _PAIR_DEVICES else [])]:
-        for target in range(len(groups) + 1):
-            if any(home[device] == target for device in devices):
-                continue
-            moved = [*groups, 0]
-            for device in devices:
-                moved[home[device]] &= ~(1 << device)
-                moved[target] |= 1 << device
-            yield [moved[0], *(group for group in moved[1:] if group)]
-    for one, other in pairs:
-        if home[one] != home[other]:
-            both = (1 << one) | (1 << other)
-            swapped = list(groups)
-            swapped[home[one]] ^= both
-            swapped[home[other]] ^= both
-            yield swapped
+def _by_score(solution: Solution) -> tuple[Score, tuple[tuple[int, ...], ...]]:
+    return solution.score, tuple(member.performance.devices for member in solution.members)

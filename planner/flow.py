@@ -9,20 +9,32 @@ prompts a replica can hand over or take (`Links`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from math import inf
+from typing import Final, NamedTuple, Protocol
 
 from broker.plan import Role
 from planner.model import Workload
 from planner.performance import Member, Performance
 
-_LEAST = 1e-12
+_LEAST: Final = 1e-12
+_EQUAL: Final = 1e-9
+
+
+class Limit(NamedTuple):
+    """Requests per second whose KV caches a replica's links can send, and can receive."""
+
+    send: float
+    receive: float
+
+
+NO_LIMIT: Final = Limit(inf, inf)
 
 
 class Links(Protocol):
     """What the links between replicas allow."""
 
-    def limits(self, members: Sequence[Member]) -> Sequence[float]:
-        """Return [R], requests per second whose KV caches each replica can send or take."""
+    def limits(self, members: Sequence[Member]) -> Sequence[Limit]:
+        """Return [R], the limits of each replica."""
 
 
 class Flow(NamedTuple):
@@ -53,20 +65,22 @@ class Flow(NamedTuple):
 def flow_of(members: Sequence[Member], workload: Workload, links: Links | None = None) -> Flow:
     """Return the flow through replicas; without ``links`` KV caches move at once."""
     rates = [phase_rates(member.performance, workload) for member in members]
-    prompts = [
-        p if m.role is Role.PREFILL else 0.0 for m, (p, _) in zip(members, rates, strict=True)
-    ]
-    answers = [
-        a if m.role is Role.DECODE else 0.0 for m, (_, a) in zip(members, rates, strict=True)
-    ]
-    if links is not None:
-        limits = links.limits(members)
-        prompts = [min(p, limit) for p, limit in zip(prompts, limits, strict=True)]
-        answers = [min(a, limit) for a, limit in zip(answers, limits, strict=True)]
-    both = [r for r, member in enumerate(members) if member.role is Role.BOTH]
-    parts = balanced_parts(sum(prompts), sum(answers), [rates[r] for r in both])
-    for r, part in zip(both, parts, strict=True):
-        prompts[r], answers[r] = part * rates[r][0], (1 - part) * rates[r][1]
+    limits = [NO_LIMIT] * len(members) if links is None else links.limits(members)
+    prompts = [0.0] * len(members)
+    answers = [0.0] * len(members)
+    both = []
+    for r, (member, (prompt_rate, answer_rate)) in enumerate(zip(members, rates, strict=True)):
+        if member.role is Role.PREFILL:
+            prompts[r] = min(prompt_rate, limits[r].send)
+        elif member.role is Role.DECODE:
+            answers[r] = min(answer_rate, limits[r].receive)
+        else:
+            both.append(r)
+    if both:
+        shared = [rates[r] for r in both]
+        parts = balanced_parts(sum(prompts), sum(answers), shared, [limits[r] for r in both])
+        for r, part in zip(both, parts, strict=True):
+            prompts[r], answers[r] = part * rates[r][0], (1 - part) * rates[r][1]
     return Flow(tuple(prompts), tuple(answers))
 
 
@@ -100,21 +114,64 @@ def balanced_rate(prompts: float, answers: float, shared: Sequence[tuple[float, 
 
 
 def balanced_parts(
-    prompts: float, answers: float, shared: Sequence[tuple[float, float]]
+    prompts: float,
+    answers: float,
+    shared: Sequence[tuple[float, float]],
+    limits: Sequence[Limit] = (),
 ) -> list[float]:
     """Return the part of its time that each shared one gives to prefill, as `balanced_rate`.
 
     The maximum of ``min(prompts, answers)`` is a linear program with one part per member;
     giving prefill the members in the order of prompts/answers is optimal (a fractional
-    knapsack).
+    knapsack). What a member prefills beyond what it decodes has to be sent, and the other
+    way round, so its ``limits`` bound its part. Members of equal prompts/answers get equal
+    parts where the bounds allow, since then the least has to be moved.
     """
-    parts = [0.0] * len(shared)
-    answers += sum(rates[1] for rates in shared)
-    for index in sorted(range(len(shared)), key=lambda i: shared[i][1] / shared[i][0]):
+    ranges = [
+        _part_range(rates, limit)
+        for rates, limit in zip(shared, limits or [NO_LIMIT] * len(shared), strict=True)
+    ]
+    parts = [low for low, _ in ranges]
+    for (gain, loss), low in zip(shared, parts, strict=True):
+        prompts += low * gain
+        answers += (1 - low) * loss
+    order = sorted(range(len(shared)), key=lambda i: shared[i][1] / shared[i][0])
+    for index in order:
         if prompts >= answers:
             break
         gain, loss = shared[index]
-        parts[index] = min((answers - prompts) / (gain + loss), 1.0)
-        prompts += parts[index] * gain
-        answers -= parts[index] * loss
+        more = min((answers - prompts) / (gain + loss), ranges[index][1] - parts[index])
+        parts[index] += more
+        prompts += more * gain
+        answers -= more * loss
+    if len(shared) > 1:
+        _even_out(parts, shared, ranges, order)
     return parts
+
+
+def _part_range(rates: tuple[float, float], limit: Limit) -> tuple[float, float]:
+    prompts, answers = rates
+    both = prompts + answers
+    low = max(answers - limit.receive, 0.0) / both
+    return low, min(answers + limit.send, both) / both
+
+
+def _even_out(
+    parts: list[float],
+    shared: Sequence[tuple[float, float]],
+    ranges: Sequence[tuple[float, float]],
+    order: Sequence[int],
+) -> None:
+    """Give members of equal prompts/answers equal parts, which changes no sum."""
+    start = 0
+    for end in range(1, len(order) + 1):
+        (gain, loss), (other_gain, other_loss) = shared[order[start]], shared[order[end - 1]]
+        is_equal = abs(loss * other_gain - other_loss * gain) <= _EQUAL * loss * other_gain
+        if is_equal and end < len(order):
+            continue
+        alike = order[start : end if is_equal else end - 1]
+        mean = sum(parts[i] * shared[i][0] for i in alike) / sum(shared[i][0] for i in alike)
+        if all(ranges[i][0] <= mean <= ranges[i][1] for i in alike):
+            for i in alike:
+                parts[i] = mean
+        start = end - 1

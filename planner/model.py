@@ -282,6 +282,8 @@ class Objective:
         elites: Best ever seen, crossed with the population of each generation.
         exact_devices: Up to this many devices exact enumeration certifies or corrects the
             genetic algorithm.
+        local_search: Whether devices move and change places after the genetic algorithm
+            while that helps.
     """
 
     roles: Roles = Roles.SEPARATE
@@ -295,6 +297,7 @@ class Objective:
     generations: int = 30
     elites: int = 8
     exact_devices: int = 8
+    local_search: bool = True
 
     def __post_init__(self) -> None:
         if self.max_slots < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.model import Roles
-from planner.roles import Score
+from planner.roles import MAX_ENUMERATED, Score
 from planner.search import NOTHING, Groupings, GroupTable, Solution
 
 
@@ -17,6 +17,7 @@ def enumerate_groupings(
     whole branches. Equal scores go to the first grouping in order of device ids.
     """
     groupings = Groupings(fog, roles) if groupings is None else groupings
+    groupings.max_enumerated = MAX_ENUMERATED
     best = NOTHING
     best_with: dict[int, Score] = {}
     num_compared = 0

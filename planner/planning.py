@@ -13,7 +13,6 @@ from typing import Final
 
 from broker.plan import Plan
 from planner.assembly import assemble, best_single
-from planner.bound import request_rate_bound
 from planner.explain import infeasible
 from planner.flow import flow_of
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
@@ -89,8 +88,15 @@ def bound(
     objective: Objective | None = None,
     seed: int = 0,
 ) -> float:
-    """Return requests per second that no plan of these devices exceeds."""
-    return request_rate_bound(Fog(devices, model, workload, objective or Objective()))
+    """Return requests per second that no plan of these devices exceeds.
+
+    A linear program over groups of devices: exact over all of them up to the objective's
+    ``exact_devices``, bounded from above beyond (`planner.group_bound` says why it holds).
+    """
+    # Like DEAP, HiGHS is imported by those who need it.
+    from planner.group_bound import group_bound
+
+    return group_bound(Fog(devices, model, workload, objective or Objective()))
 
 
 def plan_outcome(
@@ -206,7 +212,9 @@ def _enumerated(fog: Fog, roles: Roles) -> tuple[Solution, str]:
 
 
 def _gap(fog: Fog, solution: Solution) -> str:
-    most = request_rate_bound(fog)
+    from planner.group_bound import group_bound
+
+    most = group_bound(fog)
     rate = fog.terms.good_rate(solution.members, flow_of(solution.members, fog.workload, fog.terms))
     what = " within the targets" if fog.objective.has_targets else ""
     found = f"genetic algorithm, {solution.num_compared} groupings: "

@@ -7,6 +7,7 @@ groups, room for KV cache, links, targets and power. Which split is best is not 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate
 from math import ceil, inf
 from typing import NamedTuple
@@ -30,6 +31,27 @@ class _Stage(NamedTuple):
 
     def decode_seconds(self, rows: int) -> float:
         return self.seconds(self.cost.decode[rows - 1])
+
+
+class _Ring:
+    """The stages of a replica; steps of the same rows are asked for again and again."""
+
+    def __init__(self, stages: Sequence[_Stage], hops: float) -> None:
+        self.stages = stages
+        self.hops = hops
+        self.link = _busiest_link([stage.cost for stage in stages])
+        self._times: dict[int, tuple[float, float]] = {}
+
+    def times(self, rows: int) -> tuple[float, float]:
+        """Return one group's way round, and the slowest of its stages and links."""
+        found = self._times.get(rows)
+        if found is None:
+            stages = [stage.decode_seconds(rows) for stage in self.stages]
+            found = self._times[rows] = (
+                sum(stages) + self.hops,
+                max(*stages, self.link * rows),
+            )
+        return found
 
 
 class _Step(NamedTuple):
@@ -90,9 +112,10 @@ class Promises:
         prompts = min(max(room // self.prompt_tokens, 1), len(devices) + 1)
         prefill_rate = work.prompt_tokens * min(1 / max(slowest, 1e-9), prompts / max(ttft, 1e-9))
 
-        slots = self._most_slots(stages, hops, room)
-        step = self._step(stages, hops, slots)
-        alone = self._step(stages, hops, 1).seconds
+        ring = _Ring(stages, hops)
+        slots = self._most_slots(ring, room)
+        step = self._step(ring, slots)
+        alone = self._step(ring, 1).seconds
         # More than this is never used, and a node need not keep it. It depends on the split
         # alone, so that a change of speed does not change what the nodes hold.
         useful = (self._objective.max_slots + len(devices) + 1) * self.context_tokens
@@ -141,38 +164,34 @@ class Promises:
 
     # --- decode -----------------------------------------------------------------------------
 
-    def _most_slots(self, stages: Sequence[_Stage], hops: float, room: int) -> int:
+    def _most_slots(self, ring: _Ring, room: int) -> int:
         """Return the most slots whose step is short enough; at least one.
 
         A TPOT target that not even one request keeps would leave the replica nearly unused
         and still be missed, so then ``min_tps`` alone counts.
         """
         limit = self.step_seconds
-        if self._step(stages, hops, 1).seconds > limit * (1 + _ROUNDING):
+        if self._step(ring, 1).seconds > limit * (1 + _ROUNDING):
             limit = self.loose_seconds
         low = 1
         high = max(min(self._objective.max_slots, room // self.request_tokens), 1)
         while low < high:
             slots = (low + high + 1) // 2
-            if self._step(stages, hops, slots).seconds <= limit * (1 + _ROUNDING):
+            if self._step(ring, slots).seconds <= limit * (1 + _ROUNDING):
                 low = slots
             else:
                 high = slots - 1
         return low
 
-    def _step(self, stages: Sequence[_Stage], hops: float, slots: int) -> _Step:
+    def _step(self, ring: _Ring, slots: int) -> _Step:
         """Return the shortest decode step over the numbers of groups in flight.
 
         As `broker.grouping.best_grouping`, and each link must carry every group as well.
         """
         best = _Step(inf, 1, slots)
-        busiest = _busiest_link([stage.cost for stage in stages])
-        for groups, rows in groupings(slots, len(stages)):
-            times = [stage.decode_seconds(rows) for stage in stages]
-            link = busiest * rows
-            best = min(
-                best, _Step(max(sum(times) + hops, groups * max(*times, link)), groups, rows)
-            )
+        for groups, rows in groupings(slots, len(ring.stages)):
+            way, slowest = ring.times(rows)
+            best = min(best, _Step(max(way, groups * slowest), groups, rows))
         return best
 
     # --- links ------------------------------------------------------------------------------
@@ -235,9 +254,10 @@ def _busiest_link(costs: Sequence[DeviceCost]) -> float:
     return max(link_seconds(costs[i - 1], cost) for i, cost in enumerate(costs))
 
 
-def groupings(slots: int, num_stages: int) -> list[tuple[int, int]]:
+@cache
+def groupings(slots: int, num_stages: int) -> tuple[tuple[int, int], ...]:
     """Return (groups, rows of the largest) worth trying: of equal rows the fewest groups."""
     fewest: dict[int, int] = {}
     for groups in range(1, min(slots, 2 * num_stages) + 1):
         fewest.setdefault(ceil(slots / groups), groups)
-    return [(groups, rows) for rows, groups in fewest.items()]
+    return tuple((groups, rows) for rows, groups in fewest.items())

@@ -7,7 +7,7 @@ evaluated once and remembered, because the search meets them again and again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from math import inf
 
@@ -32,6 +32,9 @@ class Fog:
     Args:
         running: The plan whose weights the devices hold; None: nothing is loaded, or moves
             do not count.
+
+    Attributes:
+        kinds: [N], numbered from 0; devices of one kind can stand for each other.
 
     Raises:
         ValueError: Two devices have one id, or energy counts and a device's power is unknown.
@@ -70,7 +73,7 @@ class Fog:
         # Equal devices are exchanged, not evaluated again.
         known: dict[tuple[object, ...], int] = {}
         kinds = [_kind(cost, self._has_ways) for cost in self.costs]
-        self._kinds = [known.setdefault(kind, len(known)) for kind in kinds]
+        self.kinds = [known.setdefault(kind, len(known)) for kind in kinds]
         self._twins: dict[tuple[int, ...], tuple[list[int], Options | None]] = {}
 
     @property
@@ -92,8 +95,8 @@ class Fog:
         """Return what a group (a bit mask) is worth; None when the model does not fit in it."""
         if group not in self._options:
             members = members_of(group)
-            members.sort(key=self._kinds.__getitem__)
-            kinds = tuple([self._kinds[d] for d in members])
+            members.sort(key=self.kinds.__getitem__)
+            kinds = tuple([self.kinds[d] for d in members])
             if kinds not in self._twins:
                 self._twins[kinds] = members, self._evaluate(members)
             twins, options = self._twins[kinds]
@@ -103,6 +106,12 @@ class Fog:
                 options = self._kept_or_new(options, self._running[group])
             self._options[group] = options
         return self._options[group]
+
+    def evaluated(self) -> Iterator[tuple[tuple[int, ...], Options]]:
+        """Yield every group that was asked for so far and holds the model, by its kinds."""
+        for kinds, (_, options) in self._twins.items():
+            if options is not None:
+                yield kinds, options
 
     def _evaluate(self, members: Sequence[int]) -> Options | None:
         if not members or len(members) > self.model.num_layers:

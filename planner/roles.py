@@ -12,11 +12,21 @@ from planner.flow import balanced_rate, flow_of, phase_rates
 from planner.model import Roles, Workload
 from planner.performance import Member, Options
 from planner.terms import Terms
+from planner.thresholds import promising_roles
 
-# Up to so many assignments are enumerated; beyond, a threshold on PS/DS and repair.
 MAX_ENUMERATED: Final = 6561
+"""All roles of eight replicas: with so many assignments a choice is exact."""
+# Up to so many groups the choice by sums is repaired by the whole objective, whose time
+# grows with the cube of their number.
+_MAX_REPAIRED: Final = 12
+# With more replicas than this the latency that breaks ties leaves out KV transfers, which
+# are counted pair by pair.
+_MAX_PAIRED: Final = 40
 # Sums in another order differ by less than this.
 _ROUNDING: Final = 1e-8
+_LEAST: Final = 1e-12
+# What a replica that is too slow for `min_tps` counts for in sums.
+_SLOW: Final = 1e-3
 
 
 class Score(NamedTuple):
@@ -59,26 +69,37 @@ def choose_roles(
     roles: Roles,
     rule: RoleRule | None = None,
     terms: Terms | None = None,
+    max_enumerated: int = MAX_ENUMERATED,
 ) -> tuple[Score, tuple[Member, ...]]:
     """Return the best roles for groups that each hold the model, among those the rule admits.
 
     Exact while the assignments are few. For many groups: sorted by PS/DS, the first k
-    prefill, for every k, and the best of these is repaired by changing one role at a time
-    until no change helps. Ties go to the first assignment in order.
+    prefill; the best numbers k are repaired by their sums (`planner.thresholds`), and the
+    best of these by the whole objective, one role at a time, until no change helps. Ties go
+    to the first assignment in order.
+
+    Args:
+        groups: What each is worth in each role.
+        workload: The requests that are planned for.
+        roles: Which may be used.
+        rule: What may be used at all.
+        terms: What the objective adds to the paper's.
+        max_enumerated: Up to so many assignments are enumerated.
     """
     if not groups:
         return WORST, ()
     search = _Search(groups, workload, roles, rule, terms)
     allowed = _allowed(len(groups), roles)
-    if len(allowed) ** len(groups) <= MAX_ENUMERATED:
+    if len(allowed) ** len(groups) <= max_enumerated:
         return search.best(product(allowed, repeat=len(groups)))
-    score, members = search.best(_thresholds(groups, allowed))
-    while True:
+    score, members = search.best(search.promising(Role.BOTH in allowed))
+    while len(groups) <= _MAX_REPAIRED:
         chosen = tuple(member.role for member in members)
         better = search.best(_neighbours(chosen, allowed))
         if better[0] >= score:
-            return score, members
+            break
         score, members = better
+    return score, members
 
 
 def _allowed(num_groups: int, roles: Roles) -> tuple[Role, ...]:
@@ -87,21 +108,6 @@ def _allowed(num_groups: int, roles: Roles) -> tuple[Role, ...]:
     if roles is Roles.MIXED:
         return (Role.PREFILL, Role.DECODE, Role.BOTH)
     return (Role.PREFILL, Role.DECODE)
-
-
-def _thresholds(groups: Sequence[Options], allowed: Sequence[Role]) -> Iterator[tuple[Role, ...]]:
-    by_ratio = sorted(
-        range(len(groups)),
-        key=lambda g: (-groups[g].prefill.prefill_rate / groups[g].decode.decode_rate, g),
-    )
-    for num_prefill in range(len(groups) + 1):
-        chosen = [Role.DECODE] * len(groups)
-        for g in by_ratio[:num_prefill]:
-            chosen[g] = Role.PREFILL
-        yield tuple(chosen)
-        if Role.BOTH in allowed and num_prefill < len(groups):
-            chosen[by_ratio[num_prefill]] = Role.BOTH
-            yield tuple(chosen)
 
 
 def _neighbours(chosen: tuple[Role, ...], allowed: Sequence[Role]) -> Iterator[tuple[Role, ...]]:
@@ -136,6 +142,25 @@ class _Search:
         self._prompts = [phase_rates(group.prefill, workload)[0] for group in groups]
         self._answers = [phase_rates(group.decode, workload)[1] for group in groups]
         self._shared = [phase_rates(group.both, workload) for group in groups]
+
+    def promising(self, with_both: bool) -> Iterator[tuple[Role, ...]]:
+        """Yield a few assignments that serve most requests per second, or nearly so."""
+        prompts, answers = self._prompts, self._answers
+        if self._terms is not None:
+            # KV caches leave and arrive over links, whatever the other replicas are.
+            prompts = [
+                min(rate, 1 / max(group.prefill.send_seconds, _LEAST))
+                for rate, group in zip(prompts, self._groups, strict=True)
+            ]
+            answers = [
+                min(rate, 1 / max(group.decode.receive_seconds, _LEAST))
+                for rate, group in zip(answers, self._groups, strict=True)
+            ]
+        # Whoever is too slow for `min_tps` should decode only where nobody else can.
+        fast_enough = [
+            rate * (_SLOW if slow else 1.0) for rate, slow in zip(answers, self._slow, strict=True)
+        ]
+        return promising_roles(prompts, fast_enough, with_both)
 
     def best(self, candidates: Iterable[tuple[Role, ...]]) -> tuple[Score, tuple[Member, ...]]:
         """Return the best candidate and its score; `WORST` when none can serve.
@@ -202,7 +227,8 @@ def score(
     tpot = _mean([p.tpot_seconds for p in decodes], [p.decode_rate for p in decodes])
     if terms is not None:
         objective_seconds = terms.objective_seconds(members, flow)
-        ttft += terms.kv_times(members, flow).exposed_seconds
+        if len(members) <= _MAX_PAIRED:
+            ttft += terms.kv_times(members, flow).exposed_seconds
     mixed = roles is not Roles.MIXED and any(m.role is Role.BOTH for m in members)
     return Score(
         int(mixed),

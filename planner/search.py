@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
+from planner.cost import DeviceCost
 from planner.model import Objective, Roles, Workload
 from planner.performance import Member, Options
-from planner.roles import WORST, RoleRule, Score, choose_roles
+from planner.roles import MAX_ENUMERATED, WORST, RoleRule, Score, choose_roles
 from planner.terms import Terms
+
+# Assignments of roles that take no longer to enumerate than a group to evaluate.
+_FEW: Final = 64
 
 
 class GroupTable(Protocol):
@@ -30,6 +34,10 @@ class GroupTable(Protocol):
     @property
     def num_devices(self) -> int:
         """Devices, usable or not."""
+
+    @property
+    def costs(self) -> Sequence[DeviceCost]:
+        """[N], what each device needs for the layers of the model."""
 
     @property
     def terms(self) -> Terms | None:
@@ -57,12 +65,19 @@ class Solution:
 
 
 class Groupings:
-    """Scores of groupings for one fog and one choice of roles, each computed once."""
+    """Scores of groupings for one fog and one choice of roles, each computed once.
+
+    Attributes:
+        max_enumerated: Up to so many assignments of roles are enumerated. All that a small
+            fog can have are, since exact enumeration of groupings shares these scores.
+    """
 
     def __init__(self, fog: GroupTable, roles: Roles, rule: RoleRule | None = None) -> None:
         self.fog = fog
         self.roles = roles
         self.rule = rule
+        is_small = fog.num_devices <= fog.objective.exact_devices
+        self.max_enumerated = MAX_ENUMERATED if is_small else _FEW
         self._scores: dict[tuple[int, ...], Solution] = {}
 
     def solution(self, groups: Iterable[int]) -> Solution:
@@ -72,7 +87,12 @@ class Groupings:
         if found is None:
             options = [option for g in usable if (option := self.fog.options(g)) is not None]
             score, members = choose_roles(
-                options, self.fog.workload, self.roles, self.rule, self.fog.terms
+                options,
+                self.fog.workload,
+                self.roles,
+                self.rule,
+                self.fog.terms,
+                self.max_enumerated,
             )
             found = self._scores[usable] = Solution(score, members)
         return found

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from broker.plan import Role
 from planner.cost import DeviceCost
-from planner.flow import Flow
+from planner.flow import NO_LIMIT, Flow, Limit
 from planner.model import ModelSpec, Objective, Workload
 from planner.moves import Holdings
 from planner.performance import Member, Performance
@@ -109,12 +109,17 @@ class Terms:
         return good
 
     def _in_time_rate(self, members: Sequence[Member], flow: Flow) -> float:
-        left = list(flow.prompts)
-        suits = [m.performance.in_time for m in members]
-        lengths = range(len(self._offered))
-        order = sorted(range(len(members)), key=lambda r: sum(suits[r]))
+        left = [prompts for prompts in flow.prompts if prompts > 0]
+        suits = [
+            member.performance.in_time
+            for member, prompts in zip(members, flow.prompts, strict=True)
+            if prompts > 0
+        ]
+        order = sorted(range(len(left)), key=lambda r: sum(suits[r]))
         rate, good = flow.rate, 0.0
-        for b in sorted(lengths, key=lambda b: (sum(suit[b] for suit in suits), -b)):
+        for b in sorted(
+            range(len(self._offered)), key=lambda b: (sum(suit[b] for suit in suits), -b)
+        ):
             wanted = rate * self._offered[b] * self._work[b]
             for r in order:
                 if suits[r][b] and wanted > 0:
@@ -126,39 +131,41 @@ class Terms:
 
     # --- KV transfer ------------------------------------------------------------------------
 
-    def limits(self, members: Sequence[Member]) -> Sequence[float]:
-        """Return [R], requests per second whose KV caches each replica can send or take.
-
-        A replica that does both keeps what it prefills as far as it can, and is not limited.
-        """
+    def limits(self, members: Sequence[Member]) -> Sequence[Limit]:
+        """Return [R], requests per second whose KV caches each replica can send and receive."""
         if not self._objective.counts_kv:
-            return [inf] * len(members)
+            return [NO_LIMIT] * len(members)
         if self._has_ways:
-            return self._limits_by_pair(members)
-        return [1 / max(link_seconds(member), _LEAST) for member in members]
+            return [
+                Limit(self._limit_by_pair(members, r, True), self._limit_by_pair(members, r, False))
+                for r in range(len(members))
+            ]
+        return [
+            Limit(
+                1 / max(member.performance.send_seconds, _LEAST),
+                1 / max(member.performance.receive_seconds, _LEAST),
+            )
+            for member in members
+        ]
 
-    def _limits_by_pair(self, members: Sequence[Member]) -> list[float]:
-        """As `limits` where some devices have direct ways: which links work, pairs decide."""
-        rates = (
-            [m.performance.prefill_rate for m in members],
-            [m.performance.decode_rate for m in members],
-        )
-        found = [inf] * len(members)
-        for r, member in enumerate(members):
-            if member.role is Role.BOTH:
+    def _limit_by_pair(self, members: Sequence[Member], r: int, sends: bool) -> float:
+        """Return one limit where devices have direct ways: which links work, pairs decide.
+
+        The others take part in proportion to their rates; hidden states are left out.
+        """
+        member, away = members[r], Role.PREFILL if sends else Role.DECODE
+        busy: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        total = 0.0
+        for o, other in enumerate(members):
+            if o == r or other.role is away:
                 continue
-            sends = member.role is Role.PREFILL
-            others = [o for o, m in enumerate(members) if m.role not in (member.role, Role.BOTH)]
-            others = others or [o for o, m in enumerate(members) if m.role is Role.BOTH]
-            total = sum(rates[sends][o] for o in others)
-            busy: defaultdict[tuple[str, ...], float] = defaultdict(float)
-            for o in others:
-                other = members[o].performance
-                pair = (member.performance, other) if sends else (other, member.performance)
-                for link, seconds in self._transfer(*pair).busy.items():
-                    busy[link] += seconds * rates[sends][o] / total
-            found[r] = 1 / max([_LEAST, *busy.values()])
-        return found
+            found = other.performance
+            rate = found.decode_rate if sends else found.prefill_rate
+            pair = (member.performance, found) if sends else (found, member.performance)
+            total += rate
+            for link, seconds in self._transfer(*pair).busy.items():
+                busy[link] += seconds * rate
+        return total / max([_LEAST, *busy.values()])
 
     def kv_times(self, members: Sequence[Member], flow: Flow) -> KvTimes:
         """Return what moving KV caches takes; zeros where it does not count.
@@ -228,13 +235,6 @@ class Terms:
             joules += energy.idle_watts / rate
             joules += prompts * energy.prompt_joules + answers * tokens * energy.token_joules
         return joules / tokens
-
-
-def link_seconds(member: Member) -> float:
-    """Return what a replica's busiest link works for a request, over the broker."""
-    if member.role is Role.PREFILL:
-        return member.performance.send_seconds
-    return member.performance.receive_seconds if member.role is Role.DECODE else 0.0
 
 
 def _relative_work(costs: Sequence[DeviceCost], num_lengths: int) -> list[float]:

@@ -39,6 +39,7 @@ ONE_PLACE: Final = {
     "amqtt": ("broker/embedded.py",),
     "deap": ("planner/evolve.py",),
     "fastapi": ("gateway/",),
+    "highspy": ("planner/prices.py",),
     "paho": ("broker/mqtt.py",),
     "redis": ("planner/store.py", "gateway/journal.py"),
     "starlette": ("gateway/",),

@@ -31,6 +31,7 @@ from planner.baselines.systems import (
     POOLS_LENDING,
     POOLS_MIXED,
     POOLS_SPEED,
+    RANDOM,
 )
 from planner.paper.report import table as markdown_table
 
@@ -41,6 +42,8 @@ SHARE_LIMIT = 0.02
 SECONDS_LIMIT = 0.2
 _WAITING, _END_TO_END = "waiting_seconds", "end_to_end_seconds"
 SUM = "waiting plus end to end"
+_NOT_DRAWN = (OURS_UNHURRIED, PLAN_SPLITWISE, PLAN_SPEED, *(f"{RANDOM} {k}" for k in range(1, 4)))
+_SHOWN_SLOW_SHARE = 0.1
 _COLUMNS = {SUM: (_WAITING, _END_TO_END), "waiting": (_WAITING,), "end to end": (_END_TO_END,)}
 
 
@@ -223,7 +226,7 @@ def table(entries: Sequence[Entry]) -> str:
 
 
 def figure(entries: Sequence[Entry], path: Path) -> None:
-    """Draw waiting and, above it, the rest of the end-to-end time of every system.
+    """Draw waiting and, beside it, the rest of the end-to-end time of the main systems.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -232,6 +235,7 @@ def figure(entries: Sequence[Entry], path: Path) -> None:
 
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "e2llm"
+    mpl.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot as plt
 
     columns = 4 if len(entries) > 3 else len(entries)
@@ -241,7 +245,8 @@ def figure(entries: Sequence[Entry], path: Path) -> None:
     for axis in axes.flat[len(entries) :]:
         axis.set_visible(False)
     for axis, entry in zip(axes.flat, entries, strict=False):
-        rows = sorted(entry["systems"], key=lambda row: row[_WAITING], reverse=True)
+        shown = [row for row in entry["systems"] if row["system"] not in _NOT_DRAWN]
+        rows = sorted(shown, key=seconds_of, reverse=True)
         names = [row["system"] for row in rows]
         waiting = [row[_WAITING] for row in rows]
         rest = [max(row[_END_TO_END] - row[_WAITING], 0.0) for row in rows]
@@ -253,6 +258,10 @@ def figure(entries: Sequence[Entry], path: Path) -> None:
         axis.set_xlim(0, min(totals[-1], 3 * totals[len(totals) // 2]) * 1.05)
         axis.set_title(_name(entry), fontsize=9)
         axis.tick_params(labelsize=6)
+        for bar, row in enumerate(rows):
+            if row["slow_share"] >= _SHOWN_SLOW_SHARE:
+                text = f" {row['slow_share']:.0%} under 7 tokens/s"
+                axis.text(0, bar, text, fontsize=5, va="center", color="white")
         axis.set_xlabel("mean seconds per request", fontsize=7)
     axes.flat[0].legend(fontsize=6)
     drawing.tight_layout()

@@ -206,6 +206,25 @@ class DeviceCatalogue:
     numbers: tuple[Sourced, ...]
 
 
+def device_of_rates(
+    name: str, flops_per_second: float, bytes_per_second: float, memory_bytes: int
+) -> CatalogueDevice:
+    """Return a device of which little is known: what a model reaches, in prompts and decode.
+
+    The rest is what the catalogue has for small computers: a row of its own computes at a
+    third of the rate of a chunk, each block costs 60 microseconds, the link is gigabit Ethernet.
+    """
+    return CatalogueDevice(
+        name=name,
+        flops_per_second=flops_per_second,
+        row_flops_per_second=flops_per_second / 3,
+        bytes_per_second=bytes_per_second,
+        memory_bytes=memory_bytes,
+        step_seconds=60e-6,
+        link=Link(latency_seconds=0.2e-3, bytes_per_second=940e6 / 8),
+    )
+
+
 @cache
 def load_devices(path: Path = _FILE) -> DeviceCatalogue:
     """Read a catalogue.

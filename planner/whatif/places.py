@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from broker.plan import Plan, Rates
@@ -24,17 +24,15 @@ class Place:
     without: str
 
 
-def explain(problem: Problem, devices: Sequence[DeviceSpec], plan: Plan) -> list[Place]:
-    """Return a place for every device. Plans once more for each that the plan uses."""
+def explain(problem: Problem, devices: Sequence[DeviceSpec], plan: Plan) -> Iterator[Place]:
+    """Yield a place for every device; plans once more for each that the plan uses."""
     rate = _rate(plan.predicted)
     idle = {entry.device for entry in plan.idle}
-    places = []
     for device in devices:
         without = "nothing changes: it is not used"
         if device.id not in idle:
             without = _without(problem, [d for d in devices if d is not device], rate)
-        places.append(Place(device.id, plan.reasons.get(device.id, ""), without))
-    return places
+        yield Place(device.id, plan.reasons.get(device.id, ""), without)
 
 
 def _without(problem: Problem, left: Sequence[DeviceSpec], rate: float) -> str:

@@ -9,7 +9,7 @@ from scripts.demo_corpus import Document, documents, held_out_turns, split_pairs
 from scripts.demo_questions import Task, howto_turns, number_in_words
 
 SEED = 1
-NUM_DOCUMENTS = 4000
+NUM_DOCUMENTS = 3000
 
 WORDS = {number_in_words(number): number for number in range(100)}
 # Longest first: "forty-two" must not be read as "forty".
@@ -26,9 +26,9 @@ def numbers_in(text: str) -> list[int]:
     ]
 
 
-@pytest.fixture(scope="module")
-def trained() -> list[Document]:
-    return list(documents(SEED, NUM_DOCUMENTS))
+@pytest.fixture(scope="module", params=[0, 1], ids=["first", "refining"])
+def trained(request: pytest.FixtureRequest) -> list[Document]:
+    return list(documents(SEED, NUM_DOCUMENTS, request.param))
 
 
 def test_the_split_covers_every_pair_once() -> None:

@@ -18,7 +18,7 @@ from nodes.profiler import Profiler
 from nodes.profiles import calibration_key
 from nodes.settings import MemoryOffer
 from planner.inputs import device_spec
-from tests.fog.what_if_rig import CATALOGUE, CATALOGUE_FOG, FOG, fake_calibration
+from tests.fog.what_if_rig import CATALOGUE, CATALOGUE_FOG, FOG, OWN_NUMBERS, fake_calibration
 
 
 def test_an_emulated_device_is_this_machine_slowed_down(fog_file: Callable[[str], Path]) -> None:
@@ -92,6 +92,43 @@ def test_a_catalogue_model_that_nodes_compute_can_be_timed_here(
     assert len(seen) == 1
 
 
+def test_a_device_outside_the_catalogue_says_its_own_numbers(
+    fog_file: Callable[[str], Path],
+) -> None:
+    config = load_config(fog_file(OWN_NUMBERS), catalogue=CATALOGUE)
+    model = choose_planned_model("llama-3.2-1b", "bfloat16")
+
+    (spec,) = device_specs(config.devices, model, 128, fake_calibration)
+
+    one_row = next(t for t in spec.blocks["full"].decode if (t.batch, t.context) == (1, 64))
+    assert spec.memory_bytes == 6_000_000_000
+    # Decode of one row reads a block's weights once.
+    assert one_row.seconds == pytest.approx(model.spec.block_bytes[0] / 8e9, rel=0.02)
+    (prompt,) = [t for t in spec.blocks["full"].prefill if t.num_tokens == 128]
+    assert prompt.seconds == pytest.approx(128 * model.spec.block_bytes[0] / 60e9, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ('compute = "60 Gflop/s"', "", r"fog.toml:2: .*needs the key 'compute'"),
+        ('memory_rate = "8 GB/s"', "", r"fog.toml:2: .*needs the key 'memory_rate'"),
+        ('model_memory = "6 GB"', "", r"fog.toml:2: .*needs the key 'model_memory'"),
+        ("60 Gflop/s", "60 flops", r"fog.toml:4: .*unknown unit 'flops'"),
+        ("60 Gflop/s", "0 Gflop/s", r"fog.toml:4: .*greater than 0"),
+        ("60 Gflop/s", "1e300 Tflop/s", r"fog.toml:4: .*too large"),
+        ('id = "orange-pi"', 'id = "pi"\ncatalogue = "raspberry-pi-5-8gb"', "one or the other"),
+    ],
+)
+def test_numbers_that_are_missing_or_wrong_are_named_with_their_line(
+    fog_file: Callable[[str], Path], old: str, new: str, match: str
+) -> None:
+    assert old in OWN_NUMBERS
+
+    with pytest.raises(ConfigError, match=match):
+        load_config(fog_file(OWN_NUMBERS.replace(old, new)), catalogue=CATALOGUE)
+
+
 @pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
 def test_a_catalogue_model_takes_the_memory_that_our_nodes_take(
     fog_file: Callable[[str], Path], weights: str
@@ -125,6 +162,8 @@ def test_up_refuses_a_catalogue_device_and_says_what_can_use_it(
 ) -> None:
     with pytest.raises(ConfigError, match=r"fog.toml:4: .*e2llm simulate --fog"):
         load_config(fog_file(CATALOGUE_FOG))
+    with pytest.raises(ConfigError, match=r"fog.toml:4: .*e2llm simulate --fog"):
+        load_config(fog_file(OWN_NUMBERS))
 
 
 @pytest.mark.parametrize(

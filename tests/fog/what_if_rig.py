@@ -35,6 +35,13 @@ catalogue = "rtx-3060-12gb"
 """
 
 
+OWN_NUMBERS = """
+[[device]]
+id = "orange-pi"
+compute = "60 Gflop/s"
+memory_rate = "8 GB/s"
+model_memory = "6 GB"
+"""
 ONE_IS_USEFUL = """
 [[device]]
 id = "gpu"

@@ -9,6 +9,7 @@ from gateway.routing import (
     UNKNOWN_STEP_SECONDS,
     Demand,
     Load,
+    Pair,
     Policy,
     Usage,
     can_grant,
@@ -16,6 +17,7 @@ from gateway.routing import (
     finish_seconds,
     has_room,
     largest_request_tokens,
+    lost_seconds,
     pairs,
     predicted_step_seconds,
 )
@@ -103,6 +105,32 @@ def test_a_pair_that_is_too_small_is_never_chosen() -> None:
 
     assert chosen([small, load("l")]) == "ll"
     assert chosen([small]) == ""
+
+
+def test_least_added_spares_the_streams_beside_which_a_prompt_would_run() -> None:
+    fast = replace(load("f", prefill_rate=1000.0), own=Usage(0, 3, 768))
+    slow = load("s", prefill_rate=800.0)
+
+    assert chosen([fast, slow], policy=Policy.LEAST_FINISH) == "ff"
+    assert chosen([fast, slow], policy=Policy.LEAST_ADDED) == "ss"
+
+
+def test_a_larger_batch_costs_those_beside_it_half_an_answer_of_longer_steps() -> None:
+    table = [BatchSeconds(rows, 0.1 * rows) for rows in (1, 2, 4)]
+    stages = [
+        structs.replace(stage, decode_seconds=table if stage.embedding else [BatchSeconds(1, 0.0)])
+        for stage in replica("d", ["d0", "d1"], Role.DECODE).stages
+    ]
+    decode = Load(
+        structs.replace(replica("d", ["d0", "d1"], Role.DECODE), stages=stages),
+        own=Usage(0, 2, 512),
+    )
+    pair = Pair(load("p", Role.PREFILL), decode)
+    slower = decode.step_seconds(3) - decode.step_seconds(2)
+
+    assert slower > 0
+    assert lost_seconds(pair, DEMAND) == pytest.approx(2 * slower * 50 / 2)
+    assert lost_seconds(Pair(load("p", Role.PREFILL), load("d", Role.DECODE)), DEMAND) == 0
 
 
 def test_jsq_joins_the_shortest_queue_whatever_the_speed() -> None:

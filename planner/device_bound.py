@@ -1,4 +1,7 @@
-"""A provable upper bound on the requests per second of any plan. Pure."""
+"""A bound on the requests per second of any plan, device by device. Pure.
+
+Looser than that of `planner.group_bound`, which starts from it, and computed at once.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,18 @@ from planner.flow import balanced_rate
 from planner.replicas import Fog
 
 
-def request_rate_bound(fog: Fog) -> float:
-    """Return requests per second that no plan of the fog exceeds; a per-device bound.
+def device_bound(fog: Fog) -> float:
+    """Return requests per second that no plan of the fog exceeds.
 
     Forget memory, links, embedding, head and the ends of pipelines, and let every device
     give any part of its time to any layer and phase: each step only adds plans. What is left
     is a linear program in the parts of each device's time, solved by `balanced_rate`.
+    """
+    return balanced_rate(0.0, 0.0, device_rates(fog))
+
+
+def device_rates(fog: Fog) -> list[tuple[float, float]]:
+    """Return [N] (prompts, answers) per second that each device gives at most.
 
     A layer's work is counted in its mean time over the devices, and a device is credited
     with its best layer per unit of work, so the bound also holds where devices differ in
@@ -23,7 +32,7 @@ def request_rate_bound(fog: Fog) -> float:
     """
     costs, work = fog.costs, fog.workload
     if not costs:
-        return 0.0
+        return []
     prefills = [cost.prefill.layers for cost in costs]
     decodes = [
         [
@@ -34,9 +43,7 @@ def request_rate_bound(fog: Fog) -> float:
     ]
     prompts = _models_per_second(prefills)
     tokens = _models_per_second(decodes)
-    return balanced_rate(
-        0.0, 0.0, [(p, t / work.answer_tokens) for p, t in zip(prompts, tokens, strict=True)]
-    )
+    return [(p, t / work.answer_tokens) for p, t in zip(prompts, tokens, strict=True)]
 
 
 def _models_per_second(seconds: Sequence[Sequence[float]]) -> list[float]:

@@ -1,0 +1,186 @@
+"""A provable upper bound on the requests per second of any plan, close to the best. Pure.
+
+**Prices.** Let an hour of each device ``d`` have a price ``u_d >= 0``, a prompt be worth
+``w`` and an answer ``1 - w``, with ``0 <= w <= 1``. Call prices fair when no group of devices,
+run as a replica, earns more than it costs: with ``p_g`` prompts or ``q_g`` answers per second,
+
+    w p_g <= sum of u_d over g,    (1 - w) q_g <= sum of u_d over g,    for every group g.
+
+**Why fair prices bound every plan.** A plan's replicas are disjoint groups; replica ``g``
+gives a part ``x_g`` of its time to prefill and a part ``y_g`` to decode, with
+``x_g + y_g <= 1`` (one of them 0 unless its role is `both`). When the plan serves ``R``
+requests per second, ``R <= sum x_g p_g`` and ``R <= sum y_g q_g``. Weighted by ``w`` and
+``1 - w`` and added:
+
+    R <= sum (x_g w p_g + y_g (1 - w) q_g) <= sum (x_g + y_g) sum_{d in g} u_d <= sum of u_d.
+
+So any fair prices will do, however they were found; by linear programming duality the lowest
+equal the most that time-shared groups could serve. If groups earn at most ``f`` times what
+they cost, the prices times ``f`` are fair: that is how every set of prices becomes a bound.
+
+**Finding low ones.** `planner.prices` proposes the lowest prices that are fair to the groups
+known so far, `planner.pricing` finds groups to which they are not, and the factor. Between
+the proposal and the best prices so far lies what is tried next, because proposals swing.
+
+**The factor.** In a small fog all groups are evaluated, by the same `Fog.options` that plans
+are made of, and the factor is exact. In a larger one a lone device is evaluated likewise,
+and for two or more the factor is estimated from above, in these steps:
+
+1. A replica with slowest stage ``T`` serves at most ``1 / T`` prompts per second. A decode
+   step of ``s`` requests in ``G`` groups of ``ceil(s / G)`` rows lasts ``S >= G T``, and ``S``
+   is at least the sum of all stages and hops; it serves ``s / S`` tokens per second, and with
+   two slots or more ``S <= 1 / min_tps``. What else may slow a replica is left out: too few
+   prompts in flight, the way of prompts through the links, fewer stages than ``G / 2``.
+2. The paces ``S`` are cut into brackets ``(a, b]``. In a bracket a group earns at most what
+   it would at ``a``, and costs at least as much as the cheapest group that keeps ``b``.
+3. A group keeps ``b`` only if it carries all layers when each device holds as many as it can
+   in the stage's time, in its memory beside the KV cache (moving feed-forward parts to host
+   memory as far as it has any, and slower by that), if two different devices also bear
+   embedding and head, and if no link is busy for longer. With unequal layers "as many" is
+   the most work in any range of layers that the device may hold, and all ranges together
+   have the work of the model (`planner.stage_tables`).
+4. The limit on the sum of stages and hops is priced (Lagrange): for any price ``v >= 0`` of a
+   second, ``cost >= min (cost + v (sum - b))`` over all groups, kept limit or not. A stage's
+   time is at least a line in its work, and a direct way between two devices counts half at
+   each end, the cheapest way at each.
+5. What is left, a covering knapsack with fixed charges, is solved exactly
+   (`planner.cheapest_groups`), equal devices standing for each other.
+
+Each step only adds groups or makes them earn more or cost less, so the factor is never too
+small. It holds for separate and mixed roles, idle devices, host memory, direct ways and
+unequal blocks. It relies on `planner.cost` and on the formulas of `Fog.performance`; whatever
+lowers a plan's rate further, such as targets or KV transfer, keeps it valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import inf
+from typing import Final
+
+import numpy as np
+
+from planner.device_bound import device_bound, device_rates
+from planner.masks import members_of
+from planner.performance import Options
+from planner.prices import PriceProgram
+from planner.pricing import Column, Prices, Pricing
+from planner.replicas import Fog
+
+# Proposals are worth asking about up to this many times; each answer is a bound.
+ROUNDS: Final = 40
+# The search ends when the bound is this close to the lowest prices that could be fair.
+_TOLERANCE: Final = 0.01
+# The part of the best prices so far in what is tried next.
+_INERTIA: Final = 0.6
+# Of groups that were evaluated before, those that earn most are known from the start.
+_KNOWN_PER_DEVICE: Final = 40
+# Rounding in sums of prices and times.
+_SLACK: Final = 1 + 1e-6
+
+
+def group_bound(fog: Fog, rounds: int = ROUNDS) -> float:
+    """Return requests per second that no plan of the fog exceeds.
+
+    Never above `planner.device_bound`. What the fog has evaluated already, as in a search,
+    makes it faster.
+
+    Args:
+        fog: Up to its objective's ``exact_devices`` every group is evaluated.
+        rounds: Most questions to `Pricing`; more give a lower bound.
+    """
+    most = device_bound(fog)
+    if most <= 0:
+        return 0.0
+    if fog.num_devices <= fog.objective.exact_devices:
+        return min(most, _exact(fog, most) * _SLACK)
+    best = _device_prices(fog)
+    alone = _Columns(fog, _evaluated(fog, [1 << d for d in range(fog.num_devices)]))
+    known = _Columns(fog, fog.evaluated())
+    pricing = Pricing(fog)
+    program = PriceProgram(pricing.counts, most)
+    program.add(known.dearest(best, _KNOWN_PER_DEVICE * fog.num_devices))
+    bound = most
+    for _ in range(rounds):
+        proposal = program.solve()
+        if proposal is None or bound <= alone.cost(proposal) * (1 + _TOLERANCE):
+            break
+        tried = _between(best, proposal)
+        factor, columns = pricing.most(tried)
+        factor = max(factor, alone.factor(tried))
+        program.add(columns)
+        found = factor * alone.cost(tried)
+        if found < bound:
+            bound, best = found, Prices(tried.devices * factor, tried.prompt)
+    return min(most, bound * _SLACK)
+
+
+def _exact(fog: Fog, scale: float) -> float:
+    """Return the optimum of the linear program over all groups."""
+    groups = _Columns(fog, _evaluated(fog, range(1, 1 << fog.num_devices)))
+    program = PriceProgram(groups.device_counts, scale)
+    program.add(groups.columns)
+    prices = program.solve()
+    return inf if prices is None else groups.factor(prices) * groups.cost(prices)
+
+
+def _evaluated(fog: Fog, groups: Iterable[int]) -> Iterator[tuple[list[int], Options]]:
+    """Yield the kinds of the devices of each group that holds the model, and its worth."""
+    for group in groups:
+        options = fog.options(group)
+        if options is not None:
+            yield [fog.kinds[device] for device in members_of(group)], options
+
+
+class _Columns:
+    """Groups whose rates are known, as columns."""
+
+    def __init__(self, fog: Fog, groups: Iterable[tuple[Sequence[int], Options]]) -> None:
+        self.device_counts = [fog.kinds.count(kind) for kind in range(max(fog.kinds) + 1)]
+        work = fog.workload
+        self.columns: list[Column] = []
+        for kinds, options in groups:
+            counts = np.bincount(kinds, minlength=len(self.device_counts))
+            every = (options.prefill, options.decode, options.both)
+            prompts = max(found.prefill_rate for found in every) / work.prompt_tokens
+            answers = max(found.decode_rate for found in every) / work.answer_tokens
+            self.columns.append(Column(counts, True, prompts))
+            self.columns.append(Column(counts, False, answers))
+
+    def cost(self, prices: Prices) -> float:
+        """Return the price of all devices."""
+        return float(np.dot(self.device_counts, prices.devices))
+
+    def factor(self, prices: Prices) -> float:
+        """Return the most that any of the groups earns for each unit of what it costs."""
+        return max((_factor(column, prices) for column in self.columns), default=0.0)
+
+    def dearest(self, prices: Prices, num: int) -> list[Column]:
+        """Return the columns that earn most for what they cost."""
+        return sorted(self.columns, key=lambda column: -_factor(column, prices))[:num]
+
+
+def _factor(column: Column, prices: Prices) -> float:
+    worth = prices.prompt if column.is_prefill else 1 - prices.prompt
+    earned = worth * column.requests_per_second
+    cost = float(column.counts @ prices.devices)
+    if earned <= 0:
+        return 0.0
+    return earned / cost if cost > 0 else inf
+
+
+def _device_prices(fog: Fog) -> Prices:
+    """Return the prices behind the bound by devices: each costs what it could earn."""
+    prompts, answers = np.array(device_rates(fog)).T
+    worths = answers / (answers + prompts)
+    costs = [np.maximum(w * prompts, (1 - w) * answers) for w in worths]
+    lowest = int(np.argmin([cost.sum() for cost in costs]))
+    first = [fog.kinds.index(kind) for kind in range(max(fog.kinds) + 1)]
+    return Prices(costs[lowest][first], float(worths[lowest]))
+
+
+def _between(best: Prices, proposal: Prices) -> Prices:
+    return Prices(
+        _INERTIA * best.devices + (1 - _INERTIA) * proposal.devices,
+        _INERTIA * best.prompt + (1 - _INERTIA) * proposal.prompt,
+    )
