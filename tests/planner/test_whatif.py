@@ -1,6 +1,5 @@
 """What a fog would do: plans, losses, and never less than its best device."""
 
-import random
 from collections import Counter
 from dataclasses import replace
 
@@ -9,35 +8,13 @@ import pytest
 import planner
 from broker.control import Link
 from planner.catalogue import WeightFormat, load_devices, load_models
-from planner.model import DeviceSpec, Objective, Workload
+from planner.model import Objective, Workload
 from planner.whatif.loads import choose_load
 from planner.whatif.outcomes import NOTICE_SECONDS, Problem, what_if
 from planner.whatif.places import single_text
+from planner.whatif.random_places import random_place
 
 DEVICES, MODELS = load_devices().devices, load_models()
-
-
-def random_place(seed: int) -> tuple[Problem, list[DeviceSpec]]:
-    """Return two to five devices of the catalogue, some on a poor Wi-Fi, and a model."""
-    rng = random.Random(seed)
-    shape = MODELS[rng.choice(["llama-3.2-1b", "qwen3-4b", "llama-3.1-8b"])]
-    names = sorted(DEVICES)
-    wifi = Link(latency_seconds=0.02, bytes_per_second=2e6)
-    devices = [
-        DEVICES[rng.choice(names)].spec(
-            f"d{index}",
-            shape,
-            WeightFormat.BFLOAT16,
-            link=wifi if rng.random() < 0.3 else None,
-            slowdown=rng.choice([1.0, 1.0, 3.0, 20.0]),
-        )
-        for index in range(rng.randint(2, 4))
-    ]
-    workload = Workload(
-        prompt_tokens=rng.choice([32, 500, 1500]), answer_tokens=rng.choice([16, 200, 500])
-    )
-    objective = Objective(population=16, generations=5)
-    return Problem(shape.spec(WeightFormat.BFLOAT16), workload, objective), devices
 
 
 def test_no_plan_serves_less_than_its_best_device_and_what_is_said_is_true() -> None:
