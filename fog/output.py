@@ -35,6 +35,18 @@ PIPE_COLUMNS: Final = 120
 """Width of tables that go into a file or a pipe, which cannot say how wide they are."""
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder for results, before any work is done for them.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {path} cannot be made: {error.strerror}") from error
+
+
 def make_console(json_target: str | None = None) -> Console:
     """Return where people are talked to: standard error when standard output is JSON."""
     console = Console(stderr=json_target == STDOUT)

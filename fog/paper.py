@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table as RichTable
 
-from fog.output import write_json
+from fog.output import make_folder, write_json
 
 if TYPE_CHECKING:
     from planner.paper.tables import Table
@@ -35,7 +35,7 @@ def run_paper(
 
     Raises:
         ModuleNotFoundError: Figures are wanted without matplotlib; raised before anything runs.
-        OSError: The JSON file or a figure cannot be written.
+        OutputError: The JSON file or the folder of figures cannot be written.
     """
     # Imported here: numpy and the simulator take a moment that `e2llm --help` need not take.
     from planner.paper.entries import evaluation
@@ -56,6 +56,8 @@ def run_paper(
 
     if figures is not None:
         from planner.paper.figures import draw_figures
+
+        make_folder(figures)
     began = time.perf_counter()
     errors = load_errors()
     models = ((Model.IDEAL, IDEAL), (Model.WITH_ERROR, errors))

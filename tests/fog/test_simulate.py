@@ -9,6 +9,7 @@ import pytest
 from typer.testing import Result
 
 from fog.commands import run
+from fog.output import OutputError
 from fog.paper import spread_over_processors
 from planner.paper.errors import IDEAL
 from planner.paper.waiting import Model, simulate_paper
@@ -299,6 +300,20 @@ def test_a_trace_whose_requests_come_at_once_is_simulated(
 
     assert result.exit_code == 0, result.output
     assert "Requests  2, all at once" in result.output
+
+
+def test_a_folder_of_figures_that_cannot_be_made_is_refused_before_the_work(
+    tmp_path: Path, invoke: Callable[..., Result]
+) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "file").write_text("")
+
+    result = invoke("simulate", "--paper", "--figures", tmp_path / "file" / "figures")
+
+    assert result.exit_code == 1
+    assert isinstance(result.exception, OutputError)
+    assert "cannot be made: Not a directory" in str(result.exception)
+    assert result.output == ""
 
 
 def test_a_result_that_cannot_be_written_is_named_with_the_reason(
