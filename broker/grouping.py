@@ -46,7 +46,7 @@ def interpolate(points: Sequence[BatchSeconds], batch: int) -> float:
 def best_grouping(stages: Sequence[Stage], num_rows: int) -> Grouping:
     """Return the G in 1..min(num_rows, 2 * stages) with the most tokens per second.
 
-    Maximises ``b / max(sum t_s(b/G) + hops, G * max t_s(b/G))`` (design, section 4); a step
+    Maximises ``b / max(sum t_s(b/G) + hops(b/G), G * max t_s(b/G))`` (design, section 4); a step
     takes at least the way round the ring, and at least the time in which the slowest stage
     serves all groups. Ties go to fewer groups.
 
@@ -57,11 +57,13 @@ def best_grouping(stages: Sequence[Stage], num_rows: int) -> Grouping:
     if num_rows < 1:
         raise ValueError("a grouping needs at least one row")
     hops = sum(stage.hop_seconds for stage in stages)
+    row_hops = sum(stage.hop_row_seconds for stage in stages)
     best: Grouping | None = None
     for num_groups in range(1, min(num_rows, 2 * len(stages)) + 1):
         rows = -(-num_rows // num_groups)
         times = [interpolate(stage.decode_seconds, rows) for stage in stages]
-        step = max(sum(times) + hops, num_groups * max(times), 1e-9)
+        way = hops + (rows - 1) * row_hops
+        step = max(sum(times) + way, num_groups * max(times), 1e-9)
         candidate = Grouping(num_groups, rows, step, num_rows / step)
         if best is None or candidate.tokens_per_second > best.tokens_per_second * (1 + 1e-9):
             best = candidate

@@ -109,7 +109,14 @@ class BatchSeconds(Struct, frozen=True, array_like=True):
 
 
 class Stage(Control, frozen=True, kw_only=True):
-    """One stage of a replica as the plan names it."""
+    """One stage of a replica as the plan names it.
+
+    Attributes:
+        predicted_seconds: Of a prompt, or of a decode step with one row, by the role.
+        decode_seconds: Of decode steps by their rows.
+        hop_seconds: One row's way from the stage before; to the first from the last.
+        hop_row_seconds: What every further row of a decode group adds to it.
+    """
 
     device: str
     layers: LayerRange
@@ -118,6 +125,7 @@ class Stage(Control, frozen=True, kw_only=True):
     predicted_seconds: float
     decode_seconds: list[BatchSeconds] = field(default_factory=list)
     hop_seconds: float = 0.0
+    hop_row_seconds: float = 0.0
 
 
 class Rates(Control, frozen=True, kw_only=True):

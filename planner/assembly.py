@@ -90,6 +90,7 @@ def _replica(fog: Fog, member: Member) -> Replica:
     stages = []
     offloads = performance.offloads or (0,) * len(costs)
     for index, (cost, (start, end)) in enumerate(zip(costs, performance.ranges, strict=True)):
+        hop = hop_seconds(costs[index - 1], cost)
         decode = cost.decode_table(start, end, offloads[index])
         prompt = cost.prefill.stage_seconds(start, end, offloads[index])
         stages.append(
@@ -102,7 +103,8 @@ def _replica(fog: Fog, member: Member) -> Replica:
                 predicted_seconds=prompt if member.role is Role.PREFILL else decode[0].seconds,
                 decode_seconds=decode,
                 # From the stage before; round the ring, from the last to the first.
-                hop_seconds=hop_seconds(costs[index - 1], cost),
+                hop_seconds=hop,
+                hop_row_seconds=hop_seconds(costs[index - 1], cost, 2) - hop,
             )
         )
     return Replica(

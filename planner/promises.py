@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
 from math import ceil, inf
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from broker.placement import KV_BLOCK_TOKENS, kv_reserved_tokens
 from planner.cost import DeviceCost, PhaseCost, hop_seconds, link_seconds
 from planner.model import ModelSpec, Objective, Workload
 from planner.performance import Energy, Performance
 
-_ROUNDING = 1e-9
+_ROUNDING: Final = 1e-9
 
 
 class _Stage(NamedTuple):
@@ -33,10 +33,24 @@ class _Stage(NamedTuple):
         return self.seconds(self.cost.decode[rows - 1])
 
 
+class Hops(NamedTuple):
+    """Seconds of a ring's hops with one row, and with two; more rows go on along a line."""
+
+    one_row: float
+    two_rows: float
+
+    def of(self, rows: int) -> float:
+        """Return the hops of a group of so many rows."""
+        return self.one_row + (rows - 1) * (self.two_rows - self.one_row)
+
+
+NO_HOPS: Final = Hops(0.0, 0.0)
+
+
 class _Ring:
     """The stages of a replica; steps of the same rows are asked for again and again."""
 
-    def __init__(self, stages: Sequence[_Stage], hops: float) -> None:
+    def __init__(self, stages: Sequence[_Stage], hops: Hops) -> None:
         self.stages = stages
         self.hops = hops
         self.link = _busiest_link([stage.cost for stage in stages])
@@ -48,7 +62,7 @@ class _Ring:
         if found is None:
             stages = [stage.decode_seconds(rows) for stage in self.stages]
             found = self._times[rows] = (
-                sum(stages) + self.hops,
+                sum(stages) + self.hops.of(rows),
                 max(*stages, self.link * rows),
             )
         return found
@@ -103,11 +117,11 @@ class Promises:
             for d, count, end, moved in zip(devices, counts, ends, offloads, strict=True)
         ]
         room = min(self._room_tokens(stage) for stage in stages)
-        hops = self.hop_seconds(devices)
+        hops = self.hops(devices)
 
         link = self.link_seconds(devices, work.prompt_tokens)
         slowest = max(*[stage.seconds(stage.cost.prefill) for stage in stages], link)
-        ttfts = self._ttfts(stages, hops, self.link_seconds(devices, 1))
+        ttfts = self._ttfts(stages, hops.one_row, self.link_seconds(devices, 1))
         ttft = sum([share * one for (_, share), one in zip(self._prompts, ttfts, strict=True)])
         prompts = min(max(room // self.prompt_tokens, 1), len(devices) + 1)
         prefill_rate = work.prompt_tokens * min(1 / max(slowest, 1e-9), prompts / max(ttft, 1e-9))
@@ -196,12 +210,15 @@ class Promises:
 
     # --- links ------------------------------------------------------------------------------
 
-    def hop_seconds(self, devices: Sequence[int]) -> float:
+    def hops(self, devices: Sequence[int]) -> Hops:
         """Return all hops of the ring. Over the broker the order does not matter."""
+        return Hops(self._hop_seconds(devices, 1), self._hop_seconds(devices, 2))
+
+    def _hop_seconds(self, devices: Sequence[int], rows: int) -> float:
         if len(devices) == 1:
             return 0.0
         costs = [self._costs[d] for d in devices]
-        return sum(hop_seconds(costs[i - 1], cost) for i, cost in enumerate(costs))
+        return sum([hop_seconds(costs[i - 1], cost, rows) for i, cost in enumerate(costs)])
 
     def link_seconds(self, devices: Sequence[int], rows: int) -> float:
         """Return how long the slowest link of a ring carries ``rows`` positions."""

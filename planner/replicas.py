@@ -19,7 +19,7 @@ from planner.model import DeviceSpec, ModelSpec, Objective, Workload
 from planner.moves import Holdings
 from planner.partition import best_split
 from planner.performance import Options, Performance
-from planner.promises import Promises, groupings
+from planner.promises import NO_HOPS, Promises, groupings
 from planner.split import Offload, Pace, Split, SplitProblem
 from planner.terms import Terms
 
@@ -191,7 +191,7 @@ class Fog:
             shared_bytes=model.shared_bytes,
             memory_bytes=[cost.memory_bytes for cost in costs],
             offload=offload,
-            hop_seconds=[[hop_seconds(a, b) for b in costs] for a in costs]
+            hop_seconds=[[hop_seconds(a, b, rows or 1) for b in costs] for a in costs]
             if self._has_ways
             else (),
         )
@@ -265,11 +265,11 @@ class Fog:
         """Return the split with the fastest decode step of ``slots`` requests, if any."""
         kv_tokens = max(self.context_tokens, slots * self.request_tokens)
         # Where the order matters, the problem knows the hops.
-        hops = 0.0 if self._has_ways else self._promises.hop_seconds(members)
+        hops = NO_HOPS if self._has_ways else self._promises.hops(members)
         link = 0.0 if self._has_ways else self._promises.link_seconds(members, 1)
         best: Split | None = None
         for groups, rows in groupings(slots, len(members)):
-            pace = Pace(laps=groups, weight=1.0, extra_seconds=hops)
+            pace = Pace(laps=groups, weight=1.0, extra_seconds=hops.of(rows))
             bound = limit if best is None else min(limit, best.seconds)
             if groups * rows * link > bound:
                 continue

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from math import ceil, inf
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from broker.plan import Role
 from planner.cost import DeviceCost
@@ -28,7 +28,7 @@ from planner.moves import Holdings
 from planner.performance import Member, Performance
 from planner.transfer import KvTransfer, kv_transfer
 
-_LEAST = 1e-12
+_LEAST: Final = 1e-12
 
 
 class KvTimes(NamedTuple):

@@ -159,7 +159,8 @@ def _replica_from_rates(replica: Replica, chunk_tokens: int, groups: GroupRule) 
             prefill_seconds=curve,
             decode_seconds=table,
             layers=(found.layers.start, found.layers.end),
-            hop_seconds=found.hop_seconds,
+            hop_seconds=max(found.hop_seconds - found.hop_row_seconds, 0.0),
+            hop_row_seconds=found.hop_row_seconds,
         )
 
     return SimReplica(

@@ -44,6 +44,8 @@ def test_a_missing_setting_is_named(missing: str) -> None:
         ({"link_bytes_per_second": "0"}, "more than 0"),
         ({"link_delay_seconds": "-1"}, "at least 0"),
         ({"telemetry_seconds": "0"}, "more than 0"),
+        ({"idle_watts": "3"}, "both idle_watts and busy_watts"),
+        ({"idle_watts": "9", "busy_watts": "3"}, "0 <= idle <= busy"),
         ({"id": "a/b"}, "MQTT topic"),
         ({"broker_address": "x"}, "unknown setting"),
     ],

@@ -18,6 +18,7 @@ from broker.control import (
 )
 from broker.plan import Loaded, LoadState
 from planner.model import DeviceSpec, ModelSpec
+from planner.performance import Performance
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -89,6 +90,22 @@ def model(num_layers: int = 8, kinds: Sequence[str] = ("full",), **changes: Any)
     return ModelSpec(**{**values, **changes})
 
 
+def performance(prefill: float = 1.0, decode: float = 1.0, **changes: Any) -> Performance:
+    """What a replica of one device with all layers promises, prompts and answers per second."""
+    values: dict[str, Any] = {
+        "devices": (0,),
+        "counts": (8,),
+        "prefill_rate": prefill,
+        "decode_rate": decode,
+        "slots": 4,
+        "keeps_min_tps": True,
+        "kv_tokens": 1024,
+        "ttft_seconds": 1.0,
+        "tpot_seconds": 0.1,
+    }
+    return Performance(**{**values, **changes})
+
+
 def random_fog(
     seed: int, num_devices: int, num_layers: int = 8, low: float = 0.3, high: float = 0.8
 ) -> tuple[list[DeviceSpec], ModelSpec]:
@@ -116,7 +133,11 @@ def status(session: int = 1, state: DeviceState = DeviceState.READY) -> DeviceSt
 
 
 def profile(
-    seconds: float = 0.001, memory_bytes: int = 1_100_000, revision: str = "rev-1", session: int = 1
+    seconds: float = 0.001,
+    memory_bytes: int = 1_100_000,
+    revision: str = "rev-1",
+    session: int = 1,
+    **changes: Any,
 ) -> DeviceProfile:
     return DeviceProfile(
         session=session,
@@ -129,6 +150,7 @@ def profile(
         head=layer_times(seconds * 0.5),
         link=Link(latency_seconds=0.0005, bytes_per_second=1e8),
         chunk_tokens=128,
+        **changes,
     )
 
 

@@ -255,6 +255,21 @@ def test_a_small_card_holds_a_large_model_with_its_experts_in_host_memory() -> N
     assert 12 <= found.decode.offloads[0] < 24
 
 
+def test_a_fog_by_data_sheet_has_energy_where_the_catalogue_knows_the_power() -> None:
+    model, work = MODELS["qwen2.5-0.5b"], Workload(prompt_tokens=256, answer_tokens=128)
+    predicted = {
+        name: planner.plan(
+            [DEVICES[name].spec("a", model, WeightFormat.INT8)], model.spec(WeightFormat.INT8), work
+        ).predicted
+        for name in ("raspberry-pi-5-8gb", "vm-two-cores")
+    }
+    assert predicted["vm-two-cores"].joules_per_token is None
+    pi = predicted["raspberry-pi-5-8gb"]
+    watts = (pi.joules_per_token or 0) * (pi.requests_per_second or 0) * 128
+    # At full load it computes nearly all the time.
+    assert watts == pytest.approx(8.8, rel=0.05)
+
+
 def test_a_fog_of_catalogue_devices_is_planned_like_a_measured_one() -> None:
     model = MODELS["llama-3.2-1b"]
     wifi = Link(latency_seconds=0.02, bytes_per_second=5e6)

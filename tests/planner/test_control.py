@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from broker.control import DeviceState, ModelManifest, Telemetry
@@ -48,6 +50,22 @@ def test_six_devices_get_separate_roles_and_every_stage_is_loaded_before_it_is_a
     assert {replica.role for replica in bench.plan.replicas} == {Role.PREFILL, Role.DECODE}
     assert bench.problem is None
     assert set(bench.plan.reasons) == set("abcdef")
+
+
+def test_energy_counts_once_every_device_says_its_power() -> None:
+    def joined(*dark: str) -> Bench:
+        bench = Bench(energy_weight=1.0).connect().model()
+        for name in "abcdef":
+            watts: dict[str, Any] = {} if name in dark else {"idle_watts": 2, "busy_watts": 5}
+            bench.join(name, **watts)
+        return bench.run(8)
+
+    bench = joined("c", "e")
+    assert active(bench)
+    assert bench.plan.predicted.joules_per_token is None
+    (decision,) = (text for text in bench.control.decisions if text.startswith("plan 1"))
+    assert decision.endswith("energy does not count, as nobody says the power of c, e")
+    assert (joined().plan.predicted.joules_per_token or 0) > 0
 
 
 def test_without_a_model_the_status_says_what_is_missing() -> None:

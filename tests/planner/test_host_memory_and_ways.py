@@ -141,18 +141,8 @@ def test_stages_follow_the_direct_ways() -> None:
 # --- KV transfer ----------------------------------------------------------------------------
 
 
-def performance(devices: Sequence[int], counts: Sequence[int]) -> Performance:
-    return Performance(
-        devices=tuple(devices),
-        counts=tuple(counts),
-        prefill_rate=1.0,
-        decode_rate=1.0,
-        slots=1,
-        keeps_min_tps=True,
-        kv_tokens=1024,
-        ttft_seconds=1.0,
-        tpot_seconds=1.0,
-    )
+def stages(devices: Sequence[int], counts: Sequence[int]) -> Performance:
+    return fogs.performance(devices=tuple(devices), counts=tuple(counts))
 
 
 def test_kv_goes_at_the_pace_of_the_slower_link() -> None:
@@ -162,7 +152,7 @@ def test_kv_goes_at_the_pace_of_the_slower_link() -> None:
         for n, rate in rates.items()
     ]
     costs = fog_of(devices).costs
-    moved = kv_transfer(costs, MODEL.kv_bytes, 100, performance([0], [8]), performance([1], [8]))
+    moved = kv_transfer(costs, MODEL.kv_bytes, 100, stages([0], [8]), stages([1], [8]))
     assert moved.num_bytes == 100 * 8 * 1024
     assert moved.seconds == pytest.approx(0.02 + 100 * 8 * 1024 / 1e6)
 
@@ -171,21 +161,19 @@ def test_split_differently_stages_exchange_the_layers_that_both_hold_and_keep_th
     link = Link(latency_seconds=0.0, bytes_per_second=1e6)
     costs = fog_of([fogs.device(n, 0.001, WHOLE, link=link) for n in ("a", "b", "c")]).costs
     # a holds 0 to 4 and b 4 to 8; then a holds 0 to 2 and c 2 to 8.
-    moved = kv_transfer(
-        costs, MODEL.kv_bytes, 10, performance([0, 1], [4, 4]), performance([0, 2], [2, 6])
-    )
+    moved = kv_transfer(costs, MODEL.kv_bytes, 10, stages([0, 1], [4, 4]), stages([0, 2], [2, 6]))
     layer = 10 * 1024
     assert moved.num_bytes == 6 * layer
     # All six arrive over the link of c.
     assert moved.seconds == pytest.approx(6 * layer / 1e6)
-    same = performance([0, 1], [4, 4])
+    same = stages([0, 1], [4, 4])
     assert kv_transfer(costs, MODEL.kv_bytes, 10, same, same).num_bytes == 0
 
 
 def test_overlap_hides_kv_behind_prefill_but_for_the_last_chunk() -> None:
     link = Link(latency_seconds=0.0, bytes_per_second=1e6)
     costs = fog_of([fogs.device(n, 0.001, WHOLE, link=link) for n in ("a", "b")]).costs
-    moved = kv_transfer(costs, (1000,) * 8, 125, performance([0], [8]), performance([1], [8]))
+    moved = kv_transfer(costs, (1000,) * 8, 125, stages([0], [8]), stages([1], [8]))
     assert moved.seconds == pytest.approx(1.0)
     assert moved.exposed_seconds(prefill_seconds=10.0) == pytest.approx(1.0)
     assert moved.exposed_seconds(prefill_seconds=10.0, num_chunks=4) == pytest.approx(0.25)

@@ -15,7 +15,7 @@ from broker.settings import SettingsError, read_settings
 from planner.events import LoadedSeen, ProfileSeen, StatusSeen
 from planner.inputs import UnusableProfileError, device_spec, model_spec, parse_telemetry
 from planner.knowledge import Knowledge
-from planner.model import DeviceSpec, Objective, Roles, Workload
+from planner.model import Bucket, DeviceSpec, Objective, Roles, Workload
 from planner.settings import PlannerSettings
 from planner.target import NoModelError, chosen_model, fitted_workload
 from tests.planner import fogs
@@ -245,3 +245,48 @@ def test_a_device_spec_is_frozen() -> None:
     spec: DeviceSpec = fogs.device("a", 1.0, 1)
     with pytest.raises(AttributeError):
         spec.speed = 2.0  # type: ignore[misc]
+
+
+def test_power_comes_from_the_profile_and_half_of_it_counts_as_unknown() -> None:
+    known = msgspec.structs.replace(fogs.profile(), idle_watts=3.0, busy_watts=8.0)
+    spec = device_spec("a", known, Telemetry(), MODEL)
+    assert (spec.idle_watts, spec.busy_watts) == (3.0, 8.0)
+    for half in ({"busy_watts": None}, {"busy_watts": 1.0}, {"busy_watts": float("inf")}):
+        odd = msgspec.structs.replace(known, **half)
+        assert device_spec("a", odd, Telemetry(), MODEL).idle_watts is None
+
+
+def test_lengths_and_targets_are_settings() -> None:
+    environ = {
+        "E2LLM_BROKER": "mqtt://b",
+        "E2LLM_PLANNER_BUCKETS": "3:100+40, 1:500+200",
+        "E2LLM_PLANNER_KV_TRANSFER": "false",
+        "E2LLM_PLANNER_TTFT_SECONDS": "2.5",
+        "E2LLM_PLANNER_TPOT_SECONDS": "0.2",
+        "E2LLM_PLANNER_HORIZON_SECONDS": "600",
+        "E2LLM_PLANNER_ENERGY_WEIGHT": "0.05",
+    }
+    found = read_settings(PlannerSettings, "E2LLM_PLANNER_", environ)
+    assert found.workload.buckets == (Bucket(0.75, 100, 40), Bucket(0.25, 500, 200))
+    assert found.workload.prompt_tokens == 200
+    assert found.objective == Objective(
+        counts_kv=False,
+        ttft_seconds=2.5,
+        tpot_seconds=0.2,
+        horizon_seconds=600.0,
+        energy_weight=0.05,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("BUCKETS", "1:100", "expected share:prompt"),
+        ("TTFT_SECONDS", "-1", "ttft_seconds must be a number greater than 0"),
+        ("HORIZON_SECONDS", "-1", "horizon_seconds must be a number that is not negative"),
+    ],
+)
+def test_a_senseless_objective_is_a_wrong_setting(name: str, value: str, message: str) -> None:
+    environ = {"E2LLM_BROKER": "mqtt://b", f"E2LLM_PLANNER_{name}": value}
+    with pytest.raises(SettingsError, match=message):
+        read_settings(PlannerSettings, "E2LLM_PLANNER_", environ)

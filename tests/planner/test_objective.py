@@ -28,21 +28,6 @@ WORKLOAD = Workload(prompt_tokens=128, answer_tokens=96, context_tokens=512)
 PAPER = Objective(counts_kv=False)
 
 
-def performance(prefill: float, decode: float, **changes: object) -> Performance:
-    values: dict[str, object] = {
-        "devices": (0,),
-        "counts": (8,),
-        "prefill_rate": prefill,
-        "decode_rate": decode,
-        "slots": 4,
-        "keeps_min_tps": True,
-        "kv_tokens": 1024,
-        "ttft_seconds": 1.0,
-        "tpot_seconds": 0.1,
-    }
-    return Performance(**{**values, **changes})  # type: ignore[arg-type]
-
-
 def whole_devices(rates: Sequence[float], **changes: object) -> tuple[list[DeviceSpec], ModelSpec]:
     """Equal devices that hold the model each, with these link rates."""
     model = fogs.model()
@@ -193,9 +178,9 @@ SHORT_AND_LONG = Workload(
 def test_a_bucket_counts_up_to_what_the_replicas_that_are_in_time_for_it_can_do() -> None:
     work = replace(SHORT_AND_LONG, chunk_tokens=1024)
     mean = work.prompt_tokens
-    fast = performance(mean * 1.0, 1, in_time=(True, True))
-    slow = performance(mean * 1.0, 1, in_time=(True, False))
-    decode = performance(1, work.answer_tokens * 2.0)
+    fast = fogs.performance(mean * 1.0, 1, in_time=(True, True))
+    slow = fogs.performance(mean * 1.0, 1, in_time=(True, False))
+    decode = fogs.performance(1, work.answer_tokens * 2.0)
     roles = (Role.PREFILL, Role.PREFILL, Role.DECODE)
     target = Objective(ttft_seconds=1.0)
 
@@ -214,9 +199,9 @@ def test_a_bucket_counts_up_to_what_the_replicas_that_are_in_time_for_it_can_do(
 
 
 def test_answers_count_where_slots_keep_the_target() -> None:
-    good, bad = performance(1, 50.0), performance(1, 150.0, keeps_tpot=False)
+    good, bad = fogs.performance(1, 50.0), fogs.performance(1, 150.0, keeps_tpot=False)
     members = [
-        Member(Role.PREFILL, performance(1000, 1)),
+        Member(Role.PREFILL, fogs.performance(1000, 1)),
         Member(Role.DECODE, good),
         Member(Role.DECODE, bad),
     ]

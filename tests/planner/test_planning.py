@@ -6,12 +6,14 @@ import itertools
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import planner
+from broker.control import Link
 from broker.grouping import best_grouping
 from broker.placement import replica_id
 from broker.plan import BatchSeconds, Plan, PlanState, Role
@@ -193,18 +195,11 @@ def test_mixed_roles_are_never_worse_and_auto_takes_them_only_for_much() -> None
 
 def test_the_predicted_step_is_that_of_the_master() -> None:
     devices, model = fogs.random_fog(6, 6)
-    fast = [
-        DeviceSpec(
-            id=d.id,
-            memory_bytes=d.memory_bytes,
-            blocks=d.blocks,
-            embedding=d.embedding,
-            head=d.head,
-            link=type(d.link)(latency_seconds=0.0002, bytes_per_second=1e9),
-        )
-        for d in devices
-    ]
-    plan = planner.plan(fast, model, WORKLOAD)
+    # So slow that a group's rows are felt in its hops.
+    link = Link(latency_seconds=0.002, bytes_per_second=2e6)
+    slow = [replace(device, link=link) for device in devices]
+    plan = planner.plan(slow, model, WORKLOAD)
+    assert plan.replicas[0].stages[0].hop_row_seconds == pytest.approx(2 * 768 / 2e6)
     for replica in plan.replicas:
         full = best_grouping(replica.stages, replica.slots)
         alone = best_grouping(replica.stages, 1)

@@ -8,52 +8,40 @@ import pytest
 
 from broker.plan import Role
 from planner import roles as roles_module
-from planner.flow import balanced_rate, request_seconds
+from planner.flow import Limit, balanced_parts, balanced_rate, request_seconds
 from planner.model import Roles, Workload
-from planner.performance import Member, Options, Performance
+from planner.performance import Member, Options
 from planner.roles import WORST, choose_roles, score
+from tests.planner import fogs
 
 WORK = Workload(prompt_tokens=100, answer_tokens=50)
 
 
-def performance(prefill: float, decode: float, **changes: object) -> Performance:
-    values: dict[str, object] = {
-        "devices": (0,),
-        "counts": (8,),
-        "prefill_rate": prefill,
-        "decode_rate": decode,
-        "slots": 4,
-        "keeps_min_tps": True,
-        "kv_tokens": 1024,
-        "ttft_seconds": 1.0,
-        "tpot_seconds": 0.1,
-    }
-    return Performance(**{**values, **changes})  # type: ignore[arg-type]
-
-
 def options(prefill: float, decode: float) -> Options:
-    found = performance(prefill, decode)
+    found = fogs.performance(prefill, decode)
     return Options(found, found, found)
 
 
 def test_the_slower_phase_counts() -> None:
     members = [
-        Member(Role.PREFILL, performance(200, 1)),
-        Member(Role.PREFILL, performance(300, 1)),
-        Member(Role.DECODE, performance(1, 100)),
+        Member(Role.PREFILL, fogs.performance(200, 1)),
+        Member(Role.PREFILL, fogs.performance(300, 1)),
+        Member(Role.DECODE, fogs.performance(1, 100)),
     ]
     # 100 / 500 against 50 / 100.
     assert request_seconds(members, WORK) == pytest.approx(0.5)
 
 
 def test_a_lone_replica_takes_the_time_of_both_phases() -> None:
-    assert request_seconds([Member(Role.BOTH, performance(200, 100))], WORK) == pytest.approx(1.0)
+    assert request_seconds([Member(Role.BOTH, fogs.performance(200, 100))], WORK) == pytest.approx(
+        1.0
+    )
 
 
 def test_shared_time_goes_where_it_is_needed() -> None:
     members = [
-        Member(Role.PREFILL, performance(100, 1)),
-        Member(Role.BOTH, performance(100, 100)),
+        Member(Role.PREFILL, fogs.performance(100, 1)),
+        Member(Role.BOTH, fogs.performance(100, 100)),
     ]
     # One prompt a second from the first; the second gives x of its time: 1 + x = 2 - 2x.
     assert request_seconds(members, WORK) == pytest.approx(3 / 4)
@@ -78,6 +66,25 @@ def test_the_shares_are_the_best_of_a_fine_grid() -> None:
         assert found <= best * 1.05 + 0.02
 
 
+def test_links_bound_what_a_replica_hands_over() -> None:
+    shared = [(3.0, 1.0), (1.0, 3.0)]
+    # Without limits one prefills and the other decodes.
+    assert balanced_parts(0, 0, shared) == pytest.approx([1.0, 0.0])
+    # Alone, each serves 3/4 of a request per second and gives prefill 1/4 or 3/4 of its time.
+    shut = [Limit(0.0, 0.0)] * 2
+    assert balanced_parts(0, 0, shared, shut) == pytest.approx([0.25, 0.75])
+    # The first may send one prompt a second beyond its own answers: 3x - (1 - x) = 1.
+    narrow = [Limit(1.0, 0.0), Limit(0.0, 1.0)]
+    assert balanced_parts(0, 0, shared, narrow) == pytest.approx([0.5, 0.5])
+
+
+def test_equal_replicas_share_equally_so_that_nothing_has_to_move() -> None:
+    parts = balanced_parts(0, 0, [(2.0, 6.0), (1.0, 3.0), (4.0, 12.0)])
+    assert parts == pytest.approx([0.75] * 3)
+    with_others = balanced_parts(1.0, 0, [(1.0, 3.0), (1.0, 3.0), (9.0, 1.0)])
+    assert with_others[0] == pytest.approx(with_others[1])
+
+
 def test_two_replicas_never_do_the_same_when_roles_are_separate() -> None:
     found, members = choose_roles([options(100, 50), options(50, 100)], WORK, Roles.SEPARATE)
     assert [member.role for member in members] == [Role.PREFILL, Role.DECODE]
@@ -85,15 +92,15 @@ def test_two_replicas_never_do_the_same_when_roles_are_separate() -> None:
 
 
 def test_a_phase_without_a_replica_is_worst() -> None:
-    assert score([Member(Role.PREFILL, performance(1, 1))], WORK, Roles.SEPARATE) == WORST
+    assert score([Member(Role.PREFILL, fogs.performance(1, 1))], WORK, Roles.SEPARATE) == WORST
     assert choose_roles([], WORK, Roles.SEPARATE) == (WORST, ())
 
 
 def test_streams_under_the_floor_count_before_throughput() -> None:
-    slow = performance(100, 1000, keeps_min_tps=False)
-    members = [Member(Role.PREFILL, performance(100, 1)), Member(Role.DECODE, slow)]
+    slow = fogs.performance(100, 1000, keeps_min_tps=False)
+    members = [Member(Role.PREFILL, fogs.performance(100, 1)), Member(Role.DECODE, slow)]
     worse = score(members, WORK, Roles.SEPARATE)
-    members[1] = Member(Role.DECODE, performance(1, 10))
+    members[1] = Member(Role.DECODE, fogs.performance(1, 10))
     assert score(members, WORK, Roles.SEPARATE) < worse
 
 
