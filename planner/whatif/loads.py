@@ -135,7 +135,7 @@ class Load:
 
 
 DEFAULT_REQUESTS: Final = 100
-_SAMPLE: Final = 20_000
+_SAMPLE: Final = 2000
 BURSTY_CV: Final = 4.0
 """Of gaps that are called bursty without a number: between Azure's conversations, 1.09, and
 its code completions, 13.2."""
