@@ -23,7 +23,7 @@ from fog.options import (
     give_up,
 )
 from fog.output import OutputError, make_console, write_json
-from fog.workshop import make_model
+from fog.workshop import bench, make_model
 
 CHAT_TIMEOUT_SECONDS: Final = 600.0
 """Silence after which a chat gives up: a large model on slow devices takes its time."""
@@ -210,3 +210,4 @@ app.command()(planning_commands.plan)
 app.command()(planning_commands.simulate)
 app.command()(planning_commands.catalogue)
 app.command("make-model")(make_model)
+app.add_typer(bench, name="bench")

@@ -75,7 +75,7 @@ def build_specs(plan: ServicePlan) -> list[ProcessSpec]:
     return [
         ProcessSpec(
             name="broker",
-            argv=_python(
+            argv=python_command(
                 "broker",
                 "--state",
                 str(plan.state.broker),
@@ -117,7 +117,7 @@ def _gateway(plan: ServicePlan) -> ProcessSpec:
         settings["E2LLM_GATEWAY_WEIGHTS"] = plan.weights
     return ProcessSpec(
         name="gateway",
-        argv=_python("gateway"),
+        argv=python_command("gateway"),
         environ=_environ(plan, _bus(plan, GATEWAY_ID) | settings),
         probe=http_probe(LOOPBACK, plan.gateway_port, "/healthz"),
         stop_rank=STOP_RANKS["gateway"],
@@ -133,7 +133,7 @@ def _planner(plan: ServicePlan) -> ProcessSpec:
     }
     return ProcessSpec(
         name="planner",
-        argv=_python("planner"),
+        argv=python_command("planner"),
         environ=_environ(plan, _bus(plan, "planner") | settings | _extra("PLANNER", plan)),
         stop_rank=STOP_RANKS["planner"],
     )
@@ -154,7 +154,7 @@ def _node(plan: ServicePlan, device: DeviceConfig) -> ProcessSpec:
         settings["E2LLM_NODE_LINK_BYTES_PER_SECOND"] = repr(device.link_bytes_per_second)
     return ProcessSpec(
         name=device.id,
-        argv=_python("nodes"),
+        argv=python_command("nodes"),
         environ=_environ(plan, _bus(plan, device.id) | settings | NODE_ENVIRON),
         stop_rank=NODE_STOP_RANK,
     )
@@ -181,18 +181,19 @@ def _environ(plan: ServicePlan, settings: Mapping[str, str]) -> dict[str, str]:
         for key, value in plan.base_environ.items()
         if not key.startswith("E2LLM_") or key == "E2LLM_LOG"
     }
-    if python_path := _python_path(plan.base_environ.get("PYTHONPATH", ""), PACKAGE_ROOT):
-        inherited["PYTHONPATH"] = python_path
+    if path := python_path(plan.base_environ.get("PYTHONPATH", ""), PACKAGE_ROOT):
+        inherited["PYTHONPATH"] = path
     return {**inherited, "PYTHONUNBUFFERED": "1", **settings}
 
 
-def _python_path(inherited: str, root: Path) -> str:
+def python_path(inherited: str, root: Path) -> str:
     """Return a PYTHONPATH under which our packages are found also when not installed."""
     installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     parts: Sequence[str] = [part for part in inherited.split(":") if part]
     return ":".join(parts if str(root) in {*installed, *parts} else [str(root), *parts])
 
 
-def _python(module: str, *arguments: str) -> tuple[str, ...]:
+def python_command(module: str, *arguments: str) -> tuple[str, ...]:
+    """Return the command that runs a module of ours with this interpreter."""
     # -P: the folder in which a person types `e2llm up` may have a folder named `nodes`.
     return (sys.executable, "-P", "-m", module, *arguments)

@@ -1,14 +1,67 @@
-"""The subcommands for measuring: `e2llm make-model`."""
+"""The subcommands for measuring: `e2llm make-model` and `e2llm bench`."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fog.options import EXIT_FAILED, EXIT_USAGE, give_up
+from broker.architecture import WEIGHT_FORMATS
+from fog.options import EXIT_FAILED, EXIT_USAGE, JsonOption, give_up
 from fog.output import make_console
+
+bench = typer.Typer(help="Measure parts of the software on this machine.", no_args_is_help=True)
+
+
+@bench.callback()
+def _bench() -> None:
+    """Measure parts of the software on this machine."""
+
+
+@bench.command()
+def engine(
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", help="As of make-model; default: qwen2.5-0.5b, tinyllama-1.1b."),
+    ] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option("--weights", help="Weight format; default: all.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1)] = 2,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One shape in int8, fewer batches and rounds.")
+    ] = False,
+    json_target: JsonOption = None,
+) -> None:
+    """Tokens per second of prefill and decode, beside transformers in the same run."""
+    from fog.bench import DEFAULT_SHAPES, BenchFailedError, BenchOptions, run_bench
+    from fog.quantities import suggest
+    from fog.shapes import SHAPES
+
+    shapes = shape or DEFAULT_SHAPES[: 1 if quick else None]
+    formats = weights or (["int8"] if quick else WEIGHT_FORMATS)
+    for option, names, known in (
+        ("shape", shapes, list(SHAPES)),
+        ("weights", formats, list(WEIGHT_FORMATS)),
+    ):
+        for name in names:
+            if name not in known:
+                give_up(f"e2llm: --{option} {name}: not known{suggest(name, known)}", EXIT_USAGE)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    options = BenchOptions(
+        shapes=shapes,
+        weights=formats,
+        threads=threads,
+        is_quick=quick,
+        cache=home / "e2llm" / "shapes",
+        json_target=json_target,
+    )
+    try:
+        run_bench(options, make_console(json_target))
+    except (BenchFailedError, OSError) as error:
+        give_up(f"e2llm: {error}", EXIT_FAILED)
 
 
 def make_model(

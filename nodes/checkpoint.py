@@ -23,7 +23,7 @@ from nodes.ranges import RangeError, RangeReader, shown_url
 
 logger = logging.getLogger(__name__)
 
-_DTYPES: Final = {
+STORED_DTYPES: Final = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -107,7 +107,7 @@ class TensorSource:
         try:
             with path.open("rb", buffering=0) as file:
                 file.seek(info.offset)
-                num_read = _read_into(file.readinto, data)
+                num_read = read_into(file.readinto, data)
         except OSError as error:
             raise MissingTensorError(
                 f"tensor {name}: cannot read {path}: {error.strerror or error}; "
@@ -193,10 +193,10 @@ class TensorSource:
 
 def _check(name: str, info: TensorInfo) -> torch.dtype:
     """Return the tensor's dtype after checking what the manifest says of it."""
-    dtype = _DTYPES.get(info.dtype)
+    dtype = STORED_DTYPES.get(info.dtype)
     if dtype is None:
         raise DamagedTensorError(
-            f"tensor {name} has dtype {info.dtype}, supported are {', '.join(_DTYPES)}; "
+            f"tensor {name} has dtype {info.dtype}, supported are {', '.join(STORED_DTYPES)}; "
             "choose a checkpoint that is not quantised"
         )
     expected = math.prod(info.shape) * dtype.itemsize
@@ -213,7 +213,7 @@ def _check(name: str, info: TensorInfo) -> torch.dtype:
     return dtype
 
 
-def _read_into(readinto: Callable[[memoryview], int | None], data: bytearray) -> int:
+def read_into(readinto: Callable[[memoryview], int | None], data: bytearray) -> int:
     """Fill ``data`` and return how much of it could be filled."""
     view, position = memoryview(data), 0
     while position < len(data):

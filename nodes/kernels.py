@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 
@@ -31,8 +31,21 @@ logger = logging.getLogger(__name__)
 # argument, and the versions that we allow all have them.
 warnings.filterwarnings("ignore", message="torch.quantize_per_tensor", category=UserWarning)
 
-Sums = Callable[[torch.Tensor], torch.Tensor]
-"""Whole numbers (n, columns) as float32 to float32 (n, rows): products with packed weights."""
+
+class PackedInt8(NamedTuple):
+    """Weights that are ready for one kernel.
+
+    Attributes:
+        sums: Whole numbers (n, columns + padding), as float32 and finite, to their sums of
+            products (n, rows), float32.
+        ends: (padding,) what the kernel wants to the right of every row.
+    """
+
+    sums: Callable[[torch.Tensor], torch.Tensor]
+    ends: torch.Tensor
+
+
+_NO_ENDS: Final = torch.empty(0)
 
 _PADDED_TO: Final = 8
 _PROBE: Final = (1536, 512)  # rows and columns: small, but more than one tile of any kernel
@@ -52,7 +65,7 @@ class Int8Kernel:
 
     name: str
     levels: int
-    pack: Callable[[torch.Tensor], Sums]
+    pack: Callable[[torch.Tensor], PackedInt8]
 
 
 class KernelTimes(Control, frozen=True, kw_only=True):
@@ -61,16 +74,16 @@ class KernelTimes(Control, frozen=True, kw_only=True):
     seconds: dict[str, float]
 
 
-def _pack_plain(values: torch.Tensor) -> Sums:
+def _pack_plain(values: torch.Tensor) -> PackedInt8:
     transposed = values.t()
 
     def sums(x: torch.Tensor) -> torch.Tensor:
         return torch._int_mm(x.to(torch.int8), transposed).float()
 
-    return sums
+    return PackedInt8(sums, _NO_ENDS)
 
 
-def _pack_engine(engine: str, levels: int, values: torch.Tensor) -> Sums:
+def _pack_engine(engine: str, levels: int, values: torch.Tensor) -> PackedInt8:
     """Pack for `quantized::linear_dynamic`, which quantises all rows with one scale.
 
     Two columns with zero weights hold the ends of the range in every row, so that the scale
@@ -79,8 +92,8 @@ def _pack_engine(engine: str, levels: int, values: torch.Tensor) -> Sums:
     rows, columns = values.shape
     padding = 2 + -(columns + 2) % _PADDED_TO
     padded = torch.cat((values, values.new_zeros((rows, padding))), 1)
-    ends = torch.zeros(1, padding)
-    ends[0, 0], ends[0, 1] = -levels - 1, levels
+    ends = torch.zeros(padding)
+    ends[0], ends[1] = -levels - 1, levels
     with _prepack_lock:  # the engine is a setting of the process
         before = torch.backends.quantized.engine
         torch.backends.quantized.engine = engine
@@ -94,19 +107,14 @@ def _pack_engine(engine: str, levels: int, values: torch.Tensor) -> Sums:
     multiply, is_reduced = torch.ops.quantized.linear_dynamic, levels < _FULL
 
     def sums(x: torch.Tensor) -> torch.Tensor:
-        # A row that is not finite must not reach the others through the range.
-        x = torch.cat((x.nan_to_num(), ends.expand(len(x), -1)), 1)
         result: torch.Tensor = multiply(x, packed, is_reduced)
         return result
 
-    return sums
+    return PackedInt8(sums, ends)
 
 
-def _pack_exact(values: torch.Tensor) -> Sums:
-    def sums(x: torch.Tensor) -> torch.Tensor:
-        return (x.double() @ values.t().double()).float()
-
-    return sums
+def _pack_exact(values: torch.Tensor) -> PackedInt8:
+    return PackedInt8(lambda x: (x.double() @ values.t().double()).float(), _NO_ENDS)
 
 
 _FULL: Final = 127
@@ -150,7 +158,8 @@ def is_exact(kernel: Int8Kernel) -> bool:
     x[0], x[1] = top, -top
     expected = (x.double() @ values.double().t()).float()
     try:
-        sums = kernel.pack(values)
+        sums, ends = kernel.pack(values)
+        x = torch.cat((x, ends.expand(len(x), -1)), 1)
         is_equal = all(torch.equal(sums(x[:n]), expected[:n]) for n in (1, 2, 5, 8, len(x)))
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         logger.info("int8 kernel %s is left out: %s", kernel.name, str(error).splitlines()[0])
@@ -184,8 +193,9 @@ def time_kernels(kernels: Sequence[Int8Kernel]) -> KernelTimes:
     values = torch.ones((rows, columns), dtype=torch.int8)
     seconds = {}
     for kernel in kernels:
-        sums = kernel.pack(values)
-        per_rows = {n: _median_seconds(sums, torch.ones(n, columns)) for n in _TIMED_ROWS}
+        sums, ends = kernel.pack(values)
+        row = torch.cat((torch.ones(columns), ends))
+        per_rows = {n: _median_seconds(sums, row.repeat(n, 1)) for n in _TIMED_ROWS}
         seconds[kernel.name] = per_rows[1] + per_rows[8] + per_rows[128] / 16
     logger.info(
         "int8 kernels: %s",
@@ -194,7 +204,7 @@ def time_kernels(kernels: Sequence[Int8Kernel]) -> KernelTimes:
     return KernelTimes(seconds=seconds)
 
 
-def _median_seconds(sums: Sums, x: torch.Tensor) -> float:
+def _median_seconds(sums: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> float:
     def once() -> float:
         start = time.perf_counter()
         sums(x)

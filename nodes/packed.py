@@ -12,6 +12,7 @@ A row's result never depends on how many other rows come with it (design, sectio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import cache
 from typing import Final, Protocol
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from broker.architecture import INT4_GROUP, UnsupportedModelError
 from nodes.kernels import Int8Kernel
 
-_SLICE_ROWS: Final = 4096
+_SLICE_ROWS: Final = 256  # what stays in the caches of small processors
 _SMALLEST_STEP: Final = 1e-30
 _INT4_ROWS: Final = 16  # the kernel takes rows of weights by so many
 _INT4_LEVELS: Final = 7
@@ -63,16 +64,22 @@ class Int8Linear:
         steps: torch.Tensor,
         bias: torch.Tensor | None = None,
     ) -> None:
-        self._sums, self._levels = kernel.pack(values), kernel.levels
+        self._sums, self._ends = kernel.pack(values)
+        self._columns, self._levels = values.shape[1], kernel.levels
         self._steps, self._bias = steps, bias
         self._smallest = torch.tensor(_SMALLEST_STEP)
         self._values_bytes = values.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        largest = torch.linalg.vector_norm(x, torch.inf, -1, keepdim=True)
+        largest = x.abs().amax(-1, keepdim=True)
         steps = torch.add(self._smallest, largest, alpha=1 / self._levels)
-        sums = self._sums((x / steps).round_())
-        result = sums.mul_(self._steps).mul_(steps)
+        whole = x.new_empty((len(x), self._columns + len(self._ends)))
+        whole[:, self._columns :] = self._ends
+        torch.div(x, steps, out=whole[:, : self._columns])
+        if not math.isfinite(steps.sum()):
+            # A row that is no number must not reach the others through a kernel's range.
+            whole.nan_to_num_(0.0, 0.0, 0.0)
+        result = self._sums(whole.round_()).mul_(self._steps).mul_(steps)
         return result if self._bias is None else result.add_(self._bias)
 
     @property

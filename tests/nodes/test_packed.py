@@ -13,6 +13,7 @@ from nodes.kernels import (
     EXACT,
     Int8Kernel,
     KernelTimes,
+    PackedInt8,
     candidates,
     choose_int8_kernel,
     exact_kernels,
@@ -147,12 +148,12 @@ def test_int8_is_a_quarter_of_float32_and_int4_about_half_of_that() -> None:
 # --- kernels --------------------------------------------------------------------------------
 
 
-def broken(values: torch.Tensor) -> kernels.Sums:
-    sums = EXACT.pack(values)
-    return lambda x: sums(x).clamp(max=32767)
+def broken(values: torch.Tensor) -> PackedInt8:
+    sums, ends = EXACT.pack(values)
+    return PackedInt8(lambda x: sums(x).clamp(max=32767), ends)
 
 
-def missing(values: torch.Tensor) -> kernels.Sums:
+def missing(values: torch.Tensor) -> PackedInt8:
     raise RuntimeError("no such operator\nand a long trace")
 
 
@@ -161,7 +162,7 @@ def missing(values: torch.Tensor) -> kernels.Sums:
     ("pack", "reason"), [(broken, "its sums are not exact"), (missing, "no such operator")]
 )
 def test_a_kernel_that_is_absent_or_wrong_is_left_out_with_a_log_line(
-    pack: Callable[[torch.Tensor], kernels.Sums],
+    pack: Callable[[torch.Tensor], PackedInt8],
     reason: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

@@ -1,0 +1,178 @@
+"""``python -m nodes.bench TASK``: one checkpoint in one weight format, results as JSON lines.
+
+A process of its own, so that memory is that of this format alone and threads are set before
+torch starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import psutil
+import torch
+
+from broker.codec import decode_control, encode_control
+from nodes.bench.ours import OurEngine, Step
+from nodes.bench.task import BenchError, BenchMemory, BenchRow, BenchTask, Said
+from nodes.bench.theirs import TransformersEngine
+from nodes.measure import CHUNK_TOKENS
+
+_MAX_ROUNDS: Final = 25
+_MIN_ROUNDS: Final = 2
+_BANDWIDTH_ELEMENTS: Final = 1 << 28  # 1 GiB of float32, more than any cache
+_OURS, _THEIR_INT8, _THEIR_FLOAT32, _KERNELS = "ours", "int8", "float32", "kernels"
+
+Rounds = list[dict[str, float]]
+"""Seconds of each engine, round by round."""
+
+
+def main(argument: str) -> None:
+    """Run the task and print what `task.Said` describes."""
+    task = decode_control(argument.encode(), BenchTask)
+    logging.basicConfig(level=logging.ERROR)
+    torch.set_num_threads(task.threads)
+    with torch.inference_mode():
+        for said in run(task):
+            print(encode_control(said).decode(), flush=True)  # noqa: T201
+
+
+def run(task: BenchTask) -> Iterator[Said]:
+    """Load, then measure phase by phase."""
+    folder = Path(task.folder)
+    yield Said(doing=f"loading {task.weights}")
+    ours = OurEngine(folder, task.weights, task.threads)
+    ours.prefill(task.prompt_tokens)()
+    peak_bytes = _peak_bytes()  # before the others, and before a gigabyte to read
+    yield Said(doing="memory bandwidth")
+    bandwidth = memory_bandwidth()
+    yield Said(
+        memory=BenchMemory(
+            shape=task.shape,
+            weights=task.weights,
+            load_seconds=ours.load_seconds,
+            weight_bytes=ours.weights.num_bytes,
+            peak_bytes=peak_bytes,
+            bandwidth_bytes_per_second=bandwidth,
+        )
+    )
+    if task.trained_texts:
+        yield Said(error=format_error(task))
+    theirs: dict[str, TransformersEngine] = {}
+    if task.with_transformers:
+        yield Said(doing="loading transformers")
+        theirs[_THEIR_FLOAT32] = TransformersEngine(folder, is_int8=False)
+        yield Said(doing="loading transformers int8")
+        theirs[_THEIR_INT8] = TransformersEngine(folder, is_int8=True)
+    yield Said(doing=f"prefill of {task.prompt_tokens} tokens")
+    steps = {name: engine.prefill(task.prompt_tokens) for name, engine in theirs.items()}
+    steps |= {
+        _OURS: ours.prefill(task.prompt_tokens),
+        _KERNELS: ours.products_of_prompt(task.prompt_tokens),
+    }
+    rounds = time_rounds(steps, task.seconds)
+    yield Said(row=_row(task, "prefill", 1, task.prompt_tokens, rounds, ours, bandwidth))
+    for batch in task.batches:
+        yield Said(doing=f"decode, batch {batch}")
+        steps = {name: e.decode(batch, task.context_tokens) for name, e in theirs.items()}
+        steps[_OURS] = ours.decode(batch, task.context_tokens)
+        steps[_KERNELS] = ours.products(batch, batch)
+        rounds = time_rounds(steps, task.seconds)
+        yield Said(row=_row(task, "decode", batch, task.context_tokens, rounds, ours, bandwidth))
+
+
+def time_rounds(steps: Mapping[str, Step], seconds: float) -> Rounds:
+    """Run all steps in turn, so that what disturbs the machine disturbs all; the first warms up."""
+    rounds: Rounds = []
+    for step in steps.values():
+        step()
+    deadline = time.perf_counter() + seconds
+    while len(rounds) < _MIN_ROUNDS or (
+        len(rounds) < _MAX_ROUNDS and time.perf_counter() < deadline
+    ):
+        rounds.append({name: _seconds(step) for name, step in steps.items()})
+    return rounds
+
+
+def _row(
+    task: BenchTask,
+    phase: str,
+    batch: int,
+    tokens: int,
+    rounds: Rounds,
+    ours: OurEngine,
+    bandwidth: float,
+) -> BenchRow:
+    seconds = statistics.median(times[_OURS] for times in rounds)
+    passes = -(-tokens // CHUNK_TOKENS) if phase == "prefill" else 1
+    return BenchRow(
+        shape=task.shape,
+        weights=task.weights,
+        phase=phase,
+        batch=batch,
+        tokens=tokens,
+        threads=task.threads,
+        tokens_per_second=(tokens if phase == "prefill" else batch) / seconds,
+        ratio_to_transformers_int8=_ratio(rounds, _THEIR_INT8),
+        ratio_to_transformers_float32=_ratio(rounds, _THEIR_FLOAT32),
+        share_of_bandwidth_limit=passes * ours.bytes_per_step / seconds / bandwidth,
+        share_of_kernels=statistics.median(t[_KERNELS] / t[_OURS] for t in rounds),
+    )
+
+
+def _ratio(rounds: Rounds, name: str) -> float | None:
+    if name not in rounds[0]:
+        return None
+    return statistics.median(times[name] / times[_OURS] for times in rounds)
+
+
+def format_error(task: BenchTask) -> BenchError:
+    """Follow texts with the trained checkpoint, in float32 and in the task's format."""
+    folder = Path(task.trained_folder)
+    exact, rounded = (
+        torch.cat([engine.logits(ids) for ids in task.trained_texts])
+        for engine in (OurEngine(folder, w, task.threads) for w in ("float32", task.weights))
+    )
+    same = rounded.argmax(1) == exact.argmax(1)
+    return BenchError(
+        weights=task.weights,
+        num_positions=len(exact),
+        logit_error=float((rounded - exact).norm() / exact.norm()),
+        top1_agreement=float(same.float().mean()),
+    )
+
+
+def memory_bandwidth() -> float:
+    """Return the bytes per second at which all threads together read memory."""
+    data = torch.ones(_BANDWIDTH_ELEMENTS)
+    best = 0.0
+    for read in (data.sum, data.amax):
+        read()
+        seconds = statistics.median(_seconds(read) for _ in range(5))
+        best = max(best, data.nbytes / seconds)
+    return best
+
+
+def _seconds(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def _peak_bytes() -> int:
+    """Return the largest resident memory until now; where the system does not say, the current."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return int(psutil.Process().memory_info().rss)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

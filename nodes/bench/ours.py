@@ -1,0 +1,169 @@
+"""Our engine as the benchmark drives it: a whole model at one stage, no messages."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from broker.architecture import parse_config
+from broker.plan import LayerRange
+from broker.work import RequestKey
+from nodes.checkpoint import STORED_DTYPES, read_into
+from nodes.executor import StageExecutor
+from nodes.kernels import choose_int8_kernel
+from nodes.measure import CHUNK_TOKENS
+from nodes.packed import Linear
+from nodes.weights import LayerWeights
+
+Step = Callable[[], object]
+
+_KV_TOKENS: Final = 1 << 20  # no limit: what is open at a time is the benchmark's choice
+
+
+class FolderTensors:
+    """Tensors of a checkpoint's folder, unchecked: the benchmark has no manifest."""
+
+    def __init__(self, folder: Path) -> None:
+        self._places: dict[str, tuple[Path, int, dict[str, Any]]] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+            header.pop("__metadata__", None)
+            self._places |= {name: (path, 8 + size, entry) for name, entry in header.items()}
+
+    def load_tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor as it is stored; read, not mapped, as nodes do."""
+        path, data_start, entry = self._places[name]
+        start, end = entry["data_offsets"]
+        data = bytearray(end - start)
+        with path.open("rb", buffering=0) as file:
+            file.seek(data_start + start)
+            read_into(file.readinto, data)
+        return torch.frombuffer(data, dtype=STORED_DTYPES[entry["dtype"]]).view(entry["shape"])
+
+
+class OurEngine:
+    """A whole model in one weight format.
+
+    Attributes:
+        load_seconds: What reading and packing took.
+        weights: The weights in memory.
+    """
+
+    def __init__(self, folder: Path, weights: str, threads: int) -> None:
+        config = parse_config(json.loads((folder / "config.json").read_bytes()))
+        kernel = choose_int8_kernel(None, threads) if weights in ("int8", "int4") else None
+        start = time.perf_counter()
+        store = LayerWeights(config, FolderTensors(folder), weights, kernel=kernel)
+        store.add_embedding()
+        for layer in range(config.num_layers):
+            store.add(layer)
+        store.add_head()
+        self.load_seconds = time.perf_counter() - start
+        self.weights = store
+        self._executor = StageExecutor(
+            config,
+            LayerRange(0, config.num_layers),
+            store,
+            embedding=True,
+            head=True,
+            kv_tokens=_KV_TOKENS,
+            chunk_tokens=CHUNK_TOKENS,
+        )
+
+    def prefill(self, num_tokens: int) -> Step:
+        """Return a call that takes a whole prompt in and gives the last position's logits."""
+        executor, key = self._executor, RequestKey("prompt", 0)
+        ids = token_ids(num_tokens, executor.config.vocab_size)
+
+        def run() -> torch.Tensor:
+            executor.open(key, num_tokens)
+            for start in range(0, num_tokens, CHUNK_TOKENS):
+                chunk = ids[start : start + CHUNK_TOKENS]
+                hidden = executor.prefill(key, executor.embed(chunk), start)
+            executor.release(key)
+            return executor.logits(hidden[-1:])
+
+        return run
+
+    def decode(self, batch: int, context: int) -> Step:
+        """Return a call that makes one step of ``batch`` rows with ``context`` positions each."""
+        executor = self._executor
+        keys = [RequestKey(f"row-{row}", 0) for row in range(batch)]
+        for key in keys:
+            executor.release(key)  # of another batch
+            executor.open(key, context + 1)
+            executor.kv[key].data.normal_()
+        ids = token_ids(batch, executor.config.vocab_size)
+
+        def run() -> torch.Tensor:
+            for key in keys:
+                executor.set_length(key, context)
+            return executor.logits(executor.decode(keys, executor.embed(ids)))
+
+        return run
+
+    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Return logits (n, vocab) after each of ``token_ids``."""
+        executor, key = self._executor, RequestKey("text", 0)
+        executor.open(key, len(token_ids))
+        parts = []
+        for start in range(0, len(token_ids), CHUNK_TOKENS):
+            hidden = executor.embed(token_ids[start : start + CHUNK_TOKENS])
+            parts.append(executor.logits(executor.prefill(key, hidden, start)))
+        executor.release(key)
+        return torch.cat(parts)
+
+    def products(self, rows: int, head_rows: int) -> Step:
+        """Return a call that makes only a pass's matrix products: the floor of its time."""
+        weights, config = self.weights, self.weights.config
+
+        def x(columns: int, rows: int = rows) -> torch.Tensor:
+            return torch.randn(rows, columns, dtype=weights.dtype)
+
+        hidden, last = x(config.hidden_size), x(config.hidden_size, head_rows)
+        attended, inner = x(config.num_heads * config.head_dim), x(config.intermediate_size)
+        work: list[tuple[Linear, torch.Tensor]] = []
+        for block in map(weights.block, weights.layers):
+            work += [(block.qkv, hidden), (block.output, attended)]
+            work += [(block.gate_up, hidden), (block.down, inner)]
+        if head_rows:
+            work.append((weights.head.linear, last))
+
+        def run() -> None:
+            for linear, rows in work:
+                linear(rows)
+
+        return run
+
+    def products_of_prompt(self, num_tokens: int) -> Step:
+        """Return a call that makes only the matrix products of a prompt's chunks."""
+        sizes = [
+            min(CHUNK_TOKENS, num_tokens - start) for start in range(0, num_tokens, CHUNK_TOKENS)
+        ]
+        passes = [self.products(size, 0) for size in sizes[:-1]]
+        passes.append(self.products(sizes[-1], 1))
+        return lambda: [run() for run in passes]
+
+    @property
+    def bytes_per_step(self) -> int:
+        """Bytes of the matrices that every step reads."""
+        weights = self.weights
+        blocks = [weights.block(layer) for layer in weights.layers]
+        linears = [
+            b for block in blocks for b in (block.qkv, block.output, block.gate_up, block.down)
+        ]
+        return sum(linear.num_bytes for linear in [*linears, weights.head.linear])
+
+
+def token_ids(count: int, vocab_size: int) -> list[int]:
+    """Return ids that mean nothing, always the same."""
+    rng = np.random.default_rng(0)
+    return [int(token) for token in rng.integers(3, vocab_size, count)]
