@@ -48,8 +48,10 @@ class PackedInt8(NamedTuple):
 _NO_ENDS: Final = torch.empty(0)
 
 _PADDED_TO: Final = 8
+_OFFSET: Final = 128
+_CHUNK_ROWS: Final = 128
 _PROBE: Final = (1536, 512)  # rows and columns: small, but more than one tile of any kernel
-_TIMED_ROWS: Final = (1, 8, 128)
+_TIMED_ROWS: Final = (1, 8, _CHUNK_ROWS)
 _TIMED_REPETITIONS: Final = 5
 _prepack_lock = threading.Lock()
 
@@ -83,7 +85,24 @@ def _pack_plain(values: torch.Tensor) -> PackedInt8:
     return PackedInt8(sums, _NO_ENDS)
 
 
-def _pack_engine(engine: str, levels: int, values: torch.Tensor) -> PackedInt8:
+def _pack_onednn(values: torch.Tensor) -> PackedInt8:
+    # The hint is a chunk's: packed for one row, longer ones are slower and one row no faster.
+    packed = torch.ops.onednn.qlinear_prepack(values, [_CHUNK_ROWS, values.shape[1]])
+    multiply = torch.ops.onednn.qlinear_pointwise
+    one, zero = torch.ones(1), torch.zeros(1, dtype=torch.long)
+
+    def sums(x: torch.Tensor) -> torch.Tensor:
+        # Signed activations need another packing on processors without AMX.
+        unsigned = (x + _OFFSET).to(torch.uint8)
+        result: torch.Tensor = multiply(
+            unsigned, 1.0, _OFFSET, packed, one, zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return result
+
+    return PackedInt8(sums, _NO_ENDS)
+
+
+def _pack_fbgemm(levels: int, values: torch.Tensor) -> PackedInt8:
     """Pack for `quantized::linear_dynamic`, which quantises all rows with one scale.
 
     Two columns with zero weights hold the ends of the range in every row, so that the scale
@@ -96,7 +115,7 @@ def _pack_engine(engine: str, levels: int, values: torch.Tensor) -> PackedInt8:
     ends[0], ends[1] = -levels - 1, levels
     with _prepack_lock:  # the engine is a setting of the process
         before = torch.backends.quantized.engine
-        torch.backends.quantized.engine = engine
+        torch.backends.quantized.engine = "fbgemm"
         try:
             quantised = torch._make_per_channel_quantized_tensor(
                 padded, torch.ones(rows, dtype=torch.double), torch.zeros(rows, dtype=torch.long), 0
@@ -123,13 +142,16 @@ _REDUCED: Final = 63
 
 
 def candidates(levels: int) -> list[Int8Kernel]:
-    """Return the kernels that this build of torch may have."""
-    engines = [e for e in torch.backends.quantized.supported_engines if e != "none"]
-    kernels = [
-        Int8Kernel(f"{engine}-{levels}", levels, partial(_pack_engine, engine, levels))
-        for engine in engines
+    """Return the kernels that this build of torch may have.
+
+    Those that keep a second copy of the weights are not among them: `linear_dynamic` with
+    the engines onednn and qnnpack.
+    """
+    return [
+        Int8Kernel(f"fbgemm-{levels}", levels, partial(_pack_fbgemm, levels)),
+        Int8Kernel(f"onednn-{levels}", levels, _pack_onednn),
+        Int8Kernel(f"int_mm-{levels}", levels, _pack_plain),
     ]
-    return [*kernels, Int8Kernel(f"int_mm-{levels}", levels, _pack_plain)]
 
 
 EXACT: Final = Int8Kernel("float64", _FULL, _pack_exact)
@@ -196,7 +218,7 @@ def time_kernels(kernels: Sequence[Int8Kernel]) -> KernelTimes:
         sums, ends = kernel.pack(values)
         row = torch.cat((torch.ones(columns), ends))
         per_rows = {n: _median_seconds(sums, row.repeat(n, 1)) for n in _TIMED_ROWS}
-        seconds[kernel.name] = per_rows[1] + per_rows[8] + per_rows[128] / 16
+        seconds[kernel.name] = per_rows[1] + per_rows[8] + per_rows[_CHUNK_ROWS] / 16
     logger.info(
         "int8 kernels: %s",
         ", ".join(f"{name} {1e6 * value:.0f} us" for name, value in seconds.items()),

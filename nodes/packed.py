@@ -13,7 +13,7 @@ A row's result never depends on how many other rows come with it (design, sectio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Final, Protocol
 
@@ -85,6 +85,20 @@ class Int8Linear:
     @property
     def num_bytes(self) -> int:
         return self._values_bytes + self._steps.nbytes + _nbytes(self._bias)
+
+
+class StackedLinear:
+    """Matrices below each other, each packed alone: packing a large one takes little memory."""
+
+    def __init__(self, parts: Sequence[Linear]) -> None:
+        self._parts = tuple(parts)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part(x) for part in self._parts], -1)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.num_bytes for part in self._parts)
 
 
 class Int4Linear:

@@ -6,6 +6,7 @@ Tensor by tensor: beside what is held, at most one of them is in memory.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 import torch
 
@@ -19,11 +20,14 @@ from nodes.packed import (
     Int8Embedding,
     Int8Linear,
     Linear,
+    StackedLinear,
     check_int4,
     quantise_int4,
     quantise_int8,
 )
 from nodes.tensors import DTYPES
+
+_HEAD_ROWS: Final = 1 << 15  # packed at a time: a head may be a third of a small model
 
 
 class Packing:
@@ -67,9 +71,12 @@ class Packing:
 
     def head(self, tensors: Iterable[torch.Tensor], shape: tuple[int, ...]) -> Linear:
         """Return the head's matrix."""
-        if self._is_integer:
-            return Int8Linear(self._kernel, *quantise_int8(tensors, shape[0]))
-        return FloatLinear(self.merged(tensors, shape))
+        if not self._is_integer:
+            return FloatLinear(self.merged(tensors, shape))
+        parts = (part for tensor in tensors for part in torch.split(tensor, _HEAD_ROWS))
+        return StackedLinear(
+            [Int8Linear(self._kernel, *quantise_int8([part], len(part))) for part in parts]
+        )
 
     def embedding(self, tensors: Iterable[torch.Tensor], shape: tuple[int, ...]) -> Embedding:
         """Return the embedding."""
