@@ -154,7 +154,7 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
         """
         session, handler = self.sessions.get(client_id, (None, None))
         served: asyncio.Event | None = session.attributes.get(_SERVED) if session else None
-        if served is not None:
+        if served is not None and not served.is_set():
             handler.writer.cut()
             # Its will is said and its subscriptions end, by client id, before ours begin.
             with contextlib.suppress(TimeoutError):
@@ -186,10 +186,11 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
         handler.handle_disconnect = disconnect_after_messages
         served = client_session.attributes[_SERVED] = asyncio.Event()
         try:
-            if self.sessions[client_session.client_id][0] is client_session:
+            known, _ = self.sessions.get(client_session.client_id, (None, None))
+            if known is client_session:
                 await super()._client_message_loop(client_session, handler)
             else:
-                # Another has taken the place before this one was served.
+                # Another took the place before this one was served.
                 await handler.stop()
         finally:
             served.set()
