@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from broker.control import Link
 from planner.catalogue import WeightFormat, load_devices, load_models
 from planner.device_bound import device_bound
 from planner.evolve import evolve
@@ -149,7 +150,7 @@ def unequal_fog(num_devices: int, seed: int) -> list[DeviceSpec]:
             spec,
             memory_bytes=int(rng.uniform(0.3, 1.2) * 1e9),
             speed=rng.uniform(0.3, 1.2),
-            link=replace(spec.link, latency_seconds=rng.uniform(0.0003, 0.005)),
+            link=Link(latency_seconds=rng.uniform(0.0003, 0.005), bytes_per_second=spec.link.bytes_per_second),
         )
         for spec in catalogue_fog(num_devices, seed)
     ]
