@@ -48,15 +48,16 @@ and for two or more the factor is estimated from above, in these steps:
 
 Each step only adds groups or makes them earn more or cost less, so the factor is never too
 small. It holds for separate and mixed roles, idle devices, host memory, direct ways and
-unequal blocks. It relies on `planner.cost` and on the formulas of `Fog.performance`; whatever
-lowers a plan's rate further, such as targets or KV transfer, keeps it valid.
+unequal blocks. It relies on `planner.cost` and on the formulas of `planner.promises`; what
+lowers a plan's rate further (`planner.terms`: KV transfer, targets) is left out and keeps it
+valid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -79,8 +80,27 @@ _KNOWN_PER_DEVICE: Final = 40
 _SLACK: Final = 1 + 1e-6
 
 
+class Market(NamedTuple):
+    """What the search for prices found.
+
+    Attributes:
+        bound: Requests per second that no plan exceeds.
+        prices: Fair ones, which add up to the bound or a little less.
+        groups: By the kinds of their devices, groups that earned most at some prices.
+    """
+
+    bound: float
+    prices: Prices
+    groups: tuple[tuple[int, ...], ...] = ()
+
+
 def group_bound(fog: Fog, rounds: int = ROUNDS) -> float:
-    """Return requests per second that no plan of the fog exceeds.
+    """Return requests per second that no plan of the fog exceeds; see `market`."""
+    return market(fog, rounds).bound
+
+
+def market(fog: Fog, rounds: int = ROUNDS) -> Market:
+    """Return the bound of a fog, and the prices and groups behind it.
 
     Never above `planner.device_bound`. What the fog has evaluated already, as in a search,
     makes it faster.
@@ -91,16 +111,17 @@ def group_bound(fog: Fog, rounds: int = ROUNDS) -> float:
     """
     most = device_bound(fog)
     if most <= 0:
-        return 0.0
-    if fog.num_devices <= fog.objective.exact_devices:
-        return min(most, _exact(fog, most) * _SLACK)
+        return Market(0.0, Prices(np.zeros(0), 0.0))
     best = _device_prices(fog)
-    alone = _Columns(fog, _evaluated(fog, [1 << d for d in range(fog.num_devices)]))
-    known = _Columns(fog, fog.evaluated())
+    if fog.num_devices <= fog.objective.exact_devices:
+        return _exact(fog, best, most)
+    alone = Columns(fog, _evaluated(fog, [1 << d for d in range(fog.num_devices)]))
+    known = Columns(fog, fog.evaluated())
     pricing = Pricing(fog)
     program = PriceProgram(pricing.counts, most)
     program.add(known.dearest(best, _KNOWN_PER_DEVICE * fog.num_devices))
     bound = most
+    groups: dict[tuple[int, ...], None] = {}
     for _ in range(rounds):
         proposal = program.solve()
         if proposal is None or bound <= alone.cost(proposal) * (1 + _TOLERANCE):
@@ -109,19 +130,20 @@ def group_bound(fog: Fog, rounds: int = ROUNDS) -> float:
         factor, columns = pricing.most(tried)
         factor = max(factor, alone.factor(tried))
         program.add(columns)
+        groups.update(dict.fromkeys(pricing.candidates()))
         found = factor * alone.cost(tried)
         if found < bound:
             bound, best = found, Prices(tried.devices * factor, tried.prompt)
-    return min(most, bound * _SLACK)
+    return Market(min(most, bound * _SLACK), best, tuple(groups))
 
 
-def _exact(fog: Fog, scale: float) -> float:
+def _exact(fog: Fog, start: Prices, most: float) -> Market:
     """Return the optimum of the linear program over all groups."""
-    groups = _Columns(fog, _evaluated(fog, range(1, 1 << fog.num_devices)))
-    program = PriceProgram(groups.device_counts, scale)
+    groups = Columns(fog, _evaluated(fog, range(1, 1 << fog.num_devices)))
+    program = PriceProgram(groups.device_counts, most)
     program.add(groups.columns)
-    prices = program.solve()
-    return inf if prices is None else groups.factor(prices) * groups.cost(prices)
+    prices = program.solve() or start
+    return Market(min(most, groups.factor(prices) * groups.cost(prices) * _SLACK), prices)
 
 
 def _evaluated(fog: Fog, groups: Iterable[int]) -> Iterator[tuple[list[int], Options]]:
@@ -132,7 +154,7 @@ def _evaluated(fog: Fog, groups: Iterable[int]) -> Iterator[tuple[list[int], Opt
             yield [fog.kinds[device] for device in members_of(group)], options
 
 
-class _Columns:
+class Columns:
     """Groups whose rates are known, as columns."""
 
     def __init__(self, fog: Fog, groups: Iterable[tuple[Sequence[int], Options]]) -> None:

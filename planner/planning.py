@@ -192,9 +192,15 @@ def _searched(
     from planner.evolve import evolve
 
     groupings = Groupings(fog, roles)
-    evolved = evolve(fog, roles, seed, groupings, start)
     if fog.num_devices > fog.objective.exact_devices:
-        return evolved, _gap(fog, evolved) if evolved.members else ""
+        from planner.group_bound import market
+        from planner.packing import packed_grouping
+
+        found = market(fog)
+        packed = packed_grouping(fog, found)
+        evolved = evolve(fog, roles, seed, groupings, [*start, packed] if packed else start)
+        return evolved, _gap(fog, evolved, found.bound) if evolved.members else ""
+    evolved = evolve(fog, roles, seed, groupings, start)
     certified = enumerate_groupings(fog, roles, groupings)
     if certified.score < evolved.score:
         text = (
@@ -211,10 +217,7 @@ def _enumerated(fog: Fog, roles: Roles) -> tuple[Solution, str]:
     return found, f"certified optimal: the best of {found.num_compared} groupings"
 
 
-def _gap(fog: Fog, solution: Solution) -> str:
-    from planner.group_bound import group_bound
-
-    most = group_bound(fog)
+def _gap(fog: Fog, solution: Solution, most: float) -> str:
     rate = fog.terms.good_rate(solution.members, flow_of(solution.members, fog.workload, fog.terms))
     what = " within the targets" if fog.objective.has_targets else ""
     found = f"genetic algorithm, {solution.num_compared} groupings: "

@@ -176,6 +176,13 @@ class Pricing:
         found = [b for b, r in ratios.items() if b.asked == now and r > enough and not b.is_wide]
         return top, [column for b in found for column in self._columns(b, prices)]
 
+    def candidates(self) -> Iterator[tuple[int, ...]]:
+        """Yield, by the kinds of their devices, the groups that the last answer hung on."""
+        now = len(self._asked) - 1
+        for bracket in self._brackets:
+            if bracket.asked == now:
+                yield from (tuple(sorted(g)) for g in (bracket.fast, bracket.slow) if g)
+
     def _columns(self, bracket: _Bracket, prices: Prices) -> Iterator[Column]:
         """Yield the groups for which the bracket's cost is so low, and what they serve."""
         rate = bracket.offer.gain / bracket.low

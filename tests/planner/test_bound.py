@@ -14,9 +14,10 @@ import planner
 from broker.control import DecodeTime, LayerTimes, Link, PrefillTime
 from planner.cheapest_groups import CheapestGroups
 from planner.device_bound import device_bound
-from planner.group_bound import group_bound
+from planner.group_bound import group_bound, market
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
 from planner.oracle import enumerate_groupings
+from planner.packing import packed_grouping
 from planner.replicas import Fog
 from planner.stage_tables import FIRST, LAST, MIDDLE
 from tests.planner import fogs
@@ -155,6 +156,16 @@ def test_one_more_question_never_raises_the_bound() -> None:
     bounds = [group_bound(fog, most) for fog, most in zip(fogs_asked, rounds, strict=True)]
     assert bounds == sorted(bounds, reverse=True)
     assert bounds[0] == pytest.approx(device_bound(fogs_asked[0]), rel=1e-5)
+
+
+def test_the_groups_behind_the_bound_make_a_grouping_to_begin_with() -> None:
+    devices, model = fogs.random_fog(3, 10, 8)
+    fog = Fog(devices, model, Workload(), Objective())
+    packed = packed_grouping(fog, market(fog))
+    members = [device for group in packed for device in group]
+    assert len(packed) > 1
+    assert len(members) == len(set(members))
+    assert all(fog.options(sum(1 << device for device in group)) for group in packed)
 
 
 def test_a_fog_without_devices_or_room_serves_nothing() -> None:
