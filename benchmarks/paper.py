@@ -11,12 +11,13 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from planner.paper.entries import evaluation
-from planner.paper.errors import IDEAL, load_errors
+from planner.paper.errors import IDEAL, ErrorTerms, load_errors
 from planner.paper.figures import draw_figures
-from planner.paper.plans import compare
+from planner.paper.plans import Comparison, compare
 from planner.paper.published import PaperWorkload, Policy
 from planner.paper.report import CAVEAT
 from planner.paper.tables import (
@@ -28,7 +29,7 @@ from planner.paper.tables import (
     results_tables,
     waiting_table,
 )
-from planner.paper.waiting import Model, simulate_paper
+from planner.paper.waiting import Cell, Model, simulate_paper
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,15 +45,21 @@ def main() -> None:
     errors = load_errors()
     models = ((Model.IDEAL, IDEAL), (Model.WITH_ERROR, errors))
     cells = list(simulate_paper(arguments.seeds, models))
-    seconds = time.process_time() - began
+    write(comparisons, cells, errors, time.process_time() - began)
+
+
+def write(
+    comparisons: Sequence[Comparison], cells: Sequence[Cell], errors: ErrorTerms, seconds: float
+) -> None:
+    """Write the page, its values and its figures."""
     sections = [
         "# The paper's evaluation beside ours",
-        f"`python benchmarks/paper.py --seeds {arguments.seeds}`, {platform.machine()}, Python "
+        f"`python benchmarks/paper.py --seeds {len(cells[0].runs)}`, {platform.machine()}, Python "
         f"{platform.python_version()}, {seconds:.0f} CPU seconds. {CAVEAT} `docs/paper.md` says "
         "what may be concluded.",
         ASSUMPTIONS,
         "## Waiting times",
-        *(waiting_table(cells, model).markdown() for model, _ in reversed(models)),
+        *(waiting_table(cells, model).markdown() for model in reversed(Model)),
         reductions_table(cells).markdown(),
         implied_table().markdown(),
         "Published cells that contradict each other:\n\n"

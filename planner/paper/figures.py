@@ -96,6 +96,6 @@ def _draw_requests(folder: Path, workload: PaperWorkload, errors: ErrorTerms, se
 def _save(figure: Figure, path: Path, title: str) -> Path:
     figure.suptitle(title)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
     return path
