@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from broker.work import StepResult, StepRow
-from nodes.executor import StageExecutor
+from nodes.executor import ByLayer, StageExecutor
 from nodes.requests import RequestTable, StageRequest, StoredChunk
 from nodes.sampler import choose
 
@@ -37,6 +39,16 @@ class JobCost:
     num_layers: int
     embedding: bool
     head_rows: int
+
+
+Clock = Callable[[], float]
+
+FIRST_SLICE_SECONDS: Final = 0.05
+"""A chunk's slice before any decode group has run here."""
+
+
+class ReleasedError(Exception):
+    """The request of a chunk that paused is no longer open; what it computed goes."""
 
 
 Pace = Callable[[JobCost], None]
@@ -69,12 +81,21 @@ class StageCompute:
         self.executor = executor
         self._requests = requests
         self._pace = pace
+        self._slice_seconds = FIRST_SLICE_SECONDS
 
-    def chunk(self, request: StageRequest, start: int, hidden: Tensor | None, end: int) -> Tensor:
+    def chunk(
+        self, request: StageRequest, start: int, hidden: Tensor | None, end: int, now: Clock
+    ) -> ByLayer:
         """Run positions ``[start, end)``; ``hidden`` is None at the first stage.
+
+        Pauses between layers whenever it took as long as the last decode group, so that a
+        long prompt makes running streams at most about half as fast.
 
         Returns:
             (end - start, hidden_size), also stored for repeats.
+
+        Raises:
+            ReleasedError: The request went while this paused.
         """
         opened = request.open
         executor = self.executor
@@ -83,20 +104,22 @@ class StageCompute:
             hidden = executor.embed(ids)
         # Positions after the prompt are computed as decode would, so that a continued answer
         # has the arithmetic of an undisturbed one.
-        run = executor.prefill if start < opened.num_prompt_tokens else executor.replay
-        output = run(opened.key, hidden, start)
+        is_prompt = start < opened.num_prompt_tokens
+        run = executor.prefill_by_layer if is_prompt else executor.replay_by_layer
+        layers = run(opened.key, hidden, start)
+        head_rows = int(executor.head and end == opened.known_tokens)
+        cost = partial(JobCost, is_decode=False, rows=end - start, context=end)
+        embedding, num_layers, began = executor.embedding, 0, now()
+        while (output := _next(layers)) is None:
+            num_layers += 1
+            if now() - began >= self._slice_seconds:
+                self._pace(cost(num_layers=num_layers, embedding=embedding, head_rows=0))
+                yield
+                if self._requests.get(opened.key) is not request:
+                    raise ReleasedError
+                embedding, num_layers, began = False, 0, now()
         request.chunks.append(StoredChunk(start, end, output))
-        ends_prompt = end == opened.known_tokens
-        self._pace(
-            JobCost(
-                is_decode=False,
-                rows=end - start,
-                context=end,
-                num_layers=len(executor.layers),
-                embedding=executor.embedding,
-                head_rows=int(executor.head and ends_prompt),
-            )
-        )
+        self._pace(cost(num_layers=num_layers, embedding=embedding, head_rows=head_rows))
         return output
 
     def first_token(self, request: StageRequest, hidden: Tensor) -> int:
@@ -104,7 +127,7 @@ class StageCompute:
         row = self.executor.logits(hidden[-1:])[0]
         return self._choose(request, row, request.open.known_tokens)
 
-    def step(self, rows: Sequence[StepRow], hidden: Tensor | None) -> StepOutcome:
+    def step(self, rows: Sequence[StepRow], hidden: Tensor | None, now: Clock) -> StepOutcome:
         """Run a decode group; ``hidden`` is None at the first stage.
 
         Rows at their KV length run; rows one behind it get their stored result; others are
@@ -123,7 +146,7 @@ class StageCompute:
                 outcome.dropped.append(verdict)
         if to_run:
             failed = self._run_rows(
-                [rows[i] for i in to_run], None if hidden is None else hidden[to_run]
+                [rows[i] for i in to_run], None if hidden is None else hidden[to_run], now
             )
             outcome.failed = [(rows[to_run[i]], error) for i, error in failed.items()]
             lost = {to_run[i] for i in failed}
@@ -158,8 +181,9 @@ class StageCompute:
             request.generated.append(row.token_id)
         return 0 <= index < len(request.generated) and request.generated[index] == row.token_id
 
-    def _run_rows(self, rows: list[StepRow], hidden: Tensor | None) -> dict[int, str]:
+    def _run_rows(self, rows: list[StepRow], hidden: Tensor | None, now: Clock) -> dict[int, str]:
         """Run rows together, or, if that raises, one by one; return errors by index."""
+        began = now()
         try:
             output = self._decode(rows, hidden)
             logits = self.executor.logits(output) if self.executor.head else None
@@ -169,8 +193,10 @@ class StageCompute:
                 logger.exception("decode of a row failed")
                 return {0: _text(error)}
             alone = [None if hidden is None else hidden[i : i + 1] for i in range(len(rows))]
-            errors = [self._run_rows([row], alone[i]) for i, row in enumerate(rows)]
+            errors = [self._run_rows([row], alone[i], now) for i, row in enumerate(rows)]
             return {i: error[0] for i, error in enumerate(errors) if error}
+        # Before pacing: slices are paced as well.
+        self._slice_seconds = now() - began
         failed: dict[int, str] = {}
         for index, row in enumerate(rows):
             request = self._open_request(row)
@@ -222,3 +248,13 @@ class StageCompute:
 
 def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
+
+
+def _next(computation: ByLayer) -> Tensor | None:
+    """Run to the next pause, or return the result."""
+    try:
+        next(computation)
+    except StopIteration as stop:
+        result: Tensor = stop.value
+        return result
+    return None

@@ -7,7 +7,7 @@ every request's length as it was, so the caller may try its rows one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from nodes.decoder import Block, RotaryTable, attend_chunk, attend_position, chu
 from nodes.kv_cache import KvCache, Slab
 from nodes.tensors import DTYPES, from_bytes, meta_of, to_bytes
 from nodes.weights import LayerWeights
+
+ByLayer = Generator[None, None, torch.Tensor]
+"""A computation that pauses after each layer and returns its result at the end."""
 
 # Layer index within the stage, queries, keys and values of all rows, to what attention gives.
 _Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -125,9 +128,22 @@ class StageExecutor:
         ids = torch.tensor(token_ids, dtype=torch.long, device=self._device)
         return self._embedding(ids)
 
-    @torch.inference_mode()
     def prefill(self, key: RequestKey, hidden: torch.Tensor, start_position: int) -> torch.Tensor:
+        """Run `prefill_by_layer` without a pause."""
+        return _run_out(self.prefill_by_layer(key, hidden, start_position))
+
+    def replay(self, key: RequestKey, hidden: torch.Tensor, start_position: int) -> torch.Tensor:
+        """Run `replay_by_layer` without a pause."""
+        return _run_out(self.replay_by_layer(key, hidden, start_position))
+
+    @torch.inference_mode()
+    def prefill_by_layer(
+        self, key: RequestKey, hidden: torch.Tensor, start_position: int
+    ) -> ByLayer:
         """Run one chunk of a prompt, (n, hidden) to (n, hidden), and append its KV.
+
+        Other requests may run while it pauses. The length grows at the end, so a chunk that
+        is given up half-way left nothing that counts.
 
         Raises:
             ValueError: The chunk is not on the grid, or does not begin at the length.
@@ -148,19 +164,20 @@ class StageExecutor:
             return attend_chunk(q, keys[:end], values[:end], mask)
 
         positions = torch.arange(start_position, end, device=self._device)
-        hidden = self._run(hidden, positions, end, attend)
+        hidden = yield from self._run(hidden, positions, end, attend)
         slab.length = end
         return hidden
 
     @torch.inference_mode()
-    def replay(self, key: RequestKey, hidden: torch.Tensor, start_position: int) -> torch.Tensor:
+    def replay_by_layer(
+        self, key: RequestKey, hidden: torch.Tensor, start_position: int
+    ) -> ByLayer:
         """Run positions after the prompt again, (n, hidden) to (n, hidden), and append KV.
 
         Linears take all rows at once; each row's attention is what decode computed.
-        Raises as `prefill` does, but the rows need not be on the grid.
+        Raises as `prefill_by_layer` does, but the rows need not be on the grid.
         """
         slab, end = self._append_to(key, hidden, start_position)
-
         sights = [self._sight(slab, position) for position in range(start_position, end)]
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -170,7 +187,7 @@ class StageExecutor:
             return self._attend_rows(q, [sight[layer] for sight in sights])
 
         positions = torch.arange(start_position, end, device=self._device)
-        hidden = self._run(hidden, positions, end, attend)
+        hidden = yield from self._run(hidden, positions, end, attend)
         slab.length = end
         return hidden
 
@@ -200,7 +217,8 @@ class StageExecutor:
 
         lengths = [position for _, position in rows]
         positions = torch.tensor(lengths, device=self._device)
-        hidden = self._run(hidden, positions, max(lengths, default=0) + 1, attend)
+        run = self._run(hidden, positions, max(lengths, default=0) + 1, attend)
+        hidden = _run_out(run)
         for slab, position in rows:
             slab.length = position + 1
         return hidden
@@ -275,7 +293,7 @@ class StageExecutor:
 
     def _run(
         self, hidden: torch.Tensor, positions: torch.Tensor, end: int, attend: _Attention
-    ) -> torch.Tensor:
+    ) -> ByLayer:
         if hidden.ndim != 2 or hidden.shape[1] != self.config.hidden_size:
             raise ValueError(
                 f"hidden states of shape {tuple(hidden.shape)}, expected (rows, "
@@ -287,6 +305,7 @@ class StageExecutor:
             q, k, v = block.project(hidden, rotary)
             attended = attend(layer, q.to(self._kv_dtype), k, v)
             hidden = block.finish(hidden, attended.to(self._dtype))
+            yield
         return hidden
 
     def _sight(self, slab: Slab, position: int) -> Sequence[torch.Tensor]:
@@ -306,3 +325,12 @@ class StageExecutor:
             raise ValueError(f"layers {layers} of a stage that has {self.layers}")
         first = layers.start - self.layers.start
         return slab.data[first : first + len(layers), :, start:end]
+
+
+def _run_out(computation: ByLayer) -> torch.Tensor:
+    while True:
+        try:
+            next(computation)
+        except StopIteration as stop:
+            result: torch.Tensor = stop.value
+            return result

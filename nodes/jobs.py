@@ -1,14 +1,16 @@
 """The compute queue of one stage: prefill chunks and decode groups, and what they send.
 
-Decode goes before prefill, with at most one prefill chunk between two groups. Results go to
-the next stage, or, at the last one, to the master and the gateways.
+Decode goes before prefill, with at most one slice of a prefill chunk between two groups: some
+layers, which take about as long as a group. Results go to the next stage, or, at the last
+one, to the master and the gateways.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Final
 
 from torch import Tensor
 
@@ -26,7 +28,7 @@ from broker.work import (
     StepResult,
     StepRow,
 )
-from nodes.compute import Pace, StageCompute
+from nodes.compute import Clock, Pace, ReleasedError, StageCompute
 from nodes.conductor import Conductor
 from nodes.context import StageContext, ids
 from nodes.groups import Group
@@ -37,7 +39,7 @@ from nodes.tensors import from_bytes, meta_of, to_bytes
 
 logger = logging.getLogger(__name__)
 
-Clock = Callable[[], float]
+_DONE: Final = object()
 
 
 class StageJobs:
@@ -56,12 +58,13 @@ class StageJobs:
         self._compute = StageCompute(context.executor, context.requests, pace)
         self._chunks: deque[tuple[Forward, Buffer]] = deque()
         self._groups: deque[Group | tuple[Step, Buffer]] = deque()
+        self._paused: Iterator[None] | None = None
         self._decoded_last = False
 
     @property
     def num_waiting(self) -> int:
-        """Chunks and groups in the queue."""
-        return len(self._groups) + len(self._chunks)
+        """Chunks and groups in the queue, and a chunk that paused."""
+        return len(self._groups) + len(self._chunks) + (self._paused is not None)
 
     def add_chunk(self, message: Forward, data: Buffer) -> None:
         """Queue a prefill chunk from the stage before."""
@@ -84,16 +87,15 @@ class StageJobs:
         return bool(self._groups) or self._chunk_waits()
 
     def run_next(self, now: Clock) -> None:
-        """Run one job: a group, or, if one just ran or none waits, one prefill chunk."""
+        """Run one job: a group, or, if one just ran or none waits, a slice of a prefill chunk."""
         if self._groups and not (self._decoded_last and self._chunk_waits()):
             self._decoded_last = True
-            self._run_group(self._groups.popleft())
+            self._run_group(self._groups.popleft(), now)
         elif self._chunk_waits():
             self._decoded_last = False
-            if self._chunks:
-                self._run_forward(*self._chunks.popleft(), now)
-            else:
-                self._run_first_chunk(now)
+            chunk, self._paused = self._paused or self._begin_chunk(now), None
+            if next(chunk, _DONE) is not _DONE:
+                self._paused = chunk
 
     def send_stored(
         self, request: StageRequest, position: int, *, only_first: bool = False
@@ -112,11 +114,18 @@ class StageJobs:
     # --- prefill -------------------------------------------------------------------------------
 
     def _chunk_waits(self) -> bool:
-        return bool(self._chunks) or (
-            self._conductor is not None and self._conductor.next_chunk() is not None
+        return (
+            self._paused is not None
+            or bool(self._chunks)
+            or (self._conductor is not None and self._conductor.next_chunk() is not None)
         )
 
-    def _run_first_chunk(self, now: Clock) -> None:
+    def _begin_chunk(self, now: Clock) -> Iterator[None]:
+        if self._chunks:
+            return self._run_forward(*self._chunks.popleft(), now)
+        return self._run_first_chunk(now)
+
+    def _run_first_chunk(self, now: Clock) -> Iterator[None]:
         assert self._conductor is not None, "only the master's stage begins chunks"
         chunk = self._conductor.next_chunk()
         assert chunk is not None, "only called when a chunk waits"
@@ -125,10 +134,10 @@ class StageJobs:
         if request is None:  # freed behind the master's back; it must not be offered again
             self._conductor.release(opened.key, now(), "not open at its own first stage")
             return
-        self._run_chunk(request, start, None, end, now)
+        yield from self._run_chunk(request, start, None, end, now)
         self._conductor.chunk_ran(opened.key, end, now())
 
-    def _run_forward(self, message: Forward, data: Buffer, now: Clock) -> None:
+    def _run_forward(self, message: Forward, data: Buffer, now: Clock) -> Iterator[None]:
         request = self._context.requests.get(message.key)
         if request is None:
             self._context.dropped["stale"] += 1
@@ -140,7 +149,7 @@ class StageJobs:
         elif start > length:
             self._ask_repeat(request, length, now())
         elif self._is_on_grid(request, start, end):
-            self._run_chunk(request, start, from_bytes(data, message.tensor), end, now)
+            yield from self._run_chunk(request, start, from_bytes(data, message.tensor), end, now)
         else:
             self._context.dropped["chunk off the grid"] += 1
 
@@ -152,11 +161,14 @@ class StageJobs:
 
     def _run_chunk(
         self, request: StageRequest, start: int, hidden: Tensor | None, end: int, now: Clock
-    ) -> None:
+    ) -> Iterator[None]:
         try:
-            output = self._compute.chunk(request, start, hidden, end)
+            output = yield from self._compute.chunk(request, start, hidden, end, now)
             if self._context.is_last and end == request.open.known_tokens:
                 self._compute.first_token(request, output)
+        except ReleasedError:
+            self._context.dropped["released"] += 1
+            return
         except Exception as error:  # one bad request must not stop the stage
             logger.exception("prefill of a chunk failed")
             self._fail(request.open.key, f"{type(error).__name__}: {error}")
@@ -190,16 +202,18 @@ class StageJobs:
 
     # --- decode --------------------------------------------------------------------------------
 
-    def _run_group(self, group: Group | tuple[Step, Buffer]) -> None:
+    def _run_group(self, group: Group | tuple[Step, Buffer], now: Clock) -> None:
         if isinstance(group, Group):
             rows = [row for row in group.rows if row.key in group.pending]
-            self._run_step(group.number, rows, None)
+            self._run_step(group.number, rows, None, now)
         else:
             step, data = group
-            self._run_step(step.group, step.rows, from_bytes(data, step.tensor))
+            self._run_step(step.group, step.rows, from_bytes(data, step.tensor), now)
 
-    def _run_step(self, number: int, rows: list[StepRow], hidden: Tensor | None) -> None:
-        outcome = self._compute.step(rows, hidden)
+    def _run_step(
+        self, number: int, rows: list[StepRow], hidden: Tensor | None, now: Clock
+    ) -> None:
+        outcome = self._compute.step(rows, hidden, now)
         self._context.dropped.update(outcome.dropped)
         for row, error in outcome.failed:
             self._fail(row.key, error)

@@ -34,11 +34,11 @@ from broker.work import (
     StepDone,
     TensorMeta,
 )
-from nodes.compute import Pace
+from nodes.compute import Clock, Pace
 from nodes.conductor import Conductor
 from nodes.context import Lookup, StageContext, StageSettings, UnexpectedMessageError, ids
 from nodes.executor import StageExecutor
-from nodes.jobs import Clock, StageJobs
+from nodes.jobs import StageJobs
 from nodes.kv_cache import KvFullError
 from nodes.outgoing import Outgoing
 from nodes.requests import RequestTable, StageRequest

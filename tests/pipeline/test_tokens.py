@@ -11,6 +11,7 @@ import torch
 from broker.events import LossKind
 from broker.plan import LayerRange, Role
 from broker.work import RequestKey, Sampling
+from nodes.compute import JobCost
 from nodes.executor import StageExecutor
 from nodes.outgoing import Timers
 from nodes.sampler import choose
@@ -109,11 +110,16 @@ def tokens(answers: Mapping[str, Answer]) -> dict[str, list[int]]:
     return {name: answer.tokens for name, answer in answers.items()}
 
 
+@pytest.mark.parametrize("tick_seconds", [0.0, 0.001], ids=["whole-chunks", "chunks-by-layer"])
 @pytest.mark.parametrize(("prefill", "decode"), [(0, 1), (1, 0), (2, 2), (3, 3), (0, 3), (3, 1)])
 def test_split_batched_and_handed_over_requests_get_the_tokens_of_the_whole_model(
-    source: Source, expected: dict[str, list[int]], prefill: int, decode: int
+    source: Source,
+    expected: dict[str, list[int]],
+    prefill: int,
+    decode: int,
+    tick_seconds: float,
 ) -> None:
-    fog = fog_of(source)
+    fog = fog_of(source, tick_seconds=tick_seconds)
     replicas = fog.replicas
     kinds = samplings(list(prompts()))
     for name, ids in prompts().items():
@@ -121,6 +127,47 @@ def test_split_batched_and_handed_over_requests_get_the_tokens_of_the_whole_mode
     fog.run()
     assert tokens(fog.answers) == expected
     assert not fog.rejected
+
+
+def test_a_long_prompt_takes_turns_with_running_streams_layer_by_layer(source: Source) -> None:
+    costs: list[JobCost] = []
+    replica = make_replica((5,), ("h",), Role.BOTH)
+    fog = SmallFog(
+        CONFIG, source, [replica], chunk_tokens=CHUNK, pace=costs.append, tick_seconds=0.001
+    )
+    fog.ask("stream", range(3, 19), replica, replica, max_tokens=100)
+    while len(fog.answers["stream"].tokens) < 3:
+        fog.step()
+    num_before = len(costs)
+    fog.ask("long", range(3, 133), replica, replica, max_tokens=2)
+    fog.run()
+    slices = [cost for cost in costs[num_before:] if not cost.is_decode]
+    assert sum(cost.num_layers for cost in slices) == 5 * 9
+    assert max(cost.num_layers for cost in slices) == 1
+    # The first slice of a chunk alone looks ids up, its last one alone asks the head.
+    assert sum(cost.embedding for cost in slices) == 9
+    assert sum(cost.head_rows for cost in slices) == 1
+    kinds = "".join("d" if cost.is_decode else "p" for cost in costs[num_before:])
+    assert "pp" not in kinds.strip("d"), kinds
+
+
+def test_a_request_that_goes_while_its_chunk_pauses_is_forgotten(source: Source) -> None:
+    replica = make_replica((5,), ("h",), Role.BOTH)
+    fog = SmallFog(CONFIG, source, [replica], chunk_tokens=CHUNK, tick_seconds=0.02)
+    fog.ask("gone", range(3, 133), replica, replica, max_tokens=2)
+    (stage,) = fog.stages()
+    while not stage.has_work():
+        fog.step()
+    fog.step()
+    assert stage.has_work(), "the chunk paused"
+    fog.again("gone")
+    fog.run()
+    assert fog.answers["gone"].attempt == 1
+    assert tokens(fog.answers)["gone"] == alone(source, tuple(range(3, 133)), Sampling(), 2)
+    for _ in range(200):
+        fog.step()
+    assert stage.executor.used_tokens == 0
+    assert stage.dropped["released"] == 1
 
 
 def test_released_requests_leave_no_kv_behind(source: Source) -> None:
