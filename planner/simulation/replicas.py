@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from broker.control import LayerTimes
@@ -56,7 +56,9 @@ def replicas_from_plan(
                 id=replica.id,
                 role=replica.role,
                 stages=tuple(
-                    _measured_stage(members[index - 1], members[index], model, stage.layers)
+                    _measured_stage(
+                        members[index - 1], members[index], model, stage.layers, replica.kv_tokens
+                    )
                     for index, stage in enumerate(replica.stages)
                 ),
                 slots=max(replica.slots, 1),
@@ -71,13 +73,14 @@ def replicas_from_plan(
 
 
 def _measured_stage(
-    before: DeviceSpec, device: DeviceSpec, model: ModelSpec, layers: LayerRange
+    before: DeviceSpec, device: DeviceSpec, model: ModelSpec, layers: LayerRange, kv_tokens: int
 ) -> SimStage:
-    parts: list[tuple[int, LayerTimes]] = []
-    kinds: defaultdict[str, int] = defaultdict(int)
-    for kind in model.block_kinds[layers.start : layers.end]:
-        kinds[kind] += 1
-    parts += [(count, device.blocks[kind]) for kind, count in sorted(kinds.items())]
+    own = layers.start + _num_in_host_memory(device, model, layers, kv_tokens)
+    kinds = Counter((model.block_kinds[n], n < own) for n in range(layers.start, layers.end))
+    parts: list[tuple[int, LayerTimes]] = [
+        (count, (device.offloaded if is_in_host else device.blocks)[kind])
+        for (kind, is_in_host), count in sorted(kinds.items())
+    ]
     if layers.start == 0:
         parts.append((1, device.embedding))
     if layers.end == model.num_layers:
@@ -91,6 +94,21 @@ def _measured_stage(
         hop_seconds=before.link.latency_seconds + device.link.latency_seconds,
         hop_row_seconds=model.activation_bytes * seconds,
     )
+
+
+def _num_in_host_memory(
+    device: DeviceSpec, model: ModelSpec, layers: LayerRange, kv_tokens: int
+) -> int:
+    """Return how many of a stage's first layers have their feed-forward part in host memory.
+
+    A plan does not say so; as the planner has it, no more than the stage needs.
+    """
+    excess = model.stage_bytes(layers.start, layers.end, kv_tokens) - device.memory_bytes
+    moved = 0
+    while excess > 0 and moved < len(layers) and device.offloaded and model.ffn_bytes:
+        excess -= model.ffn_bytes[layers.start + moved]
+        moved += 1
+    return moved
 
 
 def _prefill_curve(parts: Sequence[tuple[int, LayerTimes]], speed: float) -> PrefillCurve:

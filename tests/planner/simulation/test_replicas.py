@@ -18,6 +18,7 @@ from planner.simulation.replicas import (
 )
 from planner.simulation.routing import PAPER_JSQ
 from planner.simulation.workloads import constant, fixed_period, requests
+from tests.planner import fogs
 from tests.planner.fogs import random_fog
 
 WORK = Workload(prompt_tokens=256, answer_tokens=120, context_tokens=700)
@@ -117,3 +118,23 @@ def test_a_plan_with_unknown_devices_is_refused() -> None:
 
     with pytest.raises(ValueError, match=gone):
         replicas_from_plan(made, [d for d in devices if d.id != gone], model, WORK)
+
+
+def test_what_lies_in_host_memory_is_as_slow_as_planned() -> None:
+    model = fogs.model(8, ffn_bytes=(800_000,) * 8)
+    own = fogs.device("a", 0.001, model.stage_bytes(0, 8, WORK.context_tokens) - 1_500_000)
+    slow = {"full": fogs.layer_times(0.004)}
+    device = replace(own, host_memory_bytes=10_000_000, offloaded=slow)
+    made = plan([device], model, WORK, Objective())
+
+    result = simulate(
+        Scenario(
+            replicas=replicas_from_plan(made, [device], model, WORK), requests=_arriving(1, 1.0)
+        )
+    )
+
+    (record,) = result.records
+    predicted = made.replicas[0].predicted
+    assert "in host memory" in made.reasons["a"]
+    assert record.ttft_seconds == pytest.approx(predicted.ttft_seconds, rel=0.1)
+    assert 1 / record.decode_speed == pytest.approx(predicted.tpot_seconds, rel=0.05)
