@@ -67,8 +67,8 @@ NOTES = {
     "best plans and those of all baselines; any routing",
     OURS_UNHURRIED: "the same, but each percent of requests below 7 tokens/s weighs as one percent "
     "more waiting and end to end",
-    OURS_GATEWAY: "ours, chosen for the routing of production's gateway: late binding, least "
-    "expected finish",
+    OURS_GATEWAY: "ours, chosen for the default routing of production's gateway: late binding, "
+    "least expected finish",
     LIVE: "what a fog does today without any setting: the analytic plan, separate roles, and the "
     "gateway's routing",
     LIVE_MIXED: "the same with the setting `roles = mixed`",
