@@ -253,19 +253,22 @@ def figure(entries: Sequence[Entry], path: Path) -> None:
         waiting = [row[_WAITING] for row in rows]
         rest = [max(row[_END_TO_END] - row[_WAITING], 0.0) for row in rows]
         colours = ["#c0392b" if name in NOT_BASELINES else "#2c5f8a" for name in names]
-        axis.barh(names, waiting, color=colours, label="waiting")
-        axis.barh(names, rest, left=waiting, color="#d5d8dc", label="decoding")
+        labels = [_label(row) for row in rows]
+        axis.barh(labels, waiting, color=colours, label="waiting (red: ours)")
+        axis.barh(labels, rest, left=waiting, color="#d5d8dc", label="rest of end to end")
         # One system that is far off would hide all differences between the others.
         totals = sorted(row[_END_TO_END] for row in rows)
         axis.set_xlim(0, min(totals[-1], 3 * totals[len(totals) // 2]) * 1.05)
         axis.set_title(_name(entry), fontsize=9)
         axis.tick_params(labelsize=6)
-        for bar, row in enumerate(rows):
-            if row["slow_share"] >= _SHOWN_SLOW_SHARE:
-                text = f" {row['slow_share']:.0%} under 7 tokens/s"
-                axis.text(0, bar, text, fontsize=5, va="center", color="white")
         axis.set_xlabel("mean seconds per request", fontsize=7)
     axes.flat[0].legend(fontsize=6)
     drawing.tight_layout()
     drawing.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(drawing)
+
+
+def _label(row: Entry) -> str:
+    slow = float(row["slow_share"])
+    name = str(row["system"])
+    return f"{name} [{slow:.0%} slow]" if slow >= _SHOWN_SLOW_SHARE else name
