@@ -110,6 +110,7 @@ class SmallFog:
         kv_chunk_bytes: int = 4096,
         pace: Pace = lambda cost: None,
         tick_seconds: float = 0.0,
+        weights: str = "float32",
     ) -> None:
         self.config: ModelConfig = parse_config(manifest_config)
         self.replicas = list(replicas)
@@ -127,7 +128,7 @@ class SmallFog:
             state=PlanState.ACTIVE,
             model="tiny",
             revision="rev",
-            weights="float32",
+            weights=weights,
             kv_format="float32",
             chunk_tokens=chunk_tokens,
             context_tokens=512,
@@ -141,17 +142,17 @@ class SmallFog:
                 core = self.devices.setdefault(
                     stage.device, DeviceCore(stage.device, settings, pace)
                 )
-                weights = LayerWeights(self.config, source)
+                held = LayerWeights(self.config, source, weights)
                 for layer in range(stage.layers.start, stage.layers.end):
-                    weights.add(layer)
+                    held.add(layer)
                 if stage.embedding:
-                    weights.add_embedding()
+                    held.add_embedding()
                 if stage.head:
-                    weights.add_head()
+                    held.add_head()
                 executor = StageExecutor(
                     self.config,
                     stage.layers,
-                    weights,
+                    held,
                     embedding=stage.embedding,
                     head=stage.head,
                     kv_tokens=replica.kv_tokens,
