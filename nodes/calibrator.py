@@ -12,7 +12,12 @@ import torch
 from broker.architecture import UnsupportedModelError, is_integer, parse_config
 from broker.control import ModelManifest
 from nodes.calibration import Calibration
-from nodes.hardware import cpu_quota_cores, describe_hardware, software_version
+from nodes.hardware import (
+    cpu_quota_cores,
+    describe_hardware,
+    give_memory_back,
+    software_version,
+)
 from nodes.kernels import choose_int8_kernel
 from nodes.measure import measure
 from nodes.profiles import MeasurementCache, calibration_key
@@ -61,6 +66,7 @@ class Calibrator:
         except Exception as error:  # out of memory, say: the planner must hear of it
             text = f"cannot measure this device: {type(error).__name__}: {error}"
             self.events.put(CalibrationFailed(manifest, text))
+        give_memory_back()
 
     def calibrate(self, manifest: ModelManifest) -> Calibration:
         """Return the times for a model, measured now or before.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -65,6 +67,16 @@ def free_memory_bytes(cgroup: Path = _CGROUP) -> int:
         if most is not None and now is not None and most < _NO_LIMIT:
             return max(min(free, most - now), 0)
     return free
+
+
+def give_memory_back() -> None:
+    """Return freed memory to the system now, where the C library has a call for that (glibc).
+
+    What packing weights or measuring used would otherwise stay with the process.
+    """
+    # Another C library gives memory back by itself, or not at all.
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _read_number(path: Path) -> int | None:

@@ -21,6 +21,7 @@ from broker.control import ModelManifest
 from broker.plan import LayerRange
 from nodes.checkpoint import Progress, TensorSource
 from nodes.executor import StageExecutor
+from nodes.hardware import give_memory_back
 from nodes.kernels import Int8Kernel, choose_int8_kernel
 from nodes.weights import LayerWeights
 
@@ -185,6 +186,7 @@ class Loader:
                 model.load(spec)
                 if spec in order.build:
                     self.events.put(StageBuilt(spec, model.executor(spec)))
+        give_memory_back()
         weights = [model.weights for model in self._models.values()]
         names = dict.fromkeys(name for held in weights for name in held.tensor_names)
         num_bytes = sum(held.num_bytes for held in weights)

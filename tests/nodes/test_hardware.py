@@ -10,6 +10,7 @@ from nodes.hardware import (
     cpu_quota_cores,
     describe_hardware,
     free_memory_bytes,
+    give_memory_back,
     offered_bytes,
     read_sensors,
 )
@@ -19,6 +20,22 @@ from tests.support.checkpoints import FAMILIES
 CONFIG = parse_config(FAMILIES["llama"])
 WEIGHT_BYTES = stage_bytes(CONFIG, "float32", CONFIG.num_layers, embedding=True, head=True)
 KV_BYTES = kv_bytes_per_token(CONFIG, "float32", CONFIG.num_layers)
+
+
+def test_freed_memory_is_given_back_or_kept_but_nothing_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    class Library:
+        def malloc_trim(self, pad: int) -> None:
+            asked.append(pad)
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Library())
+    give_memory_back()
+    assert asked == [0]
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    give_memory_back()
 
 
 def test_a_share_counts_weights_and_the_kv_of_one_longest_request() -> None:

@@ -18,6 +18,7 @@ from nodes.sampler import choose
 from nodes.weights import LayerWeights
 from tests.support.checkpoints import FAMILIES, random_tensors
 from tests.support.pipeline import Answer, SmallFog, make_replica, open_keys
+from tests.support.stages import fill_weights
 
 CONFIG = FAMILIES["qwen3"]
 CHUNK = 16
@@ -65,16 +66,18 @@ def samplings(names: list[str]) -> dict[str, Sampling]:
     }
 
 
-def alone(source: Source, prompt: tuple[int, ...], sampling: Sampling, count: int) -> list[int]:
+def alone(
+    source: Source,
+    prompt: tuple[int, ...],
+    sampling: Sampling,
+    count: int,
+    weights: str = "float32",
+) -> list[int]:
     """Generate on one executor that holds the whole model, one request at a time."""
     config = SmallFog(CONFIG, source, []).config
-    weights = LayerWeights(config, source)
-    for layer in range(config.num_layers):
-        weights.add(layer)
-    weights.add_embedding()
-    weights.add_head()
+    held = fill_weights(LayerWeights(config, source, weights))
     executor = StageExecutor(
-        config, LayerRange(0, config.num_layers), weights,
+        config, LayerRange(0, config.num_layers), held,
         embedding=True, head=True, kv_tokens=1024, chunk_tokens=CHUNK,
     )  # fmt: skip
     key = RequestKey("alone", 0)
@@ -127,6 +130,22 @@ def test_split_batched_and_handed_over_requests_get_the_tokens_of_the_whole_mode
     fog.run()
     assert tokens(fog.answers) == expected
     assert not fog.rejected
+
+
+def test_in_int8_a_disturbed_network_and_a_continued_answer_change_no_bit(source: Source) -> None:
+    kinds = samplings(list(prompts()))
+    fog = fog_of(
+        source, weights="int8", disturb=random.Random(1), timers=Timers(repeat=0.2, repeats=60)
+    )
+    for name, ids in prompts().items():
+        fog.ask(name, ids, fog.replicas[0], fog.replicas[1], max_tokens=24, sampling=kinds[name])
+    while len(fog.answers["q4"].tokens) < 9:
+        fog.step()
+    fog.again("q4")
+    fog.answers["q4"].prefill = fog.answers["q4"].decode = fog.replicas[2]
+    fog.run()
+    for name, ids in prompts().items():
+        assert fog.answers[name].tokens == alone(source, ids, kinds[name], 24, "int8"), name
 
 
 def test_a_long_prompt_takes_turns_with_running_streams_layer_by_layer(source: Source) -> None:
