@@ -225,12 +225,14 @@ class _Group:
     def _fill(self, caps: Sequence[int]) -> float:
         """Return the least total without ends with at most ``caps`` layers each."""
         left = self.num_layers - len(caps)
-        total = 0.0
+        total = sum(self.rates)
         for d in self.by_rate:
-            more = min(caps[d] - 1, left)
+            more = caps[d] - 1
+            if more >= left:
+                return total + left * self.rates[d]
             left -= more
-            total += (1 + more) * self.rates[d]
-        return total if left == 0 else inf
+            total += more * self.rates[d]
+        return inf
 
     def _within(self, slowest: float) -> _Found | None:
         """Return the split of least total with no stage over ``slowest``; None if none."""
@@ -244,7 +246,9 @@ class _Group:
             return None
         least, room = self._fill(caps), sum(caps)
         spare = self.num_layers - len(caps)
-        best: _Found | None = None
+        # Every device has one layer; the fastest get the spare ones.
+        one_each = sum(rates)
+        best: tuple[int, int, int, int] | None = None
         best_total = inf
         for ends, i, j in self.pairs:
             if least + ends >= best_total:
@@ -254,22 +258,31 @@ class _Group:
             if first < 1 or last < 1 or room - caps[i] - caps[j] + first + last < self.num_layers:
                 continue
             left = spare
-            total = ends
-            counts = [1] * len(caps)
+            total = ends + one_each
             for d in by_rate:
-                cap = first if d == i else last if d == j else caps[d]
-                more = min(cap - 1, left)
+                more = (first if d == i else last if d == j else caps[d]) - 1
+                if more >= left:
+                    total += left * rates[d]
+                    break
                 left -= more
-                counts[d] += more
-                total += (1 + more) * rates[d]
+                total += more * rates[d]
             if total < best_total:
-                best, best_total = _Found(total, 0.0, i, j, counts), total
-        if best is None:
-            return None
-        stages = [count * rate for count, rate in zip(best.counts, rates, strict=True)]
-        stages[best.first] += self.firsts[best.first]
-        stages[best.last] += self.lasts[best.last]
-        return best._replace(slowest=max(stages))
+                best, best_total = (i, j, first, last), total
+        return None if best is None else self._found(best, best_total, caps)
+
+    def _found(self, ends: tuple[int, int, int, int], total: float, caps: list[int]) -> _Found:
+        """Return the split with these ends, and the most layers that they can hold."""
+        i, j, first, last = ends
+        caps[i], caps[j] = first, last
+        counts, left = [1] * len(caps), self.num_layers - len(caps)
+        for d in self.by_rate:
+            more = min(caps[d] - 1, left)
+            counts[d] += more
+            left -= more
+        stages = [count * rate for count, rate in zip(counts, self.rates, strict=True)]
+        stages[i] += self.firsts[i]
+        stages[j] += self.lasts[j]
+        return _Found(total, max(stages), i, j, counts)
 
     def _first_feasible(
         self, low: float, high: float, known: _Found | None

@@ -294,7 +294,7 @@ class Objective:
     horizon_seconds: float = 3600.0
     energy_weight: float = 0.0
     population: int = 64
-    generations: int = 30
+    generations: int = 100
     elites: int = 8
     exact_devices: int = 8
     local_search: bool = True

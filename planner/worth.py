@@ -41,8 +41,9 @@ class Worth:
     """Rates of the groups of one fog, each looked up once.
 
     Attributes:
-        effort: Devices of all groups that were looked up: what a search has cost so far, in
-            a unit that does not depend on the machine.
+        effort: What a search has cost so far, in a unit that does not depend on the machine:
+            for each group looked up about the time that its evaluation takes, which grows
+            faster than the number of its devices (0.1 ms, or a little more).
     """
 
     def __init__(self, table: GroupTable) -> None:
@@ -54,7 +55,8 @@ class Worth:
         """Return the requests per second of a group (a bit mask) in each phase."""
         found = self._known.get(group)
         if found is None:
-            self.effort += group.bit_count()
+            size = group.bit_count()
+            self.effort += size * (size + 4) // 5
             found = NOTHING
             options = self._table.options(group)
             if options is not None:
