@@ -39,10 +39,10 @@ Select = Callable[[list[Individual], int], list[Individual]]
 
 # What the genetic algorithm, and what the local search by prices, may cost for each device of
 # the fog, in the unit of `Worth.effort`. Fogs of up to 8 devices never get there.
-_EFFORT: Final = 500
-_CLIMB_EFFORT: Final = 1000
+_EFFORT: Final = 400
+_CLIMB_EFFORT: Final = 800
 # The local search by prices begins at so many elites.
-_NUM_CLIMBED: Final = 4
+_NUM_CLIMBED: Final = 2
 # The local search by scores looks at no more new groupings than this.
 _CLIMB_GROUPINGS: Final = 1000
 # Up to so many devices every elite is climbed from by scores; beyond, the best alone.

@@ -221,10 +221,12 @@ class Fog:
                 continue
             tried.add(kv_tokens)
             split = self._split(members, kv_tokens, None, Pace())
-            if split is None:
+            least = 0.0 if best is None else best.prefill_rate * (1 + 1e-9)
+            # No pipeline is faster than its slowest stage.
+            if split is None or self.workload.prompt_tokens <= least * split.slowest:
                 continue
             found = self._promised(members, split)
-            if best is None or found.prefill_rate > best.prefill_rate * (1 + 1e-9):
+            if found.prefill_rate > least:
                 best = found
         return best
 
