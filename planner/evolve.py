@@ -1,8 +1,9 @@
 """The genetic algorithm of the paper (section 1.7 of its description), built on DEAP.
 
-The paper leaves selection and crossover open; `Operators` has what won the experiment in
-``benchmarks/ga_operators.py`` (decision 0009). The first individuals are cheap constructions
-and the running plan; a local search over the best follows when the objective says so.
+The paper leaves selection and crossover open; `Operators` has ours, and
+``benchmarks/ga_operators.py`` compares them with others. The first individuals are cheap
+constructions and the running plan; a local search over the best follows when the objective
+says so.
 """
 
 from __future__ import annotations
