@@ -189,15 +189,19 @@ def runs_on(kind: str, seed: int, num_devices: int) -> tuple[dict[str, Run], tup
     return found, min(best)
 
 
+def percent(gap: float) -> str:
+    return "too slow" if gap == inf else f"{gap:.2%}"
+
+
 def row(name: str, runs: Sequence[Run], best: Sequence[tuple[int, float]]) -> str:
-    """Return a line; more replicas under ``min_tps`` than the best has count as infinitely bad."""
+    """Return a line; with more replicas under ``min_tps`` than the best has, it is too slow."""
     gaps = [
         run.seconds / seconds - 1 if run.num_slow == num_slow else inf
         for run, (num_slow, seconds) in zip(runs, best, strict=True)
     ]
     hits = sum(gap <= 1e-9 for gap in gaps) / len(gaps)
     return (
-        f"| {name} | {hits:.0%} | {statistics.median(gaps):.2%} | {max(gaps):.2%} "
+        f"| {name} | {hits:.0%} | {percent(statistics.median(gaps))} | {percent(max(gaps))} "
         f"| {statistics.fmean(run.num_groupings for run in runs):.0f} "
         f"| {statistics.fmean(run.num_evaluated for run in runs):.0f} "
         f"| {statistics.fmean(run.cpu_seconds for run in runs):.2f} |"
