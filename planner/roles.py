@@ -25,8 +25,6 @@ _MAX_PAIRED: Final = 40
 # Sums in another order differ by less than this.
 _ROUNDING: Final = 1e-8
 _LEAST: Final = 1e-12
-# What a replica that is too slow for `min_tps` counts for in sums.
-_SLOW: Final = 1e-3
 
 
 class Score(NamedTuple):
@@ -73,10 +71,9 @@ def choose_roles(
 ) -> tuple[Score, tuple[Member, ...]]:
     """Return the best roles for groups that each hold the model, among those the rule admits.
 
-    Exact while the assignments are few. For many groups: sorted by PS/DS, the first k
-    prefill; the best numbers k are repaired by their sums (`planner.thresholds`), and the
-    best of these by the whole objective, one role at a time, until no change helps. Ties go
-    to the first assignment in order.
+    Exact while the assignments are few. For many groups those are compared whose sums are
+    best (`planner.thresholds`), and the best of them is repaired by the whole objective, one
+    role at a time, until no change helps. Ties go to the first assignment in order.
 
     Args:
         groups: What each is worth in each role.
@@ -146,7 +143,7 @@ class _Search:
     def promising(self, with_both: bool) -> Iterator[tuple[Role, ...]]:
         """Yield a few assignments that serve most requests per second, or nearly so."""
         prompts, answers = self._prompts, self._answers
-        if self._terms is not None:
+        if self._terms is not None and self._terms.counts_kv:
             # KV caches leave and arrive over links, whatever the other replicas are.
             prompts = [
                 min(rate, 1 / max(group.prefill.send_seconds, _LEAST))
@@ -156,9 +153,11 @@ class _Search:
                 min(rate, 1 / max(group.decode.receive_seconds, _LEAST))
                 for rate, group in zip(answers, self._groups, strict=True)
             ]
-        # Whoever is too slow for `min_tps` should decode only where nobody else can.
+        # Whoever is too slow for `min_tps` decodes only where nobody else can.
+        slow = 1.0 if all(self._slow) else 0.0
         fast_enough = [
-            rate * (_SLOW if slow else 1.0) for rate, slow in zip(answers, self._slow, strict=True)
+            rate * (slow if is_slow else 1.0)
+            for rate, is_slow in zip(answers, self._slow, strict=True)
         ]
         return promising_roles(prompts, fast_enough, with_both)
 

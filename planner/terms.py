@@ -74,6 +74,11 @@ class Terms:
         self._offered = [share for _, share in shares]
         self._work = _relative_work(costs, len(shares))
 
+    @property
+    def counts_kv(self) -> bool:
+        """Whether links limit the requests whose KV caches they carry."""
+        return self._objective.counts_kv
+
     def objective_seconds(self, members: Sequence[Member], flow: Flow) -> float:
         """Return seconds per request that counts, with the penalties of moves and energy."""
         seconds = 1 / max(self.good_rate(members, flow), _LEAST)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from itertools import product
 
 import pytest
 
+from broker.control import Link
 from broker.plan import Role
 from planner import roles as roles_module
 from planner.flow import Limit, balanced_parts, balanced_rate, request_seconds
-from planner.model import Roles, Workload
+from planner.model import Objective, Roles, Workload
 from planner.performance import Member, Options
+from planner.replicas import Fog
 from planner.roles import WORST, choose_roles, score
 from tests.planner import fogs
 
@@ -121,6 +124,50 @@ def test_the_threshold_with_repair_is_close_to_enumeration(
     assert min(ratios) >= 1 - 1e-9
     assert sum(ratio < 1 + 1e-9 for ratio in ratios) >= 25
     assert max(ratios) < 1.2
+
+
+def test_roles_of_many_unequal_replicas_are_those_of_enumeration() -> None:
+    rng = random.Random(4)
+    for _ in range(30):
+        num_groups = rng.randint(8, 10)
+        groups = []
+        for _ in range(num_groups):
+            # Sizes from 1 to 300: what is right for the large ones leaves an uneven rest.
+            prefill = 10 ** rng.uniform(0, 2.5)
+            decode = fogs.performance(
+                prefill, prefill * rng.uniform(0.1, 0.5), keeps_min_tps=rng.random() < 0.8
+            )
+            groups.append(Options(fogs.performance(prefill, 1), decode, decode))
+        exact, _ = choose_roles(groups, WORK, Roles.SEPARATE)
+        best = WORST
+        for chosen in product((Role.PREFILL, Role.DECODE), repeat=num_groups):
+            members = [
+                Member(role, getattr(group, role.value))
+                for role, group in zip(chosen, groups, strict=True)
+            ]
+            best = min(best, score(members, WORK, Roles.SEPARATE))
+        quick, _ = choose_roles(groups, WORK, Roles.SEPARATE, max_enumerated=1)
+        assert exact == best
+        assert quick.num_slow == best.num_slow
+        assert quick.request_seconds <= best.request_seconds * 1.001
+
+
+def test_links_do_not_decide_roles_where_kv_caches_do_not_count() -> None:
+    # Thirteen replicas, the faster ones with the slower links: too many for a last repair.
+    devices = [
+        fogs.device(
+            f"d{i:02}",
+            0.001 * (1 + i),
+            10**9,
+            link=Link(latency_seconds=0.001, bytes_per_second=1e4 * 2**i),
+        )
+        for i in range(13)
+    ]
+    fog = Fog(devices, fogs.model(4), WORK, Objective(counts_kv=False))
+    groups = [found for d in range(13) if (found := fog.options(1 << d))]
+    enumerated, _ = choose_roles(groups, fog.workload, Roles.SEPARATE, None, fog.terms, 2**13)
+    quick, _ = choose_roles(groups, fog.workload, Roles.SEPARATE, None, fog.terms, 1)
+    assert quick.request_seconds <= enumerated.request_seconds * 1.001
 
 
 def test_many_replicas_get_roles_quickly() -> None:
