@@ -1,11 +1,11 @@
 """Roles of many replicas: two sums that are to be large and even. Pure.
 
 Requests per second of each phase are sums over replicas, so a choice of roles is judged by
-two numbers. The best choice is a balance problem: exchanges of one or two roles end in choices
-from which only exchanging many helps, with 17 unequal replicas a fifth below the best. So all
-sums of prompts are walked in steps, and for each the most answers beside it are known (the
-dynamic program of a knapsack); steps round, so what comes out is repaired by exact sums. What
-comes out is compared by the whole objective in `planner.roles`.
+two numbers. The best choice is a balance problem: changes of one or two roles can end where
+only changing many helps, with ten unequal replicas up to a third below the best. So all sums
+of prompts are walked in steps, and for each the most answers beside it are known (the dynamic
+program of a knapsack). Steps round, so the choices are repaired by exact sums, and compared
+by the whole objective in `planner.roles`.
 """
 
 from __future__ import annotations
