@@ -12,7 +12,6 @@ from planner.flow import balanced_rate, flow_of, phase_rates
 from planner.model import Roles, Workload
 from planner.performance import Member, Options
 from planner.terms import Terms
-from planner.thresholds import promising_roles
 
 MAX_ENUMERATED: Final = 6561
 """All roles of eight replicas: with so many assignments a choice is exact."""
@@ -142,6 +141,9 @@ class _Search:
 
     def promising(self, with_both: bool) -> Iterator[tuple[Role, ...]]:
         """Yield a few assignments that serve most requests per second, or nearly so."""
+        # It needs numpy, which readers of plans do not.
+        from planner.thresholds import promising_roles
+
         prompts, answers = self._prompts, self._answers
         if self._terms is not None and self._terms.counts_kv:
             # KV caches leave and arrive over links, whatever the other replicas are.
