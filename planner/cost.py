@@ -162,7 +162,7 @@ def device_cost(
     """Return the device's tables for ``model`` and ``workload`` at its speed now.
 
     Raises:
-        KeyError: A kind of block was not measured.
+        ValueError: A kind of block was not measured; names the device.
     """
     lengths = workload.prompt_shares
     contexts = step_contexts(workload)
@@ -187,6 +187,12 @@ def device_cost(
     kinds = sorted(set(model.block_kinds))
     offloads = bool(model.ffn_bytes and device.host_memory_bytes and device.offloaded)
     extra_kinds = model.block_kinds if offloads else ()
+    for measured in (device.blocks, device.offloaded) if offloads else (device.blocks,):
+        if missing := [kind for kind in kinds if kind not in measured]:
+            where = " with host memory" if measured is device.offloaded else ""
+            raise ValueError(
+                f"device {device.id}: no times{where} of blocks of kind {', '.join(missing)}"
+            )
 
     def prompt_cost(num_tokens: int) -> PhaseCost:
         seconds = {kind: prompt(device.blocks[kind], num_tokens) for kind in kinds}

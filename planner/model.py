@@ -60,8 +60,9 @@ class DeviceSpec:
     busy_watts: float | None = None
 
     def __post_init__(self) -> None:
-        if self.memory_bytes < 0 or self.host_memory_bytes < 0:
-            raise ValueError(f"device {self.id}: memory_bytes must not be negative")
+        for name in ("memory_bytes", "host_memory_bytes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"device {self.id}: {name} must not be negative")
         if not (math.isfinite(self.speed) and self.speed > 0):
             raise ValueError(f"device {self.id}: speed must be a number greater than 0")
         if not self.blocks:

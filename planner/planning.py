@@ -60,7 +60,8 @@ def plan(
 
     Raises:
         InfeasiblePlanError: No group of devices holds the model; says what is missing.
-        ValueError: Two devices have one id.
+        ValueError: Two devices have one id, a device lacks times of a kind of block, or energy
+            counts and a device's power is unknown; names the devices.
     """
     return plan_outcome(devices, model, workload, objective, seed).plan
 
@@ -92,6 +93,8 @@ def bound(
 
     A linear program over groups of devices: exact over all of them up to the objective's
     ``exact_devices``, bounded from above beyond (`planner.group_bound` says why it holds).
+    0 where no group holds the model. Arguments are those of `plan`, as are errors about
+    devices; ``seed`` changes nothing.
     """
     # Like DEAP, HiGHS is imported by those who need it.
     from planner.group_bound import group_bound
@@ -223,7 +226,7 @@ def _gap(fog: Fog, solution: Solution, most: float) -> str:
     found = f"genetic algorithm, {solution.num_compared} groupings: "
     if rate <= 0:
         return f"{found}no request{what}"
-    gap = max(most / rate - 1, 0)
+    gap = max(1 - rate / most, 0)
     return (
         f"{found}{rate:.3g} requests per second{what}, "
         f"at most {gap:.0%} below the bound of {most:.3g}"

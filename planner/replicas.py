@@ -37,7 +37,8 @@ class Fog:
         kinds: [N], numbered from 0; devices of one kind can stand for each other.
 
     Raises:
-        ValueError: Two devices have one id, or energy counts and a device's power is unknown.
+        ValueError: Two devices have one id, a device lacks times of a kind of block, or energy
+            counts and a device's power is unknown.
     """
 
     def __init__(

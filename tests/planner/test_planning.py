@@ -6,6 +6,7 @@ import itertools
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -296,6 +297,14 @@ def test_no_device_and_doubled_ids_are_errors() -> None:
     twin = fogs.device("a", 0.001, 5_000_000)
     with pytest.raises(ValueError, match="more than once: a"):
         planner.plan([twin, twin], model, WORKLOAD)
+
+
+@pytest.mark.parametrize("entry", [planner.plan, planner.exact, planner.bound])
+def test_a_device_that_lacks_times_of_a_block_is_named(entry: Callable[..., object]) -> None:
+    devices = [fogs.device("a", 0.001, 5_000_000), fogs.device("b", 0.001, 5_000_000)]
+    lacking = replace(devices[1], blocks={"other": devices[1].blocks["full"]})
+    with pytest.raises(ValueError, match="device b: no times of blocks of kind full"):
+        entry([devices[0], lacking], fogs.model(), WORKLOAD)
 
 
 def test_the_running_plan_is_assessed_with_the_speeds_of_now() -> None:
