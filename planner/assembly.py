@@ -19,11 +19,9 @@ from broker.plan import (
 from planner.cost import hop_seconds
 from planner.explain import format_bytes, format_seconds, idle_reason
 from planner.flow import flow_of
-from planner.model import Roles
 from planner.performance import Member
 from planner.replicas import Fog
-from planner.roles import score
-from planner.search import Solution
+from planner.search import Solution, best_single
 
 _ROLE_ORDER = (Role.PREFILL, Role.DECODE, Role.BOTH)
 
@@ -65,13 +63,6 @@ def assemble(fog: Fog, solution: Solution, optimality: str) -> Plan:
         best_single_device=_single_device(fog),
         optimality=optimality,
     )
-
-
-def best_single(fog: Fog) -> Member | None:
-    """Return the best device that holds the whole model within its memory, doing both."""
-    options = [fog.options(1 << device) for device in range(fog.num_devices)]
-    alone = [Member(Role.BOTH, option.both) for option in options if option is not None]
-    return min(alone, key=lambda m: score([m], fog.workload, Roles.MIXED, fog.terms), default=None)
 
 
 def _single_device(fog: Fog) -> SingleDevice | None:

@@ -7,7 +7,9 @@ from typing import Final
 from planner.cost import DeviceCost
 from planner.model import InfeasiblePlanError
 from planner.replicas import Fog
-from planner.search import Solution
+from planner.rival import SLOWEST, Rival
+from planner.roles import Score
+from planner.search import Solution, rival_of
 
 MOST_NAMED: Final = 8
 """More devices than this are counted in an error, not listed."""
@@ -110,7 +112,10 @@ def idle_reason(fog: Fog, device: int, solution: Solution) -> str:
         )
     chosen = solution.score
     with_it = solution.best_with.get(device)
+    rival = rival_of(fog)
     if with_it is not None:
+        if rival is not None and with_it.is_behind > chosen.is_behind:
+            return _behind_reason(with_it, rival)
         if with_it.is_mixed > chosen.is_mixed:
             return "with it no two complete replicas are possible, so prefill would stall decode"
         if with_it.num_slow > chosen.num_slow:
@@ -130,7 +135,26 @@ def idle_reason(fog: Fog, device: int, solution: Solution) -> str:
         return "with it the plan is not faster"
     if solution.best_with:
         return "no replica that includes it holds the model in whole layers"
+    if rival is not None:
+        return f"no better plan that uses it was found that is not behind {rival.device} alone"
     return "no better plan that uses it was found"
+
+
+def _behind_reason(with_it: Score, rival: Rival) -> str:
+    own = rival.times
+    rate, alone = 1 / with_it.request_seconds, 1 / own.request
+    if with_it.objective_seconds > own.objective * (1 + 1e-6):
+        return f"the best plan that uses it serves less than {rival.device} alone"
+    what = (
+        f"a lone request takes {format_seconds(with_it.latency_seconds)} instead of "
+        f"{format_seconds(own.latency)}"
+        if with_it.latency_seconds > own.latency * (1 + 1e-6)
+        else f"some requests take more than {SLOWEST:g} times as long"
+    )
+    return (
+        f"it would make answers later than {rival.device} alone: {what}, for {rate:.3g} requests "
+        f"per second instead of {alone:.3g}"
+    )
 
 
 def _that_counts(fog: Fog) -> str:

@@ -276,6 +276,9 @@ class Objective:
             a target, plans are compared by the requests per second that meet it (goodput).
         horizon_seconds: How long a plan is expected to serve. Loading what the running plan
             has not loaded counts as time in which nothing is served. 0: moves are free.
+        rival_load: Where one device holds the model, a plan serves at least as many requests
+            as the best such device, and answers as soon at this share of what that device
+            serves (`planner.rival`); None: the device is not looked at.
         energy_weight: Share of its requests per second that a plan may lose for every joule
             per token that it saves; 0: energy does not count.
         population: Individuals of the genetic algorithm.
@@ -293,6 +296,7 @@ class Objective:
     ttft_seconds: float | None = None
     tpot_seconds: float | None = None
     horizon_seconds: float = 3600.0
+    rival_load: float | None = 0.3
     energy_weight: float = 0.0
     population: int = 64
     generations: int = 100
@@ -310,6 +314,8 @@ class Objective:
         for name in ("horizon_seconds", "energy_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be a number that is not negative")
+        if self.rival_load is not None and not 0 <= self.rival_load < 1:
+            raise ValueError("rival_load must be a share from 0 to less than 1")
         if self.population < 4 or self.generations < 1 or not 0 < self.elites <= self.population:
             raise ValueError(
                 "the genetic algorithm needs population >= 4, generations >= 1, elites"

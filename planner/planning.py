@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from broker.plan import Plan
-from planner.assembly import assemble, best_single
+from planner.assembly import assemble
 from planner.explain import infeasible
 from planner.flow import flow_of
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
 from planner.oracle import enumerate_groupings
 from planner.performance import Options
 from planner.replicas import Fog
-from planner.roles import WORST, Score, choose_roles, score
-from planner.search import Groupings, Solution
+from planner.roles import WORST, Score, choose_roles
+from planner.search import Groupings, Solution, best_single, rival_of
 
 # With `Roles.AUTO`, separate roles may cost this factor in throughput.
 _AUTO_FACTOR: Final = 2.0
@@ -148,18 +148,21 @@ def reassess(
     # How good its stages were, without what was said of the roles of then.
     optimality = running.optimality.partition(_MIXED)[0]
 
+    rival = rival_of(fog)
+
     def choose(roles: Roles) -> tuple[Solution, str]:
-        return Solution(*choose_roles(options, fog.workload, roles, None, fog.terms)), optimality
+        found = choose_roles(options, fog.workload, roles, terms=fog.terms, rival=rival)
+        return Solution(*found), optimality
 
     return _planned(fog, choose) if options else None
 
 
 def _planned(fog: Fog, search: _Search) -> Outcome:
-    """Search as the objective says about roles, and never for less than the best device.
+    """Search as the objective says about roles, and not behind the best device.
 
-    Serving at least what the best device serves alone goes before keeping roles separate:
-    when every plan with separate roles is slower than that device, roles may be mixed under
-    `Roles.SEPARATE` too, and the plan says so.
+    Standing beside the best device alone (`planner.rival`) goes before keeping roles separate:
+    when every plan with separate roles is behind it, roles may be mixed under
+    `Roles.SEPARATE` too. The last resort is that device, doing both.
     """
     roles = fog.objective.roles
     wanted = Roles.SEPARATE if roles is Roles.AUTO else roles
@@ -167,22 +170,20 @@ def _planned(fog: Fog, search: _Search) -> Outcome:
     if solution.score >= WORST:
         raise infeasible(fog)
     if wanted is Roles.SEPARATE:
-        factor = _AUTO_FACTOR if roles is Roles.AUTO else None
-        single = best_single(fog)
-        rival = solution.score
-        if single is not None:
-            alone = score([single], fog.workload, Roles.MIXED, fog.terms).objective_seconds
-            if alone < rival.objective_seconds * (1 - 1e-9):
-                # A fog that separates roles only to be slower than one of its devices would
-                # be a loss to everybody: then roles may be mixed.
-                factor = 1.0
-        if factor is not None:
+        found = solution.score
+        rival = rival_of(fog)
+        is_forced = rival is not None and bool(found.is_behind or found.is_mixed)
+        if is_forced or roles is Roles.AUTO:
             mixed, mixed_optimality = search(Roles.MIXED)
-            if mixed.score.objective_seconds * factor < rival.objective_seconds * (1 - 1e-9):
+            factor = 1.0 if is_forced else _AUTO_FACTOR
+            gains = mixed.score.objective_seconds * factor < found.objective_seconds * (1 - 1e-9)
+            if (mixed.score.is_behind, not gains) < (found.is_behind, True):
                 solution = mixed
-                optimality = (
-                    f"{mixed_optimality}{_MIXED}: separate ones would serve "
-                    f"{1 / rival.request_seconds:.3g} requests per second"
+                optimality = f"{mixed_optimality}{_MIXED}: " + (
+                    f"separate ones would be behind {rival.device} alone"
+                    if rival is not None and is_forced
+                    else "separate ones would serve "
+                    f"{1 / found.request_seconds:.3g} requests per second"
                 )
     return Outcome(assemble(fog, solution, optimality), solution.score)
 
@@ -195,6 +196,9 @@ def _searched(
     from planner.evolve import evolve
 
     groupings = Groupings(fog, roles)
+    # What may be left when all else is behind it.
+    single = best_single(fog)
+    start = start if single is None else [*start, [single.performance.devices]]
     if fog.num_devices > fog.objective.exact_devices:
         from planner.group_bound import market
         from planner.packing import packed_grouping

@@ -10,7 +10,8 @@ from typing import Final, NamedTuple
 from broker.plan import Role
 from planner.flow import balanced_rate, flow_of, phase_rates
 from planner.model import Roles, Workload
-from planner.performance import Member, Options
+from planner.performance import Member, Options, Performance
+from planner.rival import Rival, Times
 from planner.terms import Terms
 
 MAX_ENUMERATED: Final = 6561
@@ -34,6 +35,8 @@ class Score(NamedTuple):
     in the order of device ids, in the genetic algorithm in the order of their bit masks.
 
     Attributes:
+        is_behind: 1 when the best device alone serves more requests or answers sooner
+            (`planner.rival`), else 0.
         is_mixed: 1 when roles should be separate and are not, else 0.
         num_slow: Decoding replicas that give not even one request ``min_tps``.
         objective_seconds: Seconds per request that counts: one that meets the targets, where
@@ -45,6 +48,7 @@ class Score(NamedTuple):
         num_devices: Devices in use.
     """
 
+    is_behind: int
     is_mixed: int
     num_slow: int
     objective_seconds: float
@@ -53,7 +57,7 @@ class Score(NamedTuple):
     num_devices: int
 
 
-WORST: Final = Score(2, 0, inf, inf, inf, 0)
+WORST: Final = Score(2, 2, 0, inf, inf, inf, 0)
 
 
 RoleRule = Callable[[Sequence[Member]], bool]
@@ -67,6 +71,7 @@ def choose_roles(
     rule: RoleRule | None = None,
     terms: Terms | None = None,
     max_enumerated: int = MAX_ENUMERATED,
+    rival: Rival | None = None,
 ) -> tuple[Score, tuple[Member, ...]]:
     """Return the best roles for groups that each hold the model, among those the rule admits.
 
@@ -81,10 +86,11 @@ def choose_roles(
         rule: What may be used at all.
         terms: What the objective adds to the paper's.
         max_enumerated: Up to so many assignments are enumerated.
+        rival: What the choice should not be behind; None: nothing.
     """
     if not groups:
         return WORST, ()
-    search = _Search(groups, workload, roles, rule, terms)
+    search = _Search(groups, workload, roles, rule, terms, rival)
     allowed = _allowed(len(groups), roles)
     if len(allowed) ** len(groups) <= max_enumerated:
         return search.best(product(allowed, repeat=len(groups)))
@@ -127,12 +133,14 @@ class _Search:
         roles: Roles,
         rule: RoleRule | None,
         terms: Terms | None,
+        rival: Rival | None,
     ) -> None:
         self._groups = groups
         self._workload = workload
         self._roles = roles
         self._rule = rule
         self._terms = terms
+        self._rival = rival
         self._slow = [not group.decode.keeps_min_tps for group in groups]
         self._slow_both = [not group.both.keeps_min_tps for group in groups]
         self._prompts = [phase_rates(group.prefill, workload)[0] for group in groups]
@@ -177,7 +185,7 @@ class _Search:
         best_members: tuple[Member, ...] = ()
         for least, _, chosen in sorted(ranked):
             worst = best.objective_seconds * (1 + _ROUNDING)
-            if least > (best.is_mixed, best.num_slow, worst):
+            if least > (best.is_behind, best.is_mixed, best.num_slow, worst):
                 break
             members = tuple(
                 [
@@ -185,12 +193,12 @@ class _Search:
                     for role, group in zip(chosen, self._groups, strict=True)
                 ]
             )
-            found = score(members, self._workload, self._roles, self._terms)
+            found = score(members, self._workload, self._roles, self._terms, self._rival)
             if found < best and (self._rule is None or self._rule(members)):
                 best, best_members = found, members
         return best, best_members
 
-    def _least(self, chosen: tuple[Role, ...]) -> tuple[int, int, float] | None:
+    def _least(self, chosen: tuple[Role, ...]) -> tuple[int, int, int, float] | None:
         """Return what the first values of a score are at least; None if a phase is missing."""
         prompts = answers = 0.0
         num_slow = 0
@@ -208,11 +216,31 @@ class _Search:
         if rate <= 0:
             return None
         # Rounded, so that the order of a sum does not decide the order of equals.
-        return int(bool(shared) and self._roles is not Roles.MIXED), num_slow, round(1 / rate, 12)
+        seconds = round(1 / rate, 12)
+        is_mixed = bool(shared) and self._roles is not Roles.MIXED
+        return int(self._must_be_behind(chosen, num_slow, seconds)), is_mixed, num_slow, seconds
+
+    def _must_be_behind(self, chosen: tuple[Role, ...], num_slow: int, seconds: float) -> bool:
+        """Whether a choice is behind even if it serves so many requests, and KV moves at once."""
+        if self._rival is None:
+            return False
+        found = [
+            getattr(group, role.value) for group, role in zip(self._groups, chosen, strict=True)
+        ]
+        latency = _latency(
+            [p for p, role in zip(found, chosen, strict=True) if role is not Role.DECODE],
+            [p for p, role in zip(found, chosen, strict=True) if role is not Role.PREFILL],
+            self._workload,
+        )
+        return self._rival.leaves_behind(Times(num_slow, seconds, seconds, *latency))
 
 
 def score(
-    members: Sequence[Member], workload: Workload, roles: Roles, terms: Terms | None = None
+    members: Sequence[Member],
+    workload: Workload,
+    roles: Roles,
+    terms: Terms | None = None,
+    rival: Rival | None = None,
 ) -> Score:
     """Return how good a set of replicas is; `WORST` when a phase has no replica.
 
@@ -224,21 +252,34 @@ def score(
         return WORST
     flow = flow_of(members, workload, terms)
     seconds = objective_seconds = 1 / max(flow.rate, 1e-12)
-    ttft = _mean([p.ttft_seconds for p in prefills], [p.prefill_rate for p in prefills])
-    tpot = _mean([p.tpot_seconds for p in decodes], [p.decode_rate for p in decodes])
+    latency, slowest = _latency(prefills, decodes, workload)
     if terms is not None:
         objective_seconds = terms.objective_seconds(members, flow)
         if len(members) <= _MAX_PAIRED:
-            ttft += terms.kv_times(members, flow).exposed_seconds
+            latency += terms.kv_times(members, flow).exposed_seconds
     mixed = roles is not Roles.MIXED and any(m.role is Role.BOTH for m in members)
+    num_slow = sum(not p.keeps_min_tps for p in decodes)
+    times = Times(num_slow, objective_seconds, seconds, latency, slowest)
     return Score(
+        int(rival is not None and rival.leaves_behind(times)),
         int(mixed),
-        sum(not p.keeps_min_tps for p in decodes),
+        num_slow,
         _rounded(objective_seconds),
         _rounded(seconds),
-        _rounded(ttft + workload.answer_tokens * tpot),
+        _rounded(latency),
         sum(len(m.performance.devices) for m in members),
     )
+
+
+def _latency(
+    prefills: Sequence[Performance], decodes: Sequence[Performance], workload: Workload
+) -> tuple[float, float]:
+    """Return a lone request's time without KV transfer: mean over replicas, and the longest."""
+    ttfts, tpots = [p.ttft_seconds for p in prefills], [p.tpot_seconds for p in decodes]
+    ttft = _mean(ttfts, [p.prefill_rate for p in prefills])
+    tpot = _mean(tpots, [p.decode_rate for p in decodes])
+    tokens = workload.answer_tokens
+    return ttft + tokens * tpot, max(ttfts) + tokens * max(tpots)
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from broker.plan import Role
 from planner.cost import DeviceCost
 from planner.model import Objective, Roles, Workload
 from planner.performance import Member, Options
-from planner.roles import MAX_ENUMERATED, WORST, RoleRule, Score, choose_roles
+from planner.rival import Rival, Times
+from planner.roles import MAX_ENUMERATED, WORST, RoleRule, Score, choose_roles, score
 from planner.terms import Terms
 
 # Assignments of roles that take no longer to enumerate than a group to evaluate.
@@ -47,6 +49,36 @@ class GroupTable(Protocol):
         """Return what a group (a bit mask) is worth; None when the model does not fit in it."""
 
 
+def best_single(table: GroupTable) -> Member | None:
+    """Return the best device that holds the whole model within its memory, doing both."""
+    options = [table.options(1 << device) for device in range(table.num_devices)]
+    alone = [Member(Role.BOTH, option.both) for option in options if option is not None]
+    return min(alone, key=lambda m: _alone(table, m), default=None)
+
+
+def rival_of(table: GroupTable) -> Rival | None:
+    """Return what no plan should be behind; None where the objective is the paper's alone."""
+    load = table.objective.rival_load
+    if table.terms is None or load is None or (single := best_single(table)) is None:
+        return None
+    found = _alone(table, single)
+    return Rival(
+        table.costs[single.performance.devices[0]].id,
+        Times(
+            found.num_slow,
+            found.objective_seconds,
+            found.request_seconds,
+            found.latency_seconds,
+            found.latency_seconds,
+        ),
+        load,
+    )
+
+
+def _alone(table: GroupTable, member: Member) -> Score:
+    return score([member], table.workload, Roles.MIXED, table.terms)
+
+
 @dataclass(frozen=True, slots=True)
 class Solution:
     """Replicas and how good they are.
@@ -68,6 +100,7 @@ class Groupings:
     """Scores of groupings for one fog and one choice of roles, each computed once.
 
     Attributes:
+        rival: What no solution should be behind; None: nothing.
         max_enumerated: Up to so many assignments of roles are enumerated. All that a small
             fog can have are, since exact enumeration of groupings shares these scores.
     """
@@ -76,6 +109,7 @@ class Groupings:
         self.fog = fog
         self.roles = roles
         self.rule = rule
+        self.rival = rival_of(fog)
         is_small = fog.num_devices <= fog.objective.exact_devices
         self.max_enumerated = MAX_ENUMERATED if is_small else _FEW
         self._scores: dict[tuple[int, ...], Solution] = {}
@@ -93,6 +127,7 @@ class Groupings:
                 self.rule,
                 self.fog.terms,
                 self.max_enumerated,
+                self.rival,
             )
             found = self._scores[usable] = Solution(score, members)
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 import msgspec.structs
 
@@ -73,6 +74,14 @@ class Decision:
     reason: str
 
 
+# What no gain in requests per second outweighs, and what it means when it gets better.
+_FIRST: Final = {
+    "is_behind": "the running plan is behind the best device alone",
+    "is_mixed": "roles can be separate now",
+    "num_slow": "streams become fast enough",
+}
+
+
 def decide(running: Plan | None, kept: Outcome | None, best: Outcome, min_gain: float) -> Decision:
     """Return the best plan when it repays the move, else the running plan's stages.
 
@@ -89,13 +98,12 @@ def decide(running: Plan | None, kept: Outcome | None, best: Outcome, min_gain: 
         return Decision(best, False, "the running plan is broken")
     if {r.id for r in best.plan.replicas} == {r.id for r in kept.plan.replicas}:
         return Decision(kept, True, "the same replicas are the best again")
-    if best.score[:2] < kept.score[:2]:
-        what = (
-            "roles can be separate now"
-            if best.score.is_mixed < kept.score.is_mixed
-            else "streams become fast enough"
-        )
-        return Decision(best, False, what)
+    for name, what in _FIRST.items():
+        better, worse = getattr(best.score, name), getattr(kept.score, name)
+        if better != worse:
+            if better < worse:
+                return Decision(best, False, what)
+            break
     gain = kept.score.objective_seconds / best.score.objective_seconds - 1
     if gain >= min_gain:
         return Decision(best, False, f"{gain:.0%} more requests per second")

@@ -52,7 +52,10 @@ def single_text(problem: Problem, devices: Sequence[DeviceSpec], plan: Plan) -> 
         return _no_single_text(problem, devices)
     used = {stage.device for replica in plan.replicas for stage in replica.stages}
     if used == {single.device}:
-        return f"The plan is the best single device, {single.device}: no group is faster."
+        return (
+            f"The plan is the best single device, {single.device}: no group serves more and "
+            "answers as soon."
+        )
     rate, alone = _rate(plan.predicted), _rate(single.predicted)
     what = " within the targets" if problem.objective.has_targets else ""
     return (

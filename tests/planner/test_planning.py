@@ -56,14 +56,12 @@ def check_invariants(
         assert replica.id == replica_id(model.revision, model.weights, stages)
     roles = {replica.role for replica in plan.replicas}
     if Role.BOTH in roles and len(plan.replicas) > 1:
-        # Roles are mixed only where separate ones would be slower than one device alone.
+        # Roles are mixed only where separate ones would be behind one device alone.
         fog = Fog(devices, model, workload, Objective())
-        separate = enumerate_groupings(fog, Roles.SEPARATE).score.request_seconds
+        separate = enumerate_groupings(fog, Roles.SEPARATE).score
         assert plan.best_single_device is not None
-        alone = plan.best_single_device.predicted.requests_per_second
-        assert alone is not None
-        assert alone > 1 / separate
-        assert plan.optimality.count("roles are mixed: separate ones would serve") == 1
+        assert separate.is_behind or separate.is_mixed
+        assert plan.optimality.count("roles are mixed: separate ones would be behind") == 1
     else:
         assert roles in ({Role.BOTH}, {Role.PREFILL, Role.DECODE})
 
@@ -324,7 +322,7 @@ def test_the_running_plan_is_assessed_with_the_speeds_of_now() -> None:
 
 
 def test_what_is_said_of_mixed_roles_is_said_once_however_often_the_plan_is_assessed() -> None:
-    devices, model = fogs.random_fog(2751, 2, 1, 0.9, 1.4)
+    devices, model = fogs.random_fog(2701, 2, 1, 0.9, 1.4)
     plan = planner.plan(devices, model, WORKLOAD)
     assert {replica.role for replica in plan.replicas} == {Role.PREFILL, Role.BOTH}
     for _ in range(2):

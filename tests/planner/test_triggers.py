@@ -22,7 +22,7 @@ def outcome(seconds: float, replicas: str = "ab", is_mixed: int = 0, num_slow: i
 
     chosen = [msgspec.structs.replace(any_replica, id=letter) for letter in replicas]
     plan = msgspec.structs.replace(plan_outcome(devices, model, WORKLOAD).plan, replicas=chosen)
-    return Outcome(plan, Score(is_mixed, num_slow, seconds, seconds, 1.0, 4))
+    return Outcome(plan, Score(0, is_mixed, num_slow, seconds, seconds, 1.0, 4))
 
 
 RUNNING: Plan = outcome(1.0).plan
