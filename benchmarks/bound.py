@@ -101,7 +101,7 @@ def _rows(sizes: list[int], num_seeds: int) -> Iterator[Row]:
             for seed in range(num_seeds):
                 devices = make(num_devices, seed)
                 for counts_kv in (True, False):
-                    objective = Objective(counts_kv=counts_kv)
+                    objective = Objective(counts_kv=counts_kv, rival_load=None)
                     yield _row(sort, devices, model, objective, seed)
 
 

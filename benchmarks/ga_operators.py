@@ -47,7 +47,7 @@ EXACT_DEVICES: Final = 7
 # Enough to use the budget up; small fogs may not have as many groupings.
 MAX_GENERATIONS: Final = 300
 DEFAULT: Final = Operators()
-OBJECTIVE: Final = Objective(exact_devices=EXACT_DEVICES)
+OBJECTIVE: Final = Objective(exact_devices=EXACT_DEVICES, rival_load=None)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def idle_reason(fog: Fog, device: int, solution: Solution) -> str:
     rival = rival_of(fog)
     if with_it is not None:
         if rival is not None and with_it.is_behind > chosen.is_behind:
-            return _behind_reason(with_it, rival)
+            return _behind_reason(fog, with_it, rival)
         if with_it.is_mixed > chosen.is_mixed:
             return "with it no two complete replicas are possible, so prefill would stall decode"
         if with_it.num_slow > chosen.num_slow:
@@ -140,11 +140,14 @@ def idle_reason(fog: Fog, device: int, solution: Solution) -> str:
     return "no better plan that uses it was found"
 
 
-def _behind_reason(with_it: Score, rival: Rival) -> str:
+def _behind_reason(fog: Fog, with_it: Score, rival: Rival) -> str:
     own = rival.times
     rate, alone = 1 / with_it.request_seconds, 1 / own.request
     if with_it.objective_seconds > own.objective * (1 + 1e-6):
-        return f"the best plan that uses it serves less than {rival.device} alone"
+        return (
+            f"the best plan that uses it takes {format_seconds(with_it.objective_seconds)} per "
+            f"request{_that_counts(fog)}, {rival.device} alone {format_seconds(own.objective)}"
+        )
     what = (
         f"a lone request takes {format_seconds(with_it.latency_seconds)} instead of "
         f"{format_seconds(own.latency)}"

@@ -265,7 +265,7 @@ class Objective:
     The base is the paper's: the slower phase, ``max(N_P/sum PS, N_D/sum DS)`` seconds per
     request. `planner.roles.Score` lists what is compared, in which order, and
     `planner.terms` says what each of the following adds to it. With ``counts_kv=False``, no
-    targets, no price of energy and no buckets the objective is the paper's.
+    rival, no targets, no price of energy and no buckets the objective is the paper's.
 
     Attributes:
         roles: Which roles may be used.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from broker.plan import Plan
+from broker.plan import Plan, Role
 from planner.assembly import assemble
 from planner.explain import infeasible
 from planner.flow import flow_of
@@ -176,15 +176,18 @@ def _planned(fog: Fog, search: _Search) -> Outcome:
         if is_forced or roles is Roles.AUTO:
             mixed, mixed_optimality = search(Roles.MIXED)
             factor = 1.0 if is_forced else _AUTO_FACTOR
-            gains = mixed.score.objective_seconds * factor < found.objective_seconds * (1 - 1e-9)
-            if (mixed.score.is_behind, not gains) < (found.is_behind, True):
-                solution = mixed
-                optimality = f"{mixed_optimality}{_MIXED}: " + (
-                    f"separate ones would be behind {rival.device} alone"
-                    if rival is not None and is_forced
-                    else "separate ones would serve "
-                    f"{1 / found.request_seconds:.3g} requests per second"
-                )
+            # Where roles may be mixed anyway, devices are idle for what they would do so.
+            needed = found.objective_seconds * (1 + 1e-9 if is_forced else 1 - 1e-9)
+            is_worse = mixed.score.objective_seconds * factor >= needed
+            if (mixed.score.is_behind, is_worse) < (found.is_behind, True):
+                solution, optimality = mixed, mixed_optimality
+                if any(m.role is Role.BOTH for m in mixed.members) and len(mixed.members) > 1:
+                    optimality += f"{_MIXED}: " + (
+                        f"separate ones would be behind {rival.device} alone"
+                        if rival is not None and is_forced
+                        else "separate ones would serve "
+                        f"{1 / found.request_seconds:.3g} requests per second"
+                    )
     return Outcome(assemble(fog, solution, optimality), solution.score)
 
 

@@ -60,7 +60,6 @@ class Rival(NamedTuple):
         if plan.num_slow < own.num_slow:
             return False
         room = 1 - self.load * plan.request / own.request
-        return (
-            plan.latency * (1 - self.load) > own.latency * room * (1 + _ROUNDING)
-            or plan.slowest > SLOWEST * own.latency * (1 + _ROUNDING)
-        )
+        return plan.latency * (1 - self.load) > own.latency * room * (
+            1 + _ROUNDING
+        ) or plan.slowest > SLOWEST * own.latency * (1 + _ROUNDING)

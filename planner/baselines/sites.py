@@ -87,7 +87,9 @@ class FogSite:
     ) -> None:
         self.devices = tuple(devices)
         self.model = model
-        self.table: Fog = Fog(devices, model, workload, objective or Objective())
+        # Compared are plans for most requests, whatever a device alone would do.
+        chosen = objective or Objective(rival_load=None)
+        self.table: Fog = Fog(devices, model, workload, chosen)
         self.network: Network = network_of(devices)
         self.kv_bytes_per_token: float = kv_bytes_per_token(model)
         self.num_layers: int = model.num_layers

@@ -25,7 +25,7 @@ from planner.terms import Terms
 from tests.planner import fogs
 
 WORKLOAD = Workload(prompt_tokens=128, answer_tokens=96, context_tokens=512)
-PAPER = Objective(counts_kv=False)
+PAPER = Objective(counts_kv=False, rival_load=None)
 
 
 def whole_devices(rates: Sequence[float], **changes: object) -> tuple[list[DeviceSpec], ModelSpec]:

@@ -35,7 +35,7 @@ def unequal_fog(seed: int, num_devices: int = 4) -> tuple[list[DeviceSpec], Mode
 
 def gpu_box_and_two_pis() -> tuple[list[DeviceSpec], ModelSpec]:
     shape, catalogue = load_models()["llama-3.1-8b"], load_devices().devices
-    names = {"gpu-box": "rtx-3060-12gb", "pi-a": "raspberry-pi-4-8gb", "pi-b": "raspberry-pi-4-8gb"}
+    names = {"gpu-box": "rtx-3060-12gb", "pi-a": "raspberry-pi-4-4gb", "pi-b": "raspberry-pi-4-4gb"}
     devices = [
         catalogue[name].spec(device, shape, WeightFormat.INT4) for device, name in names.items()
     ]
@@ -105,7 +105,7 @@ def test_a_device_too_slow_for_a_reader_leaves_no_plan_behind_that_is_fast_enoug
 
 
 @pytest.mark.parametrize("roles", list(Roles))
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_genetic_algorithm_finds_what_the_oracle_finds(seed: int, roles: Roles) -> None:
     devices, model = unequal_fog(seed, 5)
     fog = Fog(devices, model, WORK, Objective())
@@ -117,7 +117,7 @@ def test_the_genetic_algorithm_finds_what_the_oracle_finds(seed: int, roles: Rol
 
 
 def test_many_devices_are_not_behind_either() -> None:
-    devices, model = unequal_fog(3, 6)
+    devices, model = unequal_fog(3, 5)
     certified = plan_outcome(devices, model, WORK, QUICK)
 
     searched = plan_outcome(devices, model, WORK, replace(QUICK, exact_devices=3))
