@@ -102,7 +102,8 @@ class Result:
     """All that a run leaves.
 
     Attributes:
-        duration_seconds: First arrival to last event of a request.
+        duration_seconds: First arrival to last token; to the last event where a request stays
+            unfinished.
         kv_bytes_moved: Between replicas.
     """
 

@@ -342,7 +342,10 @@ class _Simulation:
 
     def _result(self) -> Result:
         begin = self._lives[0].request.arrival_seconds
-        duration = max(self._now - begin, 1e-12)
+        ends = [life.finish for life in self._lives if not life.is_refused]
+        # What goes wrong after the last answer is no part of the run.
+        end = self._now if any(map(isnan, ends)) else max(ends, default=self._now)
+        duration = max(end - begin, 1e-12)
         return Result(
             records=tuple(life.record() for life in self._lives),
             stages=self._fleet.stage_uses(duration),

@@ -190,6 +190,17 @@ def test_requests_wait_for_a_new_plan_when_no_replica_is_left() -> None:
     assert replaced.records[1].prefill_start >= 9.0
 
 
+def test_a_run_ends_with_its_last_token_whatever_goes_wrong_afterwards() -> None:
+    replicas = [both("a"), both("b")]
+    faults = (DeviceLoss(3600.0, "a-device"), PlanChange(7200.0, (both("b"),)))
+
+    quiet = run(replicas, at(0.0, 1.0, answer=50))
+    late = run(replicas, at(0.0, 1.0, answer=50), faults=faults)
+
+    assert late.duration_seconds == max(record.finish for record in late.records)
+    assert late.summary() == quiet.summary()
+
+
 def test_replicas_that_a_new_plan_leaves_out_finish_what_they_have() -> None:
     result = run([both("old")], at(0.0, 3.0, answer=501), faults=(PlanChange(2.0, (both("new"),)),))
 
