@@ -98,7 +98,7 @@ def small_site(num_devices: int = 5, exact_devices: int = 8) -> FogSite:
         for n in range(num_devices)
     ]
     work = Workload(prompt_tokens=100, answer_tokens=60, context_tokens=400, min_tps=7.0)
-    return FogSite(devices, spec, work, Objective(exact_devices=exact_devices))
+    return FogSite(devices, spec, work, Objective(rival_load=None, exact_devices=exact_devices))
 
 
 def drawn(seed: int, period: float = 0.5, number: int = 25) -> tuple[SimRequest, ...]:
@@ -252,7 +252,11 @@ def test_the_speed_rule_admits_equal_speeds_and_refuses_faster_decoders() -> Non
 
 @pytest.mark.parametrize("traffic", list(TRAFFIC))
 def test_every_system_of_a_catalogue_fog_serves_every_request(traffic: str) -> None:
-    site = fog_site("one-gpu-box", traffic, Objective(exact_devices=2, population=8, generations=2))
+    site = fog_site(
+        "one-gpu-box",
+        traffic,
+        Objective(rival_load=None, exact_devices=2, population=8, generations=2),
+    )
     lengths = TRAFFIC[traffic]
     rng = np.random.default_rng(3)
     sample = requests(fixed_period(8, 5.0), lengths.prompt.lengths(), lengths.answer.lengths(), rng)
