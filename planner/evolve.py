@@ -116,6 +116,7 @@ def evolve(
     start: Iterable[Sequence[Sequence[int]]] = (),
     operators: Operators = Operators(),
     max_groupings: int | None = None,
+    effort: float = 1.0,
 ) -> Solution:
     """Return the best grouping that the genetic algorithm finds.
 
@@ -129,6 +130,8 @@ def evolve(
         operators: Selection, crossover and how it begins.
         max_groupings: New groupings after which no generation begins, however dear they are
             to evaluate; None for the usual limit.
+        effort: The part of the usual limits that may be spent; less where it begins from
+            something good.
     """
     # An empty `Groupings` is false, so `or` would lose what is to be shared.
     shared = Groupings(fog, roles) if groupings is None else groupings
@@ -137,7 +140,7 @@ def evolve(
     state = random.getstate()
     random.seed(seed)
     try:
-        run = _Evolution(fog, shared, operators, random.Random(seed))
+        run = _Evolution(fog, shared, operators, random.Random(seed), effort)
         return run.found(given, len(shared) + max_groupings if max_groupings else None)
     finally:
         random.setstate(state)
@@ -147,7 +150,12 @@ class _Evolution:
     """One run."""
 
     def __init__(
-        self, fog: GroupTable, groupings: Groupings, operators: Operators, rng: random.Random
+        self,
+        fog: GroupTable,
+        groupings: Groupings,
+        operators: Operators,
+        rng: random.Random,
+        effort: float,
     ) -> None:
         self.fog = fog
         self.objective = fog.objective
@@ -157,6 +165,7 @@ class _Evolution:
         self.select = SELECTIONS[operators.selection]
         self.cross = CROSSOVERS[operators.crossover]
         self.rng = rng
+        self.effort = effort
         self.worth = Worth(fog)
         self.elites: dict[tuple[int, ...], Individual] = {}
 
@@ -164,7 +173,7 @@ class _Evolution:
         """Evolve from the given groupings, and climb from what came out."""
         if not self.num_devices:
             return NOTHING
-        max_effort = inf if until else _EFFORT * self.num_devices
+        max_effort = inf if until else self.effort * _EFFORT * self.num_devices
         population = self._first(given)
         self._score(population)
         for _ in range(self.objective.generations):
@@ -235,12 +244,12 @@ class _Evolution:
     def _climbed(self, best: Sequence[Individual]) -> Solution:
         """Return the best of what the elites, and what is near them, are worth."""
         ends: set[tuple[int, ...]] = set()
-        share = _CLIMB_EFFORT * self.num_devices // _NUM_CLIMBED
+        share = int(self.effort * _CLIMB_EFFORT * self.num_devices) // _NUM_CLIMBED
         for elite in best[:_NUM_CLIMBED]:
             groups = climb_by_worth(self.worth, elite.groups(), self.num_devices, self.rng, share)
             ends |= {elite.key(), tuple(sorted(groups))}
         found = sorted((self.groupings.solution(end) for end in ends), key=_by_score)
-        allowed = _CLIMB_GROUPINGS
+        allowed = int(self.effort * _CLIMB_GROUPINGS)
         for start in found[: len(best) if self.num_devices <= _SMALL_FOG else 1]:
             groups = [sum(1 << d for d in member.performance.devices) for member in start.members]
             before = len(self.groupings)

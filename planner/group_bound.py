@@ -49,8 +49,16 @@ and for two or more the factor is estimated from above, in these steps:
 Each step only adds groups or makes them earn more or cost less, so the factor is never too
 small. It holds for separate and mixed roles, idle devices, host memory, direct ways and
 unequal blocks. It relies on `planner.cost` and on the formulas of `planner.promises`; what
-lowers a plan's rate further (`planner.terms`: KV transfer, targets) is left out and keeps it
-valid.
+lowers a plan's rate further (`planner.terms`: targets, and KV transfer) is left out and keeps
+it valid.
+
+**Among fewer plans** (`planner.offers.Among`) it is lower. Where no replica may do both, every
+request's KV cache leaves the replica that prefilled it and enters the one that decodes it.
+Through one broker the links of a stage carry the cache of its layers, so ``p_g`` and ``q_g``
+are also at most what the busiest link of the group can send and receive, and step 3 gives a
+stage no more layers than that allows. Where no stream may get less than ``min_tps``, a group
+of which one request alone misses it serves no answers, ``q_g = 0``, and the limit of step 1
+holds for one slot too. The argument is the same with these smaller rates.
 """
 
 from __future__ import annotations
@@ -62,7 +70,9 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from planner.device_bound import device_bound, device_rates
+from planner.flow import phase_rates
 from planner.masks import members_of
+from planner.offers import ALL_PLANS, Among
 from planner.performance import Options
 from planner.prices import PriceProgram
 from planner.pricing import Column, Prices, Pricing
@@ -70,6 +80,8 @@ from planner.replicas import Fog
 
 # Proposals are worth asking about up to this many times; each answer is a bound.
 ROUNDS: Final = 40
+# The search ends after so many paces of offers, each a dynamic program over the devices.
+_MOST_SOLVED: Final = 16_000
 # The search ends when the bound is this close to the lowest prices that could be fair.
 _TOLERANCE: Final = 0.01
 # The part of the best prices so far in what is tried next.
@@ -78,28 +90,31 @@ _INERTIA: Final = 0.6
 _KNOWN_PER_DEVICE: Final = 40
 # Rounding in sums of prices and times.
 _SLACK: Final = 1 + 1e-6
+_LEAST: Final = 1e-12
 
 
 class Market(NamedTuple):
     """What the search for prices found.
 
     Attributes:
-        bound: Requests per second that no plan exceeds.
+        bound: Requests per second that none of the plans exceeds.
         prices: Fair ones, which add up to the bound or a little less.
         groups: By the kinds of their devices, groups that earned most at some prices.
+        among: The plans meant.
     """
 
     bound: float
     prices: Prices
     groups: tuple[tuple[int, ...], ...] = ()
+    among: Among = ALL_PLANS
 
 
-def group_bound(fog: Fog, rounds: int = ROUNDS) -> float:
+def group_bound(fog: Fog, rounds: int = ROUNDS, among: Among = ALL_PLANS) -> float:
     """Return requests per second that no plan of the fog exceeds; see `market`."""
-    return market(fog, rounds).bound
+    return market(fog, rounds, among).bound
 
 
-def market(fog: Fog, rounds: int = ROUNDS) -> Market:
+def market(fog: Fog, rounds: int = ROUNDS, among: Among = ALL_PLANS) -> Market:
     """Return the bound of a fog, and the prices and groups behind it.
 
     Never above `planner.device_bound`. What the fog has evaluated already, as in a search,
@@ -108,16 +123,17 @@ def market(fog: Fog, rounds: int = ROUNDS) -> Market:
     Args:
         fog: Up to its objective's ``exact_devices`` every group is evaluated.
         rounds: Most questions to `Pricing`; more give a lower bound.
+        among: The plans that it is to bound.
     """
     most = device_bound(fog)
     if most <= 0:
-        return Market(0.0, Prices(np.zeros(0), 0.0))
+        return Market(0.0, Prices(np.zeros(0), 0.0), (), among)
     best = _device_prices(fog)
     if fog.num_devices <= fog.objective.exact_devices:
-        return _exact(fog, best, most)
-    alone = Columns(fog, _evaluated(fog, [1 << d for d in range(fog.num_devices)]))
-    known = Columns(fog, fog.evaluated())
-    pricing = Pricing(fog)
+        return _exact(fog, best, most, among)
+    alone = Columns(fog, _evaluated(fog, [1 << d for d in range(fog.num_devices)]), among)
+    known = Columns(fog, fog.evaluated(), among)
+    pricing = Pricing(fog, among)
     program = PriceProgram(pricing.counts, most)
     program.add(known.dearest(best, _KNOWN_PER_DEVICE * fog.num_devices))
     bound = most
@@ -125,6 +141,8 @@ def market(fog: Fog, rounds: int = ROUNDS) -> Market:
     for _ in range(rounds):
         proposal = program.solve()
         if proposal is None or bound <= alone.cost(proposal) * (1 + _TOLERANCE):
+            break
+        if pricing.num_solved > _MOST_SOLVED:
             break
         tried = _between(best, proposal)
         factor, columns = pricing.most(tried)
@@ -134,16 +152,17 @@ def market(fog: Fog, rounds: int = ROUNDS) -> Market:
         found = factor * alone.cost(tried)
         if found < bound:
             bound, best = found, Prices(tried.devices * factor, tried.prompt)
-    return Market(min(most, bound * _SLACK), best, tuple(groups))
+    return Market(min(most, bound * _SLACK), best, tuple(groups), among)
 
 
-def _exact(fog: Fog, start: Prices, most: float) -> Market:
+def _exact(fog: Fog, start: Prices, most: float, among: Among) -> Market:
     """Return the optimum of the linear program over all groups."""
-    groups = Columns(fog, _evaluated(fog, range(1, 1 << fog.num_devices)))
+    groups = Columns(fog, _evaluated(fog, range(1, 1 << fog.num_devices)), among)
     program = PriceProgram(groups.device_counts, most)
     program.add(groups.columns)
     prices = program.solve() or start
-    return Market(min(most, groups.factor(prices) * groups.cost(prices) * _SLACK), prices)
+    found = groups.factor(prices) * groups.cost(prices) * _SLACK
+    return Market(min(most, found), prices, (), among)
 
 
 def _evaluated(fog: Fog, groups: Iterable[int]) -> Iterator[tuple[list[int], Options]]:
@@ -157,15 +176,23 @@ def _evaluated(fog: Fog, groups: Iterable[int]) -> Iterator[tuple[list[int], Opt
 class Columns:
     """Groups whose rates are known, as columns."""
 
-    def __init__(self, fog: Fog, groups: Iterable[tuple[Sequence[int], Options]]) -> None:
+    def __init__(
+        self, fog: Fog, groups: Iterable[tuple[Sequence[int], Options]], among: Among
+    ) -> None:
         self.device_counts = [fog.kinds.count(kind) for kind in range(max(fog.kinds) + 1)]
-        work = fog.workload
+        work, counts_links = fog.workload, among.counts_links(fog)
         self.columns: list[Column] = []
         for kinds, options in groups:
             counts = np.bincount(kinds, minlength=len(self.device_counts))
-            every = (options.prefill, options.decode, options.both)
-            prompts = max(found.prefill_rate for found in every) / work.prompt_tokens
-            answers = max(found.decode_rate for found in every) / work.answer_tokens
+            prompts = answers = 0.0
+            for found in (options.prefill, options.decode, options.both):
+                most_prompts, most_answers = phase_rates(found, work)
+                if counts_links:
+                    most_prompts = min(most_prompts, 1 / max(found.send_seconds, _LEAST))
+                    most_answers = min(most_answers, 1 / max(found.receive_seconds, _LEAST))
+                prompts = max(prompts, most_prompts)
+                if found.keeps_min_tps or not among.keeps_min_tps:
+                    answers = max(answers, most_answers)
             self.columns.append(Column(counts, True, prompts))
             self.columns.append(Column(counts, False, answers))
 

@@ -24,7 +24,7 @@ def packed_grouping(fog: Fog, market: Market) -> list[list[int]]:
     for kinds in market.groups:
         devices = _devices(fog, [kinds])
         fog.options(sum(1 << device for group in devices for device in group))
-    columns = Columns(fog, fog.evaluated())
+    columns = Columns(fog, fog.evaluated(), market.among)
     best = columns.dearest(market.prices, _MOST_GROUPS)
     chosen = best_packing(columns.device_counts, best)
     members = [[k for k, n in enumerate(c.counts) for _ in range(n)] for c in chosen]

@@ -14,7 +14,6 @@ from typing import Final
 from broker.plan import Plan, Role
 from planner.assembly import assemble
 from planner.explain import infeasible
-from planner.flow import flow_of
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
 from planner.oracle import enumerate_groupings
 from planner.performance import Options
@@ -194,22 +193,19 @@ def _planned(fog: Fog, search: _Search) -> Outcome:
 def _searched(
     fog: Fog, roles: Roles, seed: int, start: Sequence[Sequence[Sequence[int]]]
 ) -> tuple[Solution, str]:
-    # DEAP is imported here, so that `import planner` costs nothing that a reader of plans
-    # does not need.
-    from planner.evolve import evolve
-
-    groupings = Groupings(fog, roles)
     # What may be left when all else is behind it.
     single = best_single(fog)
     start = start if single is None else [*start, [single.performance.devices]]
+    # DEAP and HiGHS are imported here, so that `import planner` costs nothing that a reader
+    # of plans does not need.
     if fog.num_devices > fog.objective.exact_devices:
-        from planner.group_bound import market
-        from planner.packing import packed_grouping
+        from planner.large_fogs import gap_in_words, search
 
-        found = market(fog)
-        packed = packed_grouping(fog, found)
-        evolved = evolve(fog, roles, seed, groupings, [*start, packed] if packed else start)
-        return evolved, _gap(fog, evolved, found.bound) if evolved.members else ""
+        found = search(fog, roles, seed, start)
+        return found.solution, gap_in_words(fog, found) if found.solution.members else ""
+    from planner.evolve import evolve
+
+    groupings = Groupings(fog, roles)
     evolved = evolve(fog, roles, seed, groupings, start)
     certified = enumerate_groupings(fog, roles, groupings)
     if certified.score < evolved.score:
@@ -225,19 +221,6 @@ def _searched(
 def _enumerated(fog: Fog, roles: Roles) -> tuple[Solution, str]:
     found = enumerate_groupings(fog, roles)
     return found, f"certified optimal: the best of {found.num_compared} groupings"
-
-
-def _gap(fog: Fog, solution: Solution, most: float) -> str:
-    rate = fog.terms.good_rate(solution.members, flow_of(solution.members, fog.workload, fog.terms))
-    what = " within the targets" if fog.objective.has_targets else ""
-    found = f"genetic algorithm, {solution.num_compared} groupings: "
-    if rate <= 0:
-        return f"{found}no request{what}"
-    gap = max(1 - rate / most, 0)
-    return (
-        f"{found}{rate:.3g} requests per second{what}, "
-        f"at most {gap:.0%} below the bound of {most:.3g}"
-    )
 
 
 def _groups_of(fog: Fog, running: Plan) -> list[list[int]]:

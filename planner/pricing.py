@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from planner.cheapest_groups import CheapestGroups
-from planner.offers import Offer, offers
+from planner.offers import ALL_PLANS, Among, Offer, offers
 from planner.replicas import Fog
 from planner.stage_tables import PLACES, Floats, Ints
 
@@ -61,7 +61,7 @@ class _Bracket:
     """Groups that run an offer with steps in ``(low, high]``.
 
     The limit on the sum of stages is priced instead of held (a Lagrangian relaxation): a
-    group costs its devices and, for each second that its sum exceeds ``high``, some share of
+    group costs its devices and, for each second that its sum exceeds ``way``, some share of
     what it earns in a second; seconds below are a discount. Any share gives a valid least
     cost; the best is searched, down from groups that are fast and up from slow ones.
 
@@ -84,6 +84,11 @@ class _Bracket:
     slow_least: float = 0.0
     _below: float = 0.0
     _above: float = inf
+
+    @property
+    def way(self) -> float:
+        """The longest sum of stages and hops."""
+        return min(self.high, self.offer.limit)
 
     @property
     def is_wide(self) -> bool:
@@ -135,7 +140,7 @@ class Pricing:
     which a group might earn more than it costs are halved until they are narrow.
     """
 
-    def __init__(self, fog: Fog) -> None:
+    def __init__(self, fog: Fog, among: Among = ALL_PLANS) -> None:
         kinds = fog.kinds
         devices = [kinds.index(kind) for kind in range(len(set(kinds)))]
         self.counts = [kinds.count(kind) for kind in range(len(devices))]
@@ -143,7 +148,7 @@ class Pricing:
         self._asked: list[Floats] = []
         self.num_solved = 0
         if fog.model.num_layers > 1 and fog.num_devices > 1:
-            for offer in offers(fog, devices):
+            for offer in offers(fog, devices, among):
                 self._brackets += _cut(offer)
 
     def most(self, prices: Prices, enough: float = 1.0) -> tuple[float, list[Column]]:
@@ -241,7 +246,13 @@ class Pricing:
             by_offer[bracket.offer].append(position)
         highs = np.array([bracket.high for bracket, _ in tasks])
         # Price of a second of a step.
-        second = np.array([s * b.earns(prices) / b.high if s else 0.0 for b, s in tasks])
+        ways = [bracket.way for bracket, _ in tasks]
+        second = np.array(
+            [
+                s * b.earns(prices) / way if s else 0.0
+                for (b, s), way in zip(tasks, ways, strict=True)
+            ]
+        )
         shape = (len(self.counts), len(PLACES), len(tasks))
         most, fixed = np.zeros(shape, dtype=np.int64), np.zeros(shape)
         slopes = np.zeros((len(self.counts), len(tasks)))
@@ -254,7 +265,7 @@ class Pricing:
         num_units = tasks[0][0].offer.tables.num_units
         groups = CheapestGroups(self.counts, most, fixed, slopes, num_units)
         for position, (bracket, share) in enumerate(tasks):
-            spent = highs[position] * second[position] if share else 0.0
+            spent = ways[position] * second[position] if share else 0.0
             least = float(groups.prices[position]) - spent
             members = groups.members(position) if bracket.earns(prices) > least else []
             price = float(prices.devices[members].sum()) if members else inf

@@ -39,11 +39,14 @@ class StageTables(NamedTuple):
         unit_seconds: [N], and
         base_seconds: [N, 3]: a stage of ``q`` units takes at least
             ``base_seconds + q * unit_seconds``.
+        link_seconds: [N, 3, Q], the least time for which a request keeps the link of such a
+            stage busy; None where links do not count.
     """
 
     seconds: Floats
     unit_seconds: Floats
     base_seconds: Floats
+    link_seconds: Floats | None = None
 
     @property
     def num_units(self) -> int:
@@ -52,12 +55,39 @@ class StageTables(NamedTuple):
 
     def units_within(self, seconds: Floats) -> Ints:
         """Return [N, 3, K], the most units that a stage does in each of [K] times."""
-        fits = self.seconds[:, :, :, None] <= seconds
-        return np.asarray(fits.sum(axis=2), dtype=np.int64)
+        return _units_within(self.seconds, seconds)
+
+    def linked_units_within(self, seconds: Floats) -> Ints | None:
+        """Return the same of a request and the stage's link; None where links do not count."""
+        return None if self.link_seconds is None else _units_within(self.link_seconds, seconds)
+
+
+class Carried(NamedTuple):
+    """What the link of a stage carries for one request beside the KV cache of its layers.
+
+    Attributes:
+        prompt_tokens: Positions of the KV cache.
+        hidden_tokens: Positions of hidden states.
+        end: The place without them: nothing leaves the last stage of prefill, or reaches
+            the first stage of decode.
+    """
+
+    prompt_tokens: int
+    hidden_tokens: int
+    end: int
+
+
+def _units_within(table: Floats, seconds: Floats) -> Ints:
+    fits = table[:, :, :, None] <= seconds
+    return np.asarray(fits.sum(axis=2), dtype=np.int64)
 
 
 def stage_tables(
-    costs: Sequence[DeviceCost], model: ModelSpec, rows: int | None, kv_tokens: int
+    costs: Sequence[DeviceCost],
+    model: ModelSpec,
+    rows: int | None,
+    kv_tokens: int,
+    carried: Carried | None = None,
 ) -> StageTables:
     """Return the tables of prefill (``rows`` None) or of a decode step of ``rows`` rows.
 
@@ -66,6 +96,7 @@ def stage_tables(
         model: Two layers at least.
         rows: Rows of one group in flight.
         kv_tokens: KV positions for which every stage has room.
+        carried: What links carry for a request; None where they do not count.
     """
     phases = [cost.prefill if rows is None else cost.decode[rows - 1] for cost in costs]
     layers = np.array([phase.layers for phase in phases])
@@ -82,14 +113,14 @@ def stage_tables(
     units_until = np.concatenate([[0], np.cumsum(weights)])
     num_units = int(units_until[-1])
     units = units_until[spans.ends] - units_until[spans.starts]
-    least = np.full((len(costs), len(PLACES), num_units), np.inf)
-    for place, unit, column in zip(spans.places, units - 1, seconds.T, strict=True):
-        least[:, place, unit] = np.minimum(least[:, place, unit], column)
-    least = np.minimum.accumulate(least[:, :, ::-1], axis=2)[:, :, ::-1]
+    least = _least(spans, units, seconds, num_units)
     slopes = until[:, -1] / num_units
     above = least - slopes[:, None, None] * np.arange(1, num_units + 1)
     base = above.min(axis=2)
-    return StageTables(least, slopes, np.where(np.isfinite(base), base, 0.0))
+    links = None
+    if carried is not None:
+        links = _least(spans, units, _carrying_seconds(costs, model, spans, carried), num_units)
+    return StageTables(least, slopes, np.where(np.isfinite(base), base, 0.0), links)
 
 
 class _Spans:
@@ -102,6 +133,25 @@ class _Spans:
         spans += [(FIRST, 0, b) for b in range(1, num_layers)]
         spans += [(LAST, a, num_layers) for a in range(1, num_layers)]
         self.places, self.starts, self.ends = np.array(spans).T
+
+
+def _least(spans: _Spans, units: Ints, seconds: Floats, num_units: int) -> Floats:
+    """Return [N, 3, Q], the least of [N, R] over ranges of at least 1, 2, ... units."""
+    least = np.full((len(seconds), len(PLACES), num_units), np.inf)
+    for place, unit, column in zip(spans.places, units - 1, seconds.T, strict=True):
+        least[:, place, unit] = np.minimum(least[:, place, unit], column)
+    return np.minimum.accumulate(least[:, :, ::-1], axis=2)[:, :, ::-1]
+
+
+def _carrying_seconds(
+    costs: Sequence[DeviceCost], model: ModelSpec, spans: _Spans, carried: Carried
+) -> Floats:
+    """Return [N, R], how long a request keeps the link busy, as `planner.promises` has it."""
+    until = np.array([0, *accumulate(model.kv_bytes)])
+    kv_bytes = carried.prompt_tokens * (until[spans.ends] - until[spans.starts])
+    rates = np.array([[cost.bytes_per_second] for cost in costs])
+    hidden = carried.hidden_tokens * np.array([[cost.row_seconds] for cost in costs])
+    return np.asarray(kv_bytes / rates + np.where(spans.places == carried.end, 0.0, hidden))
 
 
 def _weights(layers: Floats) -> Ints:

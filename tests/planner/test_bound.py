@@ -16,6 +16,7 @@ from planner.cheapest_groups import CheapestGroups
 from planner.device_bound import device_bound
 from planner.group_bound import group_bound, market
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
+from planner.offers import Among
 from planner.oracle import enumerate_groupings
 from planner.packing import packed_grouping
 from planner.replicas import Fog
@@ -25,6 +26,8 @@ from tests.planner import fogs
 ENUMERATED = Objective(roles=Roles.MIXED, max_slots=4)
 PRICED = replace(ENUMERATED, exact_devices=1)
 """As if the fog were too large for evaluating every group."""
+
+SEPARATE_AND_FAST = Among(is_separate=True, keeps_min_tps=True)
 
 
 def any_fog(seed: int) -> tuple[list[DeviceSpec], ModelSpec, Workload]:
@@ -93,6 +96,58 @@ def test_no_plan_of_any_kind_of_fog_exceeds_the_bounds() -> None:
         assert priced <= device_bound(fog), seed
         num_compared += len(devices) > 1 and rate > 0
     assert num_compared > 200
+
+
+def slower(link: Link) -> Link:
+    return Link(latency_seconds=link.latency_seconds, bytes_per_second=link.bytes_per_second / 20)
+
+
+def test_bounds_among_fewer_plans_hold_for_these_and_are_no_higher() -> None:
+    separate = Objective(roles=Roles.SEPARATE, max_slots=4)
+    num_compared = num_lower = num_near = 0
+    for seed in range(1000, 1120):
+        devices, model, workload = any_fog(seed)
+        devices = [replace(device, link=slower(device.link)) for device in devices]
+        fog = Fog(devices, model, workload, separate)
+        loose, tight = group_bound(fog), group_bound(fog, among=SEPARATE_AND_FAST)
+        large = Fog(devices, model, workload, replace(separate, exact_devices=1))
+        priced = group_bound(large, rounds=3, among=SEPARATE_AND_FAST)
+        assert tight <= loose * (1 + 1e-9), seed
+        assert tight <= priced * (1 + 1e-5), seed
+        best = enumerate_groupings(fog, Roles.SEPARATE)
+        if best.members and not best.score.is_mixed and not best.score.num_slow:
+            rate = 1 / best.score.request_seconds
+            assert rate <= tight * (1 + 1e-9), seed
+            num_compared += 1
+            num_lower += tight < 0.9 * loose
+            num_near += rate > 0.9 * tight
+    assert num_compared > 40
+    assert num_lower > 20
+    assert num_near > 10
+
+
+def test_links_bound_what_plans_with_separate_roles_serve() -> None:
+    # Each device alone computes 100 prompts or answers per second, and sends or takes the KV
+    # cache of one, 8 tokens of 1000 bytes, in a second. Half of four devices prefill.
+    model = fogs.model(1, block_bytes=(1000,), kv_bytes=(1000,))
+    quick = constant(1e-4)
+    devices = [
+        fogs.device(
+            name,
+            1.0,
+            10**9,
+            blocks={"full": quick},
+            embedding=constant(0.0),
+            head=constant(0.0),
+            link=Link(latency_seconds=0.0, bytes_per_second=8000.0),
+        )
+        for name in "abcd"
+    ]
+    workload = Workload(prompt_tokens=8, answer_tokens=4, context_tokens=16, min_tps=0.01)
+    for exact_devices in (8, 1):
+        fog = Fog(devices, model, workload, Objective(exact_devices=exact_devices))
+        assert group_bound(fog, among=SEPARATE_AND_FAST) == pytest.approx(2.0, rel=0.02)
+        assert group_bound(fog) > 100
 
 
 def test_the_bound_is_the_optimum_where_only_one_group_holds_the_model() -> None:
