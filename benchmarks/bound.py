@@ -8,7 +8,8 @@ vary a little, and devices that are all different. Prints as Markdown what the p
 `planner.plan` finds it, with separate roles) and what the packing serves that it began with,
 the bound over groups (`planner.group_bound`) and which plans it is about, the bound by
 devices, the gaps, and CPU seconds of this process for everything. There are rows without KV
-transfer as well.
+transfer, and rows in which no plan may be behind the best device alone (`planner.rival`):
+the bound knows nothing of that rule, which is about time and not about requests per second.
 
 With ``--json`` rows are added to those that the file has, so that a long run can be done in
 pieces; the table is of all rows in the file.
@@ -41,6 +42,11 @@ MODEL = "llama-3.2-1b"
 WORKLOAD = Workload(prompt_tokens=512, answer_tokens=128, context_tokens=2048)
 
 
+OBJECTIVES: Final = (
+    Objective(rival_load=None),
+    Objective(counts_kv=False, rival_load=None),
+    Objective(),
+)
 SORTS: Final = ("catalogue", "unequal")
 
 
@@ -52,6 +58,7 @@ class Row:
     num_devices: int
     seed: int
     counts_kv: bool
+    has_rival: bool
     rate: float
     packed_rate: float
     bound: float
@@ -60,8 +67,8 @@ class Row:
     cpu_seconds: float
 
     @property
-    def key(self) -> tuple[int, str, int, bool]:
-        return self.num_devices, self.fog, self.seed, not self.counts_kv
+    def key(self) -> tuple[int, str, int, bool, bool]:
+        return self.num_devices, self.fog, self.seed, not self.counts_kv, self.has_rival
 
     @property
     def gap(self) -> float:
@@ -93,15 +100,16 @@ def main() -> None:
         f"# The planner against the bound\n\nCommit {_commit()}, {platform.machine()}, "
         f"Python {platform.python_version()}; {MODEL}, {WORKLOAD.prompt_tokens} prompt and "
         f"{WORKLOAD.answer_tokens} answer tokens, separate roles.\n\n"
-        "| fog | devices | seed | KV transfer | planned /s | packing /s | bound /s | among plans "
-        "| gap | by devices /s | gap | CPU s |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+        "| fog | devices | seed | KV transfer | rival | planned /s | packing /s | bound /s "
+        "| among plans | gap | by devices /s | gap | CPU s |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     for key in sorted(rows):
         row = rows[key]
         print(
             f"| {row.fog} | {row.num_devices} | {row.seed} "
-            f"| {'counted' if row.counts_kv else 'free'} | {row.rate:.3f} | {row.packed_rate:.3f} "
+            f"| {'counted' if row.counts_kv else 'free'} | {'yes' if row.has_rival else 'no'} "
+            f"| {row.rate:.3f} | {row.packed_rate:.3f} "
             f"| {row.bound:.3f} | {row.among} | {row.gap:.1%} | {row.device_bound:.3f} "
             f"| {row.device_gap:.1%} | {row.cpu_seconds:.1f} |"
         )
@@ -120,8 +128,7 @@ def _rows(sizes: Sequence[int], sorts: Sequence[str], num_seeds: int) -> Iterato
         for sort in sorts:
             for seed in range(num_seeds):
                 devices = makes[sort](num_devices, seed)
-                for counts_kv in (True, False):
-                    objective = Objective(counts_kv=counts_kv, rival_load=None)
+                for objective in OBJECTIVES:
                     yield _row(sort, devices, model, objective, seed)
 
 
@@ -138,6 +145,7 @@ def _row(
         num_devices=len(devices),
         seed=seed,
         counts_kv=objective.counts_kv,
+        has_rival=objective.rival_load is not None,
         rate=1 / found.solution.score.request_seconds,
         packed_rate=1 / Groupings(fog, Roles.SEPARATE).solution(packed).score.request_seconds,
         bound=found.market.bound,
