@@ -45,6 +45,8 @@ class PlannerSettings:
         horizon_seconds: How long a plan is expected to serve; loading counts against it.
         energy_weight: Share of its requests per second that a plan may lose for every joule
             per token that it saves. Devices must say their power.
+        never_behind: Whether a plan answers as soon as the best device alone (decision 0013).
+            Off: most requests per second, however long slow devices take.
         exact_devices: Up to so many devices plans are certified by enumeration.
         seed: Of the genetic algorithm.
         telemetry_seconds: Telemetry older than this is silence.
@@ -80,6 +82,7 @@ class PlannerSettings:
     tpot_seconds: float | None = None
     horizon_seconds: float = 3600.0
     energy_weight: float = 0.0
+    never_behind: bool = True
     exact_devices: int = 8
     seed: int = 0
     telemetry_seconds: float = 30.0
@@ -126,5 +129,6 @@ class PlannerSettings:
             tpot_seconds=self.tpot_seconds,
             horizon_seconds=self.horizon_seconds,
             energy_weight=self.energy_weight,
+            rival_load=Objective().rival_load if self.never_behind else None,
             exact_devices=self.exact_devices,
         )

@@ -265,6 +265,7 @@ def test_lengths_and_targets_are_settings() -> None:
         "E2LLM_PLANNER_TPOT_SECONDS": "0.2",
         "E2LLM_PLANNER_HORIZON_SECONDS": "600",
         "E2LLM_PLANNER_ENERGY_WEIGHT": "0.05",
+        "E2LLM_PLANNER_NEVER_BEHIND": "false",
     }
     found = read_settings(PlannerSettings, "E2LLM_PLANNER_", environ)
     assert found.workload.buckets == (Bucket(0.75, 100, 40), Bucket(0.25, 500, 200))
@@ -275,6 +276,7 @@ def test_lengths_and_targets_are_settings() -> None:
         tpot_seconds=0.2,
         horizon_seconds=600.0,
         energy_weight=0.05,
+        rival_load=None,
     )
 
 
