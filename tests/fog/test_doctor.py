@@ -26,12 +26,14 @@ def test_supported_versions_of_python_are_fine_and_others_fail() -> None:
     assert "3.11 to 3.13" in too_new.remedy
 
 
-def test_missing_packages_are_named_with_the_command_that_installs_them(
+def test_missing_packages_of_a_fog_are_named_with_the_command_that_installs_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)
+        importlib.util,
+        "find_spec",
+        lambda name: None if name in {"torch", "matplotlib"} else found(name),
     )
     finding = doctor.check_packages()
     assert finding.level is Level.FAIL
