@@ -35,6 +35,7 @@ from planner.large_fogs import search
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
 from planner.offers import ALL_PLANS
 from planner.replicas import Fog
+from planner.roles import WORST
 from planner.search import Groupings
 
 ROOT = Path(__file__).parent.parent
@@ -139,7 +140,11 @@ def _row(
     fog = Fog(devices, model, WORKLOAD, objective)
     found = search(fog, Roles.SEPARATE, seed)
     ended = time.process_time()
-    packed = [sum(1 << device for device in group) for group in found.packed]
+    groupings = Groupings(fog, Roles.SEPARATE)
+    packed = [
+        groupings.solution([sum(1 << device for device in group) for group in groups]).score
+        for groups in found.packed
+    ]
     return Row(
         fog=sort,
         num_devices=len(devices),
@@ -147,7 +152,7 @@ def _row(
         counts_kv=objective.counts_kv,
         has_rival=objective.rival_load is not None,
         rate=1 / found.solution.score.request_seconds,
-        packed_rate=1 / Groupings(fog, Roles.SEPARATE).solution(packed).score.request_seconds,
+        packed_rate=1 / min(packed, default=WORST).request_seconds,
         bound=found.market.bound,
         among="all" if found.market.among == ALL_PLANS else "separate, min_tps",
         device_bound=device_bound(fog),

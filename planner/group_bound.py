@@ -80,8 +80,10 @@ from planner.replicas import Fog
 
 # Proposals are worth asking about up to this many times; each answer is a bound.
 ROUNDS: Final = 40
-# The search ends after so many paces of offers, each a dynamic program over the devices.
-_MOST_SOLVED: Final = 16_000
+# The search ends after so many paces of offers, each a dynamic program over the devices: so
+# many for each device, and in all.
+_SOLVED_PER_DEVICE: Final = 500
+_MOST_SOLVED: Final = 32_000
 # The search ends when the bound is this close to the lowest prices that could be fair.
 _TOLERANCE: Final = 0.01
 # The part of the best prices so far in what is tried next.
@@ -142,7 +144,7 @@ def market(fog: Fog, rounds: int = ROUNDS, among: Among = ALL_PLANS) -> Market:
         proposal = program.solve()
         if proposal is None or bound <= alone.cost(proposal) * (1 + _TOLERANCE):
             break
-        if pricing.num_solved > _MOST_SOLVED:
+        if pricing.num_solved > min(_SOLVED_PER_DEVICE * fog.num_devices, _MOST_SOLVED):
             break
         tried = _between(best, proposal)
         factor, columns = pricing.most(tried)
@@ -174,10 +176,23 @@ def _evaluated(fog: Fog, groups: Iterable[int]) -> Iterator[tuple[list[int], Opt
 
 
 class Columns:
-    """Groups whose rates are known, as columns."""
+    """Groups whose rates are known, as columns.
+
+    Args:
+        groups: The kinds of their devices, and what they are worth.
+        among: Which plans they are for.
+        longest_prefill: Groups that take longer for a lone prompt have no column of prefill;
+            seconds.
+        longest_decode: The same of a lone answer.
+    """
 
     def __init__(
-        self, fog: Fog, groups: Iterable[tuple[Sequence[int], Options]], among: Among
+        self,
+        fog: Fog,
+        groups: Iterable[tuple[Sequence[int], Options]],
+        among: Among,
+        longest_prefill: float = inf,
+        longest_decode: float = inf,
     ) -> None:
         self.device_counts = [fog.kinds.count(kind) for kind in range(max(fog.kinds) + 1)]
         work, counts_links = fog.workload, among.counts_links(fog)
@@ -193,8 +208,10 @@ class Columns:
                 prompts = max(prompts, most_prompts)
                 if found.keeps_min_tps or not among.keeps_min_tps:
                     answers = max(answers, most_answers)
-            self.columns.append(Column(counts, True, prompts))
-            self.columns.append(Column(counts, False, answers))
+            if options.prefill.ttft_seconds <= longest_prefill:
+                self.columns.append(Column(counts, True, prompts))
+            if work.answer_tokens * options.decode.tpot_seconds <= longest_decode:
+                self.columns.append(Column(counts, False, answers))
 
     def cost(self, prices: Prices) -> float:
         """Return the price of all devices."""

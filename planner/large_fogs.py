@@ -13,13 +13,15 @@ from planner.flow import flow_of
 from planner.group_bound import Market, market
 from planner.model import Roles
 from planner.offers import ALL_PLANS, Among
-from planner.packing import packed_grouping
+from planner.packing import packed_groupings
 from planner.replicas import Fog
 from planner.search import Groupings, Solution
 from planner.worth import Worth
 
 # Begun from a packing the genetic algorithm finds little more: its part of the usual effort.
 _EFFORT_AFTER_PACKING: Final = 0.5
+# The bound on all plans is asked for where a plan is a last resort: a quick one will do.
+_FEW_ROUNDS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,12 @@ class Found:
     """A plan and the bound that holds among plans like it.
 
     Attributes:
-        packed: The grouping that the search began with; empty where there was none.
+        packed: Groupings that the search began with.
     """
 
     solution: Solution
     market: Market
-    packed: Sequence[Sequence[int]]
+    packed: Sequence[Sequence[Sequence[int]]]
 
 
 def search(
@@ -55,17 +57,17 @@ def search(
     # when it knows some.
     beginnings(fog, Worth(fog), random.Random(seed))
     found = market(fog, among=Among(is_separate=roles is not Roles.MIXED, keeps_min_tps=True))
-    packed = packed_grouping(fog, found)
+    packed = packed_groupings(fog, found)
     solution = evolve(
         fog,
         roles,
         seed,
         Groupings(fog, roles),
-        [*start, packed] if packed else start,
+        [*start, *packed],
         effort=_EFFORT_AFTER_PACKING if packed else 1.0,
     )
     if solution.score.is_mixed or solution.score.num_slow:
-        found = market(fog)
+        found = market(fog, _FEW_ROUNDS)
     return Found(solution, found, packed)
 
 

@@ -19,7 +19,7 @@ from planner.pricing import Column, Prices
 _MEMORY: Final = 4
 # A packing within this of the best known limit, or of so many nodes, is good enough.
 _PACKING_GAP: Final = 0.002
-_PACKING_NODES: Final = 400
+_PACKING_NODES: Final = 150
 
 
 class _QuietHighs(highspy.Highs):

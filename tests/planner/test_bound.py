@@ -12,14 +12,16 @@ import pytest
 
 import planner
 from broker.control import DecodeTime, LayerTimes, Link, PrefillTime
+from planner.baselines.random_fogs import random_fog
 from planner.cheapest_groups import CheapestGroups
 from planner.device_bound import device_bound
 from planner.group_bound import group_bound, market
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
 from planner.offers import Among
 from planner.oracle import enumerate_groupings
-from planner.packing import packed_grouping
+from planner.packing import packed_groupings
 from planner.replicas import Fog
+from planner.search import Groupings
 from planner.stage_tables import FIRST, LAST, MIDDLE
 from tests.planner import fogs
 
@@ -213,14 +215,32 @@ def test_one_more_question_never_raises_the_bound() -> None:
     assert bounds[0] == pytest.approx(device_bound(fogs_asked[0]), rel=1e-5)
 
 
-def test_the_groups_behind_the_bound_make_a_grouping_to_begin_with() -> None:
+def test_the_groups_behind_the_bound_make_groupings_to_begin_with() -> None:
     devices, model = fogs.random_fog(3, 10, 8)
-    fog = Fog(devices, model, Workload(), Objective())
-    packed = packed_grouping(fog, market(fog))
-    members = [device for group in packed for device in group]
-    assert len(packed) > 1
-    assert len(members) == len(set(members))
-    assert all(fog.options(sum(1 << device for device in group)) for group in packed)
+    for rival_load in (None, 0.3):
+        fog = Fog(devices, model, Workload(), Objective(rival_load=rival_load))
+        packings = packed_groupings(fog, market(fog))
+        assert packings
+        for packed in packings:
+            members = [device for group in packed for device in group]
+            assert len(packed) > 1
+            assert len(members) == len(set(members))
+            assert all(fog.options(sum(1 << device for device in group)) for group in packed)
+
+
+def test_a_packing_is_near_the_bound_and_not_behind_the_best_device() -> None:
+    drawn = random_fog(3, 16, 8)
+    for rival_load, least in ((None, 0.95), (0.3, 0.85)):
+        objective = Objective(rival_load=rival_load)
+        fog = Fog(drawn.devices, drawn.model, drawn.workload, objective)
+        found = market(fog, among=SEPARATE_AND_FAST)
+        groupings = Groupings(fog, Roles.SEPARATE)
+        best = min(
+            groupings.solution([sum(1 << device for device in group) for group in groups]).score
+            for groups in packed_groupings(fog, found)
+        )
+        assert not best.is_behind
+        assert least * found.bound < 1 / best.request_seconds <= found.bound
 
 
 def test_a_fog_without_devices_or_room_serves_nothing() -> None:
