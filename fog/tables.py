@@ -177,9 +177,18 @@ def latency_text(rates: Json) -> str:
     if seconds := rates.get("tpot_seconds"):
         parts.append(f"{format_seconds(seconds)} per token")
     if seconds := rates.get("kv_seconds"):
-        left = rates.get("kv_exposed_seconds") or 0.0
-        parts.append(f"KV transfer {format_seconds(seconds)}, {format_seconds(left)} after prefill")
+        parts.append(_transfer_text(seconds, rates.get("kv_exposed_seconds") or 0.0))
     return ", ".join(parts)
+
+
+def _transfer_text(seconds: float, exposed: float) -> str:
+    """Return how long a prompt's KV cache is on its way, and how much of that a user waits."""
+    whole, left = format_seconds(seconds), format_seconds(exposed)
+    if exposed == 0.0:
+        return f"KV transfer {whole} during prefill"
+    if left == whole:
+        return f"KV transfer {whole} after prefill"
+    return f"KV transfer {whole}, {left} of it after prefill"
 
 
 def _seconds(value: object) -> str:

@@ -12,7 +12,7 @@ from fog.client import Answer, Readiness
 from fog.patience import Patience, Standstill
 from fog.processes import ProcessState
 from fog.progress import LiveDisplay, PlainDisplay, Snapshot, device_text, make_display
-from fog.tables import devices_table, layers_text, plan_view
+from fog.tables import devices_table, latency_text, layers_text, plan_view
 from fog.verdict import final_reason
 from fog.welcome import answer_figures, curl_line, print_next_steps, print_welcome
 from tests.fog.fake_gateway import DEVICES, PLAN
@@ -44,6 +44,18 @@ def test_the_plan_shows_who_holds_what_and_who_is_left_out() -> None:
     assert "5 + head" in second
     assert "12 ms" in second
     assert "not used: toaster (too slow [by far])" in text
+
+
+@pytest.mark.parametrize(
+    ("exposed", "text"),
+    [
+        (0.0, "KV transfer 20 ms during prefill"),
+        (0.005, "KV transfer 20 ms, 5 ms of it after prefill"),
+        (0.02, "KV transfer 20 ms after prefill"),
+    ],
+)
+def test_of_a_kv_transfer_the_part_is_told_that_a_user_waits_for(exposed: float, text: str) -> None:
+    assert latency_text({"kv_seconds": 0.02, "kv_exposed_seconds": exposed}) == text
 
 
 def test_the_predicted_capacity_is_told_apart_from_the_demand_that_was_measured() -> None:
