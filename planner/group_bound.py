@@ -80,10 +80,11 @@ from planner.replicas import Fog
 
 # Proposals are worth asking about up to this many times; each answer is a bound.
 ROUNDS: Final = 40
-# The search ends after so many paces of offers, each a dynamic program over the devices: so
-# many for each device, and in all.
+# The search ends after so many paces of offers, each a dynamic program over the devices: of
+# 40 devices or fewer, and of 64 or more.
 _SOLVED_PER_DEVICE: Final = 500
-_MOST_SOLVED: Final = 32_000
+_SOLVED_OF_FEW: Final = 20_000
+_SOLVED_OF_MANY: Final = 32_000
 # The search ends when the bound is this close to the lowest prices that could be fair.
 _TOLERANCE: Final = 0.01
 # The part of the best prices so far in what is tried next.
@@ -139,19 +140,20 @@ def market(fog: Fog, rounds: int = ROUNDS, among: Among = ALL_PLANS) -> Market:
     program = PriceProgram(pricing.counts, most)
     program.add(known.dearest(best, _KNOWN_PER_DEVICE * fog.num_devices))
     bound = most
+    enough = min(max(_SOLVED_PER_DEVICE * fog.num_devices, _SOLVED_OF_FEW), _SOLVED_OF_MANY)
     groups: dict[tuple[int, ...], None] = {}
     for _ in range(rounds):
         proposal = program.solve()
         if proposal is None or bound <= alone.cost(proposal) * (1 + _TOLERANCE):
             break
-        if pricing.num_solved > min(_SOLVED_PER_DEVICE * fog.num_devices, _MOST_SOLVED):
+        if pricing.num_solved > enough:
             break
         tried = _between(best, proposal)
         factor, columns = pricing.most(tried)
         factor = max(factor, alone.factor(tried))
         program.add(columns)
         groups.update(dict.fromkeys(pricing.candidates()))
-        found = factor * alone.cost(tried)
+        found = float(factor * alone.cost(tried))
         if found < bound:
             bound, best = found, Prices(tried.devices * factor, tried.prompt)
     return Market(min(most, bound * _SLACK), best, tuple(groups), among)
