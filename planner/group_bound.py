@@ -81,9 +81,9 @@ from planner.replicas import Fog
 # Proposals are worth asking about up to this many times; each answer is a bound.
 ROUNDS: Final = 40
 # The search ends after so many paces of offers, each a dynamic program over the devices: of
-# 40 devices or fewer, and of 64 or more.
+# 36 devices or fewer, and of 64 or more.
 _SOLVED_PER_DEVICE: Final = 500
-_SOLVED_OF_FEW: Final = 20_000
+_SOLVED_OF_FEW: Final = 18_000
 _SOLVED_OF_MANY: Final = 32_000
 # The search ends when the bound is this close to the lowest prices that could be fair.
 _TOLERANCE: Final = 0.01
