@@ -41,8 +41,8 @@ from planner.search import Groupings
 
 ROOT = Path(__file__).parent.parent
 # Of 7 devices about a tenth of all groupings; beyond, what a plan may take in time.
-BUDGETS: Final = {7: 100, 16: 1500, 32: 2500}
-FOGS: Final = {7: 20, 16: 6, 32: 3}
+BUDGETS: Final = {7: 100, 16: 1500, 32: 1000}
+FOGS: Final = {7: 20, 16: 6, 32: 2}
 EXACT_DEVICES: Final = 7
 # Enough to use the budget up; small fogs may not have as many groupings.
 MAX_GENERATIONS: Final = 300
