@@ -166,7 +166,7 @@ class _Evolution:
         self.cross = CROSSOVERS[operators.crossover]
         self.rng = rng
         self.effort = effort
-        self.worth = Worth(fog)
+        self.worth = Worth(fog, groupings.rival)
         self.elites: dict[tuple[int, ...], Individual] = {}
 
     def found(self, given: Sequence[Sequence[int]], until: int | None) -> Solution:
@@ -186,7 +186,7 @@ class _Evolution:
         if self.objective.local_search:
             solution = self._climbed(best)
         else:
-            solution = self.groupings.solution(best[0].groups())
+            solution = self._solution(best[0].groups())
         return Solution(solution.score, solution.members, len(self.groupings))
 
     def _first(self, given: Sequence[Sequence[int]]) -> list[Individual]:
@@ -200,12 +200,17 @@ class _Evolution:
 
     def _score(self, individuals: Iterable[Individual]) -> None:
         for individual in individuals:
-            groups = individual.groups()
-            for group in groups:
-                self.worth.rates(group)
-            score = self.groupings.solution(groups).score
+            score = self._solution(individual.groups()).score
             individual.fitness = _Fitness(score)
             individual.rate = _Rate((1 / score.objective_seconds,))
+
+    def _solution(self, groups: Sequence[int]) -> Solution:
+        """Return the best use of a grouping, with or without the groups that only do harm."""
+        good = self.worth.good_groups(groups)
+        found = self.groupings.solution(groups)
+        if not 0 < len(good) < len(groups):
+            return found
+        return min(found, self.groupings.solution(good), key=_by_score)
 
     def _best(self, population: Iterable[Individual]) -> list[Individual]:
         """Return the best ever seen, and remember them."""
@@ -248,7 +253,7 @@ class _Evolution:
         for elite in best[:_NUM_CLIMBED]:
             groups = climb_by_worth(self.worth, elite.groups(), self.num_devices, self.rng, share)
             ends |= {elite.key(), tuple(sorted(groups))}
-        found = sorted((self.groupings.solution(end) for end in ends), key=_by_score)
+        found = sorted((self._solution(end) for end in ends), key=_by_score)
         allowed = int(self.effort * _CLIMB_GROUPINGS)
         for start in found[: len(best) if self.num_devices <= _SMALL_FOG else 1]:
             groups = [sum(1 << d for d in member.performance.devices) for member in start.members]

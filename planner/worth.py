@@ -10,11 +10,13 @@ finds is compared by the objective itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import inf
 from typing import Final, NamedTuple
 
 from planner.flow import phase_rates
 from planner.performance import Options
+from planner.rival import SLOWEST, Rival
 from planner.search import GroupTable
 
 # A replica that misses `min_tps` or a target still counts for something, where no other does
@@ -46,10 +48,21 @@ class Worth:
             faster than the number of its devices (0.1 ms, or a little more).
     """
 
-    def __init__(self, table: GroupTable) -> None:
+    def __init__(self, table: GroupTable, rival: Rival | None = None) -> None:
+        """Begin without groups; those that leave a plan behind ``rival`` miss a target."""
         self._table = table
         self._known: dict[int, Rates] = {0: NOTHING}
         self.effort = 0
+        self._most_ttft = self._most_tpot = inf
+        self._missing: set[int] = set()
+        if rival is not None and not rival.times.num_slow:
+            index = next(i for i, cost in enumerate(table.costs) if cost.id == rival.device)
+            alone = table.options(1 << index)
+            assert alone is not None, "a rival holds the model"
+            # The slowest prefill and the slowest decode together may take so many times as
+            # long as the rival; each of them alone is held to that.
+            self._most_ttft = SLOWEST * alone.both.ttft_seconds
+            self._most_tpot = SLOWEST * alone.both.tpot_seconds
 
     def rates(self, group: int) -> Rates:
         """Return the requests per second of a group (a bit mask) in each phase."""
@@ -60,11 +73,11 @@ class Worth:
             found = NOTHING
             options = self._table.options(group)
             if options is not None:
-                found = self._rates(options)
+                found = self._rates(options, group)
             self._known[group] = found
         return found
 
-    def _rates(self, options: Options) -> Rates:
+    def _rates(self, options: Options, group: int) -> Rates:
         table, prefill, decode = self._table, options.prefill, options.decode
         prompts, _ = phase_rates(prefill, table.workload)
         _, answers = phase_rates(decode, table.workload)
@@ -74,9 +87,20 @@ class Worth:
         if prefill.in_time:
             shares = zip(table.workload.prompt_shares, prefill.in_time, strict=True)
             prompts *= max(sum(share for (_, share), keeps in shares if keeps), _MISSES)
-        if not (decode.keeps_min_tps and decode.keeps_tpot):
-            answers *= _MISSES
+        is_late = prefill.ttft_seconds > self._most_ttft
+        is_slow = not (decode.keeps_min_tps and decode.keeps_tpot)
+        is_slow |= decode.tpot_seconds > self._most_tpot
+        if is_late and is_slow:
+            self._missing.add(group)
+        prompts *= _MISSES if is_late else 1.0
+        answers *= _MISSES if is_slow else 1.0
         return Rates(prompts, answers)
+
+    def good_groups(self, groups: Sequence[int]) -> list[int]:
+        """Return the groups that miss nothing in at least one phase."""
+        for group in groups:
+            self.rates(group)
+        return [group for group in groups if group not in self._missing]
 
     def holds_model(self, group: int) -> bool:
         """Whether the model fits in a group."""

@@ -301,3 +301,21 @@ def members_with(groups: Sequence[Options], chosen: Sequence[Role]) -> list[Memb
     return [
         Member(role, getattr(group, role.value)) for role, group in zip(chosen, groups, strict=True)
     ]
+
+
+def test_groups_that_only_leave_a_plan_behind_the_best_device_are_left_idle() -> None:
+    model = fogs.model()
+    whole = model.stage_bytes(0, 8, 1024)
+    devices = [
+        *(fogs.device(f"fast{i}", 0.001, 2 * whole) for i in range(4)),
+        *(fogs.device(f"slow{i}", 0.02, 2 * whole) for i in range(6)),
+    ]
+    fog = Fog(devices, model, WORKLOAD, SMALL)
+    groupings = Groupings(fog, Roles.SEPARATE)
+    worth = Worth(fog, groupings.rival)
+    alone = [1 << device for device in range(10)]
+    assert worth.good_groups(alone) == alone[:4]
+    assert worth.rates(alone[9]).prompts < worth.rates(alone[0]).prompts / 1000
+    found = evolve(fog, Roles.SEPARATE, 0, groupings)
+    assert found.score.is_behind == 0
+    assert len(found.members) >= 2
