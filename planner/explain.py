@@ -105,9 +105,9 @@ def idle_reason(fog: Fog, device: int, solution: Solution) -> str:
     """Return why a device is in no replica."""
     cost = fog.costs[device]
     smallest = smallest_stage_bytes(fog)
-    if cost.memory_bytes < smallest:
+    if offered_bytes(cost) < smallest:
         return (
-            f"it offers {format_bytes(cost.memory_bytes)}, and one layer with its KV cache for "
+            f"it offers {format_bytes(offered_bytes(cost))}, and one layer with its KV cache for "
             f"{fog.workload.context_tokens} tokens needs {format_bytes(smallest)}"
         )
     chosen = solution.score

@@ -32,7 +32,8 @@ def replicas_from_plan(
     """Return a plan's replicas with the times that its devices measured.
 
     Prefill follows the measured lengths and decode the measured batches and contexts, so the
-    simulation knows more than the plan, which has one prompt length and one mean context.
+    simulation knows more than the plan, which has one prompt length and one mean context. It
+    knows the star only: direct ways between devices (`DeviceSpec.peers`) are left out.
 
     Args:
         plan: Who holds which layers, in which role, with how many slots.
