@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -28,6 +29,9 @@ _MARKS: Final = {
 
 
 BRIEF_CHARACTERS: Final = 100
+
+_BYTES: Final = re.compile(r"\d[\d.]* [kMGT]?B\b")
+_SECONDS_BETWEEN_BYTES: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,16 +114,22 @@ class LiveDisplay:
 
 
 class PlainDisplay:
-    """One line whenever something changes: for logs, pipes and CI."""
+    """One line whenever something changes: for logs, pipes and CI.
+
+    Bytes that are being loaded change all the time, so they alone make a line only now and then.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._last = ""
+        self._last_seconds = 0.0
 
     def update(self, snapshot: Snapshot) -> None:
         """Print the headline if it is another one."""
-        if snapshot.brief != self._last:
-            self._last = snapshot.brief
+        same = _BYTES.sub("", snapshot.brief) == _BYTES.sub("", self._last)
+        recent = snapshot.elapsed_seconds - self._last_seconds < _SECONDS_BETWEEN_BYTES
+        if snapshot.brief != self._last and not (same and recent):
+            self._last, self._last_seconds = snapshot.brief, snapshot.elapsed_seconds
             text = f"{snapshot.elapsed_seconds:6.1f} s  {snapshot.brief}"
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -224,6 +224,22 @@ def test_without_a_terminal_each_change_is_one_line() -> None:
     assert output.getvalue().splitlines() == ["   1.5 s  measuring", "   1.5 s  loading [x]"]
 
 
+def test_in_a_log_bytes_alone_make_a_line_only_every_few_seconds() -> None:
+    shown, output = console()
+    display = PlainDisplay(shown)
+    for seconds, reason in (
+        (1.0, "loading: 0 of 2 are ready, 3.2 MB of 1.6 GB"),
+        (1.2, "loading: 0 of 2 are ready, 24.8 MB of 1.6 GB"),
+        (1.4, "loading: 1 of 2 are ready, 30 MB of 1.6 GB"),
+        (1.6, "loading: 1 of 2 are ready, 1.0 GB of 1.6 GB"),
+        (6.5, "loading: 1 of 2 are ready, 1.5 GB of 1.6 GB"),
+    ):
+        readiness = Readiness(ready=False, reason=reason)
+        display.update(Snapshot(elapsed_seconds=seconds, readiness=readiness))
+    starts = [line.split()[0] for line in output.getvalue().splitlines()]
+    assert starts == ["1.0", "1.4", "6.5"]
+
+
 def test_on_a_terminal_every_process_has_a_row_that_disappears_in_the_end() -> None:
     shown, output = console(terminal=True)
     display = make_display(shown, live=True)
