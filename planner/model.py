@@ -278,7 +278,7 @@ class Objective:
             has not loaded counts as time in which nothing is served. 0: moves are free.
         rival_load: Where one device holds the model, a plan serves at least as many requests
             as the best such device, and answers as soon at this share of what that device
-            serves (`planner.rival`); None: the device is not looked at.
+            serves (`planner.rival`); None: however long answers take.
         energy_weight: Share of its requests per second that a plan may lose for every joule
             per token that it saves; 0: energy does not count.
         population: Individuals of the genetic algorithm.

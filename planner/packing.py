@@ -19,7 +19,6 @@ from typing import Final
 from planner.group_bound import Columns, Market
 from planner.prices import best_packing
 from planner.replicas import Fog
-from planner.rival import SLOWEST
 from planner.search import rival_of
 
 # The integer program chooses among so many groups, those that earn most for their price.
@@ -36,8 +35,8 @@ def packed_groupings(fog: Fog, market: Market) -> list[list[list[int]]]:
     known = list(fog.evaluated())
     rival = rival_of(fog)
     times = [(inf, inf)]
-    if rival is not None:
-        longest = SLOWEST * rival.times.latency
+    if rival is not None and rival.load is not None:
+        longest = rival.longest_seconds
         times = [(part * longest, (1 - part) * longest) for part in _PREFILL_PARTS]
     found = []
     for prefill, decode in times:

@@ -8,6 +8,7 @@ plan is *behind* when it serves fewer requests than the best device alone, or an
 
 from __future__ import annotations
 
+from math import inf
 from typing import Final, NamedTuple
 
 SLOWEST: Final = 2.0
@@ -39,12 +40,18 @@ class Rival(NamedTuple):
     Attributes:
         device: Its id.
         times: Its own.
-        load: Requests per second at which answers are compared, as a share of what it serves.
+        load: Requests per second at which answers are compared, as a share of what it serves;
+            None: requests per second alone are compared.
     """
 
     device: str
     times: Times
-    load: float
+    load: float | None
+
+    @property
+    def longest_seconds(self) -> float:
+        """What a lone request may take on the slowest of a plan's replicas."""
+        return inf if self.load is None else SLOWEST * self.times.latency
 
     def leaves_behind(self, plan: Times) -> bool:
         """Whether a plan serves fewer requests than the device, or answers later.
@@ -57,9 +64,9 @@ class Rival(NamedTuple):
         own = self.times
         if plan.objective > own.objective * (1 + _ROUNDING):
             return True
-        if plan.num_slow < own.num_slow:
+        if self.load is None or plan.num_slow < own.num_slow:
             return False
         room = 1 - self.load * plan.request / own.request
         return plan.latency * (1 - self.load) > own.latency * room * (
             1 + _ROUNDING
-        ) or plan.slowest > SLOWEST * own.latency * (1 + _ROUNDING)
+        ) or plan.slowest > self.longest_seconds * (1 + _ROUNDING)

@@ -58,8 +58,7 @@ def best_single(table: GroupTable) -> Member | None:
 
 def rival_of(table: GroupTable) -> Rival | None:
     """Return what no plan should be behind; None where the objective is the paper's alone."""
-    load = table.objective.rival_load
-    if table.terms is None or load is None or (single := best_single(table)) is None:
+    if table.terms is None or (single := best_single(table)) is None:
         return None
     found = _alone(table, single)
     return Rival(
@@ -71,7 +70,7 @@ def rival_of(table: GroupTable) -> Rival | None:
             found.latency_seconds,
             found.latency_seconds,
         ),
-        load,
+        table.objective.rival_load,
     )
 
 

@@ -55,7 +55,7 @@ class Worth:
         self.effort = 0
         self._most_ttft = self._most_tpot = inf
         self._missing: set[int] = set()
-        if rival is not None and not rival.times.num_slow:
+        if rival is not None and rival.load is not None and not rival.times.num_slow:
             index = next(i for i, cost in enumerate(table.costs) if cost.id == rival.device)
             alone = table.options(1 << index)
             assert alone is not None, "a rival holds the model"

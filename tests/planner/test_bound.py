@@ -107,7 +107,8 @@ def slower(link: Link) -> Link:
 def test_bounds_among_fewer_plans_hold_for_these_and_are_no_higher() -> None:
     separate = Objective(roles=Roles.SEPARATE, max_slots=4, rival_load=None)
     num_compared = num_lower = num_near = 0
-    for seed in range(1000, 1120):
+    # Where a device serves more alone than separate roles do, it is the plan: not counted.
+    for seed in range(1000, 1300):
         devices, model, workload = any_fog(seed)
         devices = [replace(device, link=slower(device.link)) for device in devices]
         fog = Fog(devices, model, workload, separate)

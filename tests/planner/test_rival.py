@@ -50,10 +50,23 @@ def test_no_plan_is_behind_the_best_device(seed: int) -> None:
 
     rival = rival_of(Fog(devices, model, WORK, QUICK))
     assert rival is not None
+    assert rival.load is not None
     assert not outcome.score.is_behind
     assert outcome.score.request_seconds <= rival.times.request * (1 + 1e-6)
     longer = outcome.score.latency_seconds / rival.times.latency
     assert longer <= 1 / (1 - rival.load)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_without_a_load_no_plan_serves_less_than_the_best_device(seed: int) -> None:
+    devices, model = unequal_fog(seed)
+    free = replace(QUICK, rival_load=None)
+
+    outcome = plan_outcome(devices, model, WORK, free)
+
+    rival = rival_of(Fog(devices, model, WORK, free))
+    assert rival is not None
+    assert outcome.score.request_seconds <= rival.times.request * (1 + 1e-6)
 
 
 def test_two_pis_do_not_prefill_for_a_gpu_box() -> None:
