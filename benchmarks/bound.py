@@ -6,7 +6,7 @@
 Random fogs of each size, of two sorts: devices of the catalogue by data sheet with speeds that
 vary a little, and devices that are all different. Prints as Markdown what the plan serves (as
 `planner.plan` finds it, with separate roles) and what the packing serves that it began with,
-the bound over groups (`planner.group_bound`) and which plans it is about, the bound by
+the bound over groups (`planner.bounds.group_bound`) and which plans it is about, the bound by
 devices, the gaps, and CPU seconds of this process for everything. There are rows without KV
 transfer, and rows in which no plan may be behind the best device alone (`planner.rival`):
 the bound knows nothing of that rule, which is about time and not about requests per second.
@@ -29,14 +29,14 @@ from pathlib import Path
 from typing import Final
 
 from broker.control import Link
+from planner.bounds.device_bound import device_bound
+from planner.bounds.offers import ALL_PLANS
 from planner.catalogue import WeightFormat, load_devices, load_models
-from planner.device_bound import device_bound
-from planner.large_fogs import search
+from planner.groupings.large_fogs import search
+from planner.groupings.search import Groupings
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
-from planner.offers import ALL_PLANS
 from planner.replicas import Fog
 from planner.roles import WORST
-from planner.search import Groupings
 
 ROOT = Path(__file__).parent.parent
 MODEL = "llama-3.2-1b"

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Final
 
 from planner.baselines.random_fogs import random_fog
-from planner.evolve import evolve
+from planner.groupings.evolve import evolve
+from planner.groupings.oracle import enumerate_groupings
 from planner.model import Objective, Roles
-from planner.oracle import enumerate_groupings
 from planner.paper.replicas import PaperFog
 from planner.replicas import Fog
 from planner.roles import WORST

@@ -2,8 +2,8 @@
 
     python benchmarks/ga_operators.py [--devices 7 16 32] [--fogs N] [--json FILE]
 
-Changes one thing at a time about the default (`planner.evolve.Operators`, `Objective`) and
-plans random fogs (`planner.baselines.random_fogs`, unequal devices) by the paper's objective
+Changes one thing at a time about the default (`planner.groupings.evolve.Operators`, `Objective`)
+and plans random fogs (`planner.baselines.random_fogs`, unequal devices) by the paper's objective
 (`planner.paper.replicas.PaperFog`) and by ours, without the local search, until as many new
 groupings were scored as every other variant may. The last rows are with the local search,
 whose groupings count as well, and random search. Of each fog the best is the exact optimum up
@@ -29,15 +29,15 @@ from pathlib import Path
 from typing import Final
 
 from planner.baselines.random_fogs import random_fog
-from planner.chromosomes import random_individual
-from planner.evolve import CROSSOVERS, SELECTIONS, Operators, evolve
+from planner.groupings.chromosomes import random_individual
+from planner.groupings.evolve import CROSSOVERS, SELECTIONS, Operators, evolve
+from planner.groupings.oracle import enumerate_groupings
+from planner.groupings.search import Groupings
 from planner.model import Objective, Roles
-from planner.oracle import enumerate_groupings
 from planner.paper.replicas import PaperFog
 from planner.performance import Options
 from planner.replicas import Fog
 from planner.roles import Score
-from planner.search import Groupings
 
 ROOT = Path(__file__).parent.parent
 # Of 7 devices about a tenth of all groupings; beyond, what a plan may take in time.

@@ -85,7 +85,7 @@ def choose_planned_model(
 
 def _from_catalogue(shape: CatalogueModel, weights: WeightFormat, kv_format: str) -> PlannedModel:
     """Return a model of the catalogue: where our nodes can hold it, as they hold it."""
-    from planner.inputs import model_spec
+    from planner.live.inputs import model_spec
 
     try:
         spec = shape.spec(weights, kv_format)
@@ -111,7 +111,7 @@ def _from_catalogue(shape: CatalogueModel, weights: WeightFormat, kv_format: str
 
 
 def _from_folder(folder: Path, name: str, weights: WeightFormat, kv_format: str) -> PlannedModel:
-    from planner.inputs import model_spec
+    from planner.live.inputs import model_spec
 
     try:
         raw = json.loads((folder / "config.json").read_text("utf-8"))

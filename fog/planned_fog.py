@@ -17,8 +17,8 @@ from fog.hypothetical import (
 from fog.settable import gateway_settable, planner_settable
 
 if TYPE_CHECKING:
+    from planner.live.settings import PlannerSettings
     from planner.model import DeviceSpec
-    from planner.settings import PlannerSettings
     from planner.whatif.outcomes import Problem
 
 
@@ -68,7 +68,7 @@ def load_fog(fog: Path, wishes: Wishes, calibrate: Calibrate) -> PlannedFog:
         ModelChoiceError: The model is.
     """
     from planner.catalogue.devices import load_devices
-    from planner.target import fitted_workload
+    from planner.live.target import fitted_workload
     from planner.whatif.outcomes import Problem
 
     config = load_config(
@@ -97,7 +97,7 @@ def load_fog(fog: Path, wishes: Wishes, calibrate: Calibrate) -> PlannedFog:
 
 def _planner_settings(config: FogConfig) -> PlannerSettings:
     from broker.settings import read_settings
-    from planner.settings import PlannerSettings
+    from planner.live.settings import PlannerSettings
 
     given = {f"E2LLM_PLANNER_{key.upper()}": value for key, value in config.planner.items()}
     return read_settings(

@@ -61,7 +61,7 @@ class Settable:
 
 def planner_settable() -> Settable:
     """Return what the table ``[planner]`` may hold."""
-    from planner.settings import PlannerSettings
+    from planner.live.settings import PlannerSettings
 
     return Settable("E2LLM_PLANNER_", PlannerSettings)
 

@@ -121,7 +121,7 @@ class FogView:
         """Take the planner's status in; a will of an earlier session changes nothing.
 
         ``ready`` counts whatever its session: only a planner that lives and leads says it,
-        and it says it again over any other word (see `planner.authority`).
+        and it says it again over any other word (see `planner.live.authority`).
         """
         known = self.planner
         is_late_will = (

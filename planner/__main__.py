@@ -12,9 +12,9 @@ import time
 from broker.address import BrokerAddress
 from broker.mqtt import MqttTransport
 from broker.settings import SettingsError, read_settings
-from planner.service import PlannerService, RefusedError, farewell
-from planner.settings import PlannerSettings
-from planner.store import Store
+from planner.live.service import PlannerService, RefusedError, farewell
+from planner.live.settings import PlannerSettings
+from planner.live.store import Store
 
 
 def main() -> int:

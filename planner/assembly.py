@@ -19,9 +19,9 @@ from broker.plan import (
 from planner.cost import hop_seconds
 from planner.explain import format_bytes, format_seconds, idle_reason
 from planner.flow import flow_of
+from planner.groupings.search import Solution, best_single
 from planner.performance import Member
 from planner.replicas import Fog
-from planner.search import Solution, best_single
 
 _ROLE_ORDER = (Role.PREFILL, Role.DECODE, Role.BOTH)
 

@@ -15,8 +15,8 @@ from math import inf, isfinite
 from typing import Final, Protocol
 
 from broker.plan import Role
+from planner.groupings.search import GroupTable
 from planner.performance import Member
-from planner.search import GroupTable
 from planner.simulation import Network, Scenario, SimReplica, SimRequest, simulate
 from planner.simulation.routing import (
     JUST_IN_TIME,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from planner.cost import DeviceCost
+from planner.groupings.search import Solution, rival_of
 from planner.model import InfeasiblePlanError
 from planner.replicas import Fog
 from planner.rival import SLOWEST, Rival
 from planner.roles import Score
-from planner.search import Solution, rival_of
 
 MOST_NAMED: Final = 8
 """More devices than this are counted in an error, not listed."""

@@ -1,7 +1,7 @@
 """What the planner plans with: frozen values in SI units. Nothing here does I/O.
 
 The planner's mathematics knows devices, a model, a workload and an objective by these
-values only; `planner.inputs` makes them from the messages on the bus.
+values only; `planner.live.inputs` makes them from the messages on the bus.
 """
 
 from __future__ import annotations

@@ -14,12 +14,12 @@ from typing import Final
 from broker.plan import Plan, Role
 from planner.assembly import assemble
 from planner.explain import infeasible
+from planner.groupings.oracle import enumerate_groupings
+from planner.groupings.search import Groupings, Solution, best_single, rival_of
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
-from planner.oracle import enumerate_groupings
 from planner.performance import Options
 from planner.replicas import Fog
 from planner.roles import WORST, Score, choose_roles
-from planner.search import Groupings, Solution, best_single, rival_of
 
 # With `Roles.AUTO`, separate roles may cost this factor in throughput.
 _AUTO_FACTOR: Final = 2.0
@@ -91,12 +91,12 @@ def bound(
     """Return requests per second that no plan of these devices exceeds.
 
     A linear program over groups of devices: exact over all of them up to the objective's
-    ``exact_devices``, bounded from above beyond (`planner.group_bound` says why it holds).
+    ``exact_devices``, bounded from above beyond (`planner.bounds.group_bound` says why it holds).
     0 where no group holds the model. Arguments are those of `plan`, as are errors about
     devices; ``seed`` changes nothing.
     """
     # Like DEAP, HiGHS is imported by those who need it.
-    from planner.group_bound import group_bound
+    from planner.bounds.group_bound import group_bound
 
     return group_bound(Fog(devices, model, workload, objective or Objective()))
 
@@ -199,11 +199,11 @@ def _searched(
     # DEAP and HiGHS are imported here, so that `import planner` costs nothing that a reader
     # of plans does not need.
     if fog.num_devices > fog.objective.exact_devices:
-        from planner.large_fogs import gap_in_words, search
+        from planner.groupings.large_fogs import gap_in_words, search
 
         found = search(fog, roles, seed, start)
         return found.solution, gap_in_words(fog, found) if found.solution.members else ""
-    from planner.evolve import evolve
+    from planner.groupings.evolve import evolve
 
     groupings = Groupings(fog, roles)
     evolved = evolve(fog, roles, seed, groupings, start)

@@ -13,14 +13,14 @@ from math import inf
 
 from broker.plan import Plan
 from planner.cost import DeviceCost, device_cost, hop_seconds
-from planner.linear_stages import LinearStages
 from planner.masks import members_of
 from planner.model import DeviceSpec, ModelSpec, Objective, Workload
 from planner.moves import Holdings
-from planner.partition import best_split
 from planner.performance import Options, Performance
 from planner.promises import NO_HOPS, Promises, groupings
-from planner.split import Offload, Pace, Split, SplitProblem
+from planner.splits.linear_stages import LinearStages
+from planner.splits.partition import best_split
+from planner.splits.split import Offload, Pace, Split, SplitProblem
 from planner.terms import Terms
 
 

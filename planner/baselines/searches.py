@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from broker.plan import Role
+from planner.groupings.oracle import enumerate_groupings
+from planner.groupings.search import Groupings, GroupTable, Solution
 from planner.model import Roles, Workload
-from planner.oracle import enumerate_groupings
 from planner.performance import Member, Options
 from planner.roles import WORST, RoleRule, Score, choose_roles, score
-from planner.search import Groupings, GroupTable, Solution
 
 Choice = tuple[Score, tuple[Member, ...]]
 Assign = Callable[[Sequence[Options], Workload], Choice]
@@ -63,7 +63,7 @@ def search(table: GroupTable, assign: Assign, seed: int = 0, num_best: int = 1) 
     if table.num_devices <= table.objective.exact_devices:
         enumerate_groupings(table, Roles.MIXED, groupings)
     else:
-        from planner.evolve import evolve  # Brings DEAP: only for those who call this.
+        from planner.groupings.evolve import evolve  # Brings DEAP: only for those who call this.
 
         evolve(table, Roles.MIXED, seed, groupings)
     return groupings.best(num_best)

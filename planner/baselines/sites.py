@@ -8,6 +8,7 @@ from itertools import accumulate
 from broker.plan import Plan
 from planner.assembly import assemble
 from planner.baselines.searches import by_slower_phase, search
+from planner.groupings.search import Solution
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
 from planner.paper.calibration import load_calibration
 from planner.paper.plans import paper_fog
@@ -17,7 +18,6 @@ from planner.performance import Member
 from planner.planning import plan as live_plan
 from planner.replicas import Fog
 from planner.roles import score
-from planner.search import Solution
 from planner.simulation import GroupRule, Network, SimReplica, SimStage
 from planner.simulation.replicas import kv_bytes_per_token, network_of, replicas_from_plan
 from planner.simulation.tables import decode_times, prefill_rate

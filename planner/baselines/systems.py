@@ -22,11 +22,11 @@ from planner.baselines.searches import (
 )
 from planner.baselines.sites import FogSite, PaperSite
 from planner.candidates import Candidate
+from planner.groupings.search import Solution
 from planner.model import Roles
 from planner.paper.replicas import PaperFog
 from planner.paper.splitwise import SplitwiseRule
 from planner.performance import Member
-from planner.search import Solution
 from planner.simulation.routing import (
     LATE_BINDING,
     LEAST_ADDED_TIME,

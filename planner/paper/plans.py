@@ -13,8 +13,9 @@ from math import ceil
 
 from broker.plan import Role
 from planner.flow import request_seconds
+from planner.groupings.oracle import enumerate_groupings
+from planner.groupings.search import Groupings, Solution
 from planner.model import InfeasiblePlanError, Roles
-from planner.oracle import enumerate_groupings
 from planner.paper.calibration import Calibration, load_calibration
 from planner.paper.published import (
     PaperWorkload,
@@ -26,7 +27,6 @@ from planner.paper.published import (
 from planner.paper.replicas import PaperFog, Reading, StageTimes, step_seconds
 from planner.paper.splitwise import SplitwiseRule, rule_slack
 from planner.performance import Member, Performance
-from planner.search import Groupings, Solution
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ def evolved_plan(
     reading: Reading = Reading.ONE_REQUEST,
 ) -> PaperPlan:
     """Return what the genetic algorithm finds, as the paper does."""
-    from planner.evolve import evolve  # Brings DEAP: only for those who call this.
+    from planner.groupings.evolve import evolve  # Brings DEAP: only for those who call this.
 
     fog = paper_fog(workload, reading)
     found = evolve(fog, Roles.SEPARATE, seed, groupings(fog, policy))

@@ -1,6 +1,6 @@
 """What a group of devices is worth as a replica by the paper's formulas. Pure.
 
-The same splits (`planner.partition`), genetic algorithm, oracle and choice of roles as in
+The same splits (`planner.splits.partition`), genetic algorithm, oracle and choice of roles as in
 production work on it; what differs from `planner.replicas` is the paper's convention:
 
 - one device of a replica is the master and has embedding and head, any may be it;
@@ -23,9 +23,9 @@ from typing import Final
 from planner.cost import DeviceCost, device_cost, hop_seconds
 from planner.model import DeviceSpec, ModelSpec, Objective, Workload
 from planner.paper.calibration import MAX_SLOTS
-from planner.partition import best_split
 from planner.performance import Options, Performance
-from planner.split import Ends, Offload, Pace, Split, SplitProblem
+from planner.splits.partition import best_split
+from planner.splits.split import Ends, Offload, Pace, Split, SplitProblem
 
 _ROUNDING: Final = 1e-9
 
@@ -65,7 +65,7 @@ class StageTimes:
 
 
 class PaperFog:
-    """The paper's problem: a `planner.search.GroupTable`.
+    """The paper's problem: a `planner.groupings.search.GroupTable`.
 
     Groups of devices are bit masks over the devices in the order of their ids.
     """

@@ -17,7 +17,7 @@ from broker.plan import Plan, PlannerStatus
 from broker.topics import PLAN, PLANNER_STATUS
 from broker.transport import Received
 from fog.config import GATEWAY_ID
-from planner.store import telemetry_key
+from planner.live.store import telemetry_key
 from tests.support.bus import wait_for
 from tests.support.running_fog import PATIENCE_SECONDS, SITE, RunningFog
 

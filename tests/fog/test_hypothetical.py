@@ -17,7 +17,7 @@ from nodes.calibrator import Calibrated, CalibrationFailed
 from nodes.profiler import Profiler
 from nodes.profiles import calibration_key
 from nodes.settings import MemoryOffer
-from planner.inputs import device_spec
+from planner.live.inputs import device_spec
 from tests.fog.what_if_rig import CATALOGUE, CATALOGUE_FOG, FOG, OWN_NUMBERS, fake_calibration
 
 

@@ -156,12 +156,30 @@ def test_a_table_says_which_device_does_what_before_and_after(
     assert pi[1:3] == ["-", "-"]
 
 
+def test_a_fog_in_which_one_device_answers_sooner_alone_is_that_device(
+    fog_file: Callable[[str], Path], invoke: Callable[..., Result], tmp_path: Path
+) -> None:
+    target = tmp_path / "out.json"
+
+    result = invoke(
+        "simulate", "--fog", fog_file(ONE_IS_USEFUL), "--model", "llama-3.1-8b",
+        "--weights", "int4", "--json", target,
+    )  # fmt: skip
+
+    assert result.exit_code == 0, result.output
+    found = json.loads(target.read_text("utf-8"))
+    stages = [s["device"] for r in found["before"]["plan"]["replicas"] for s in r["stages"]]
+    assert stages == ["gpu"]
+    assert found["best_single_device_alone"] is None
+
+
 def test_the_best_device_alone_stands_beside_the_fog_and_a_target_can_make_it_the_plan(
     fog_file: Callable[[str], Path], invoke: Callable[..., Result], tmp_path: Path
 ) -> None:
     target = tmp_path / "out.json"
+    fog_text = ONE_IS_USEFUL + "\n[planner]\nnever_behind = false\n"
     arguments = (
-        "simulate", "--fog", fog_file(ONE_IS_USEFUL), "--model", "llama-3.1-8b",
+        "simulate", "--fog", fog_file(fog_text), "--model", "llama-3.1-8b",
         "--weights", "int4", "--json", target,
     )  # fmt: skip
 

@@ -58,8 +58,8 @@ from planner.candidates import (
     total_delay,
     unhurried_delay,
 )
+from planner.groupings.oracle import enumerate_groupings
 from planner.model import Objective, Roles, Workload
-from planner.oracle import enumerate_groupings
 from planner.paper.plans import best_plan
 from planner.paper.published import PaperWorkload, Policy
 from planner.performance import Member

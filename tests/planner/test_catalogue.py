@@ -12,7 +12,7 @@ import planner
 from broker.control import Link, ModelManifest
 from planner.catalogue import WeightFormat, load_devices, load_models
 from planner.cost import device_cost
-from planner.inputs import model_spec
+from planner.live.inputs import model_spec
 from planner.model import Objective, Roles, Workload
 from planner.replicas import Fog
 from planner.sourced import UnsourcedNumberError

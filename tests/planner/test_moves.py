@@ -8,10 +8,10 @@ import pytest
 import planner
 from broker.control import Link
 from broker.plan import Plan
+from planner.live.triggers import decide
 from planner.model import DeviceSpec, ModelSpec, Objective, Workload
 from planner.moves import Holdings
 from planner.planning import plan_outcome, reassess
-from planner.triggers import decide
 from tests.planner import fogs
 
 WORKLOAD = Workload(prompt_tokens=128, answer_tokens=96, context_tokens=512)

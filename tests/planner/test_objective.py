@@ -13,10 +13,10 @@ import planner
 from broker.control import Link
 from broker.grouping import best_grouping
 from broker.plan import Plan, Role
-from planner.evolve import evolve
 from planner.flow import Flow, flow_of
+from planner.groupings.evolve import evolve
+from planner.groupings.oracle import enumerate_groupings
 from planner.model import Bucket, DeviceSpec, ModelSpec, Objective, Roles, Workload
-from planner.oracle import enumerate_groupings
 from planner.performance import Energy, Member, Performance
 from planner.planning import plan_outcome
 from planner.replicas import Fog

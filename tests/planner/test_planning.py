@@ -18,13 +18,13 @@ from broker.control import Link
 from broker.grouping import best_grouping
 from broker.placement import replica_id
 from broker.plan import BatchSeconds, Plan, PlanState, Role
-from planner.evolve import evolve
+from planner.groupings.evolve import evolve
+from planner.groupings.oracle import enumerate_groupings
+from planner.groupings.search import Groupings
 from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec, Objective, Roles, Workload
-from planner.oracle import enumerate_groupings
 from planner.planning import plan_outcome, reassess
 from planner.replicas import Fog
 from planner.roles import WORST
-from planner.search import Groupings
 from tests.planner import fogs
 
 WORKLOAD = Workload(prompt_tokens=128, answer_tokens=96, context_tokens=512)

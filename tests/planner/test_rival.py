@@ -10,13 +10,13 @@ import pytest
 import planner
 from broker.plan import Role
 from planner.catalogue import WeightFormat, load_devices, load_models
-from planner.evolve import evolve
+from planner.groupings.evolve import evolve
+from planner.groupings.oracle import enumerate_groupings
+from planner.groupings.search import rival_of
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
-from planner.oracle import enumerate_groupings
 from planner.planning import plan_outcome, reassess
 from planner.replicas import Fog
 from planner.rival import Rival, Times
-from planner.search import rival_of
 from tests.planner import fogs
 
 WORK = Workload(prompt_tokens=200, answer_tokens=100, context_tokens=1024, min_tps=1.0)

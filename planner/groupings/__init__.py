@@ -1,0 +1,1 @@
+"""Which devices form replicas: the genetic algorithm, and exact enumeration."""

@@ -1,0 +1,94 @@
+"""Plans of fogs too large for enumeration: a bound, a packing, the genetic algorithm. Pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from planner.bounds.group_bound import Market, market
+from planner.bounds.offers import ALL_PLANS, Among
+from planner.bounds.packing import packed_groupings
+from planner.flow import flow_of
+from planner.groupings.beginnings import beginnings
+from planner.groupings.evolve import evolve
+from planner.groupings.search import Groupings, Solution
+from planner.groupings.worth import Worth
+from planner.model import Roles
+from planner.replicas import Fog
+
+# Begun from a packing the genetic algorithm finds little more: its part of the usual effort.
+_EFFORT_AFTER_PACKING: Final = 0.5
+# The bound on all plans is asked for where a plan is a last resort: a quick one will do.
+_FEW_ROUNDS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A plan and the bound that holds among plans like it.
+
+    Attributes:
+        packed: Groupings that the search began with.
+    """
+
+    solution: Solution
+    market: Market
+    packed: Sequence[Sequence[Sequence[int]]]
+
+
+def search(
+    fog: Fog, roles: Roles, seed: int, start: Sequence[Sequence[Sequence[int]]] = ()
+) -> Found:
+    """Return the best plan found, and a bound.
+
+    The bound is sought among plans that use roles as they should and give every stream
+    ``min_tps``, which come before all others unless they are behind the best device
+    (`planner.roles.Score`). Where the plan found is not of these, the bound is one on all
+    plans.
+
+    Args:
+        fog: Of any size.
+        roles: Which may be used.
+        seed: Of the genetic algorithm.
+        start: Groupings to begin with, as that of the running plan.
+    """
+    # The genetic algorithm evaluates these groups anyway, and the bound is sooner low
+    # when it knows some.
+    beginnings(fog, Worth(fog), random.Random(seed))
+    found = market(fog, among=Among(is_separate=roles is not Roles.MIXED, keeps_min_tps=True))
+    packed = packed_groupings(fog, found)
+    solution = evolve(
+        fog,
+        roles,
+        seed,
+        Groupings(fog, roles),
+        [*start, *packed],
+        effort=_EFFORT_AFTER_PACKING if packed else 1.0,
+    )
+    if solution.score.is_mixed or solution.score.num_slow:
+        found = market(fog, _FEW_ROUNDS)
+    return Found(solution, found, packed)
+
+
+def gap_in_words(fog: Fog, found: Found) -> str:
+    """Return what a plan says of itself: how it was found, and how far from the bound it is."""
+    members, most = found.solution.members, found.market.bound
+    rate = fog.terms.good_rate(members, flow_of(members, fog.workload, fog.terms))
+    what = " within the targets" if fog.objective.has_targets else ""
+    begin = f"genetic algorithm, {found.solution.num_compared} groupings: "
+    if rate <= 0:
+        return f"{begin}no request{what}"
+    gap = max(1 - rate / most, 0) if most else 0.0
+    return (
+        f"{begin}{rate:.3g} requests per second{what}, "
+        f"{gap:.0%} below the bound of {most:.3g}{_meant(found.market.among)}"
+    )
+
+
+def _meant(among: Among) -> str:
+    """Return in words which plans the bound is about."""
+    if among == ALL_PLANS:
+        return ""
+    separate = "separate roles and " if among.is_separate else ""
+    return f" for plans with {separate}min_tps for every stream"

@@ -1,0 +1,1 @@
+"""The planning service: events in, plans out, telemetry in Redis."""

@@ -1,0 +1,175 @@
+"""What the planner hears, as values: from the bus and from the store. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from broker.codec import decode_control
+from broker.control import DeviceProfile, DeviceStatus, ModelManifest, Telemetry
+from broker.plan import Assignment, Loaded, Plan, PlannerStatus
+from broker.topics import (
+    DEVICE_ASSIGNMENT,
+    DEVICE_LOADED,
+    DEVICE_PROFILE,
+    DEVICE_STATUS,
+    DEVICE_TELEMETRY,
+    MODEL,
+    PLAN,
+    PLANNER_STATUS,
+    Topic,
+)
+from planner.live.inputs import parse_telemetry
+
+# A payload of None below is a retained message that was cleared.
+
+
+@dataclass(frozen=True, slots=True)
+class BusUp:
+    """Connected; retained messages follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class BusDown:
+    """The connection is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSeen:
+    """A gateway publishes a model."""
+
+    model: str
+    manifest: ModelManifest | None
+
+
+@dataclass(frozen=True, slots=True)
+class StatusSeen:
+    """A device, or its will, says how it is."""
+
+    device: str
+    status: DeviceStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSeen:
+    """A device measured itself."""
+
+    device: str
+    profile: DeviceProfile | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSeen:
+    """A device says how far it is with its assignment."""
+
+    device: str
+    loaded: Loaded | None
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentSeen:
+    """What some planner, perhaps this one in an earlier life, told a device to hold."""
+
+    device: str
+    assignment: Assignment | None
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetrySeen:
+    """Telemetry from the bus, with the names of fields that were refused."""
+
+    device: str
+    telemetry: Telemetry
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSeen:
+    """A plan on the bus, its own echo included."""
+
+    plan: Plan | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerSeen:
+    """A planner's status, its own echo included."""
+
+    status: PlannerStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSeen:
+    """One look into the store.
+
+    Attributes:
+        lease: Whether this planner holds the lease; None when the store does not answer.
+        last_version: Version of the last plan that the store knows.
+        telemetry: The latest of every device that is not silent; from memory when the
+            store does not answer.
+    """
+
+    lease: bool | None
+    last_version: int = 0
+    telemetry: Mapping[str, Telemetry] = field(default_factory=dict)
+
+
+Event = (
+    BusUp
+    | BusDown
+    | ModelSeen
+    | StatusSeen
+    | ProfileSeen
+    | LoadedSeen
+    | AssignmentSeen
+    | TelemetrySeen
+    | PlanSeen
+    | PlannerSeen
+    | StoreSeen
+)
+
+TOPICS: Final[tuple[Topic[Any], ...]] = (
+    MODEL,
+    DEVICE_STATUS,
+    DEVICE_PROFILE,
+    DEVICE_LOADED,
+    DEVICE_ASSIGNMENT,
+    DEVICE_TELEMETRY,
+    PLAN,
+    PLANNER_STATUS,
+)
+"""What a planner subscribes to."""
+
+
+def event_of(topic: str, payload: bytes) -> Event | None:
+    """Return the event of a message; None for a topic that is not the planner's.
+
+    Raises:
+        broker.codec.DecodeError: The payload is not what the topic carries. Telemetry never
+            raises: it is read field by field.
+    """
+    if names := MODEL.match(topic):
+        return ModelSeen(
+            names["model"], decode_control(payload, ModelManifest) if payload else None
+        )
+    if names := DEVICE_STATUS.match(topic):
+        return StatusSeen(
+            names["device"], decode_control(payload, DeviceStatus) if payload else None
+        )
+    if names := DEVICE_PROFILE.match(topic):
+        return ProfileSeen(
+            names["device"], decode_control(payload, DeviceProfile) if payload else None
+        )
+    if names := DEVICE_LOADED.match(topic):
+        return LoadedSeen(names["device"], decode_control(payload, Loaded) if payload else None)
+    if names := DEVICE_ASSIGNMENT.match(topic):
+        return AssignmentSeen(
+            names["device"], decode_control(payload, Assignment) if payload else None
+        )
+    if names := DEVICE_TELEMETRY.match(topic):
+        return TelemetrySeen(names["device"], *parse_telemetry(payload))
+    if PLAN.match(topic):
+        return PlanSeen(decode_control(payload, Plan) if payload else None)
+    if PLANNER_STATUS.match(topic):
+        return PlannerSeen(decode_control(payload, PlannerStatus) if payload else None)
+    return None

@@ -1,0 +1,179 @@
+"""What the planner knows of models and devices, from what it heard. No I/O, no clock.
+
+Retained messages arrive in any order and may be old: a value of an older session, or of the
+same session and an older version, never replaces knowledge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from broker.control import (
+    PROTOCOL_VERSION,
+    DeviceProfile,
+    DeviceState,
+    DeviceStatus,
+    ModelManifest,
+    Telemetry,
+)
+from broker.plan import Assignment, Loaded, LoadState
+from planner.live.events import (
+    AssignmentSeen,
+    Event,
+    LoadedSeen,
+    ModelSeen,
+    ProfileSeen,
+    StatusSeen,
+    StoreSeen,
+)
+from planner.live.inputs import UnusableProfileError, device_spec
+from planner.model import DeviceSpec, ModelSpec
+
+
+@dataclass(slots=True)
+class Failure:
+    """A device could not load its stages.
+
+    Attributes:
+        error: Which tensor or URL, and why, as the device says it.
+        times: How often in a row.
+        until_seconds: The device is left out of plans until then.
+    """
+
+    error: str
+    times: int
+    until_seconds: float
+
+
+@dataclass(slots=True)
+class DeviceView:
+    """The latest that a device said of itself, and what it was told."""
+
+    status: DeviceStatus | None = None
+    profile: DeviceProfile | None = None
+    loaded: Loaded | None = None
+    assigned: Assignment | None = None
+    telemetry: Telemetry = field(default_factory=Telemetry)
+    failure: Failure | None = None
+    # When it last said something about loading; a device that says nothing has hung.
+    heard_seconds: float = 0.0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the device is on the bus."""
+        return self.status is not None and self.status.state is DeviceState.READY
+
+    def has_loaded(self, stages: set[str], revision: str) -> bool:
+        """Whether all ``stages`` of a revision are in memory, in the present session."""
+        loaded = self.loaded
+        if loaded is None or self.status is None or loaded.session < self.status.session:
+            return False
+        if loaded.state is not LoadState.LOADED or loaded.revision not in ("", revision):
+            return False
+        version = self.assigned.version if self.assigned is not None else 0
+        return loaded.version >= version and stages <= set(loaded.stages)
+
+
+class Knowledge:
+    """Models and devices as the bus tells them."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, ModelManifest] = {}
+        self.devices: dict[str, DeviceView] = {}
+        # When the last device became ready or published a profile that was not known.
+        self.changed_seconds = 0.0
+
+    def view(self, device: str) -> DeviceView:
+        """Return what is known of a device, nothing at first."""
+        return self.devices.setdefault(device, DeviceView())
+
+    def hear(self, event: Event, now: float) -> None:
+        """Take in an event about models or devices; others are not its business."""
+        match event:
+            case ModelSeen(model, None):
+                self.models.pop(model, None)
+            case ModelSeen(model, manifest) if manifest is not None:
+                known = self.models.get(model)
+                if known is None or known.revision != manifest.revision:
+                    self.changed_seconds = now
+                self.models[model] = manifest
+            case StatusSeen(device, status):
+                self._hear_status(device, status, now)
+            case ProfileSeen(device, profile):
+                self._hear_profile(device, profile, now)
+            case LoadedSeen(device, loaded):
+                self._hear_loaded(self.view(device), loaded, now)
+            case AssignmentSeen(device, assignment) if assignment is not None:
+                view = self.view(device)
+                known_version = view.assigned.version if view.assigned is not None else -1
+                if assignment.version >= known_version:
+                    view.assigned = assignment
+            case StoreSeen(telemetry=telemetry):
+                for device, view in self.devices.items():
+                    view.telemetry = telemetry.get(device, Telemetry())
+            case _:
+                pass
+
+    def _hear_status(self, device: str, status: DeviceStatus | None, now: float) -> None:
+        if status is None:
+            # Cleared by a person: the device is gone for good.
+            self.devices.pop(device, None)
+            return
+        view = self.view(device)
+        if view.status is not None and status.session < view.status.session:
+            return
+        was_ready = view.is_ready and view.status is not None
+        is_same = was_ready and view.status is not None and view.status.session == status.session
+        view.status = status
+        if view.is_ready and not is_same:
+            self.changed_seconds = view.heard_seconds = now
+            if view.failure is not None:
+                # A restarted device may have what it lacked.
+                view.failure.until_seconds = now
+
+    def _hear_profile(self, device: str, profile: DeviceProfile | None, now: float) -> None:
+        view = self.view(device)
+        known = view.profile
+        if profile is not None and known is not None and profile.session < known.session:
+            return
+        if profile is not None and (known is None or known != profile):
+            self.changed_seconds = now
+        view.profile = profile
+
+    def _hear_loaded(self, view: DeviceView, loaded: Loaded | None, now: float) -> None:
+        known = view.loaded
+        if loaded is not None and known is not None:
+            older = (loaded.session, loaded.version) < (known.session, known.version)
+            if older:
+                return
+        view.loaded = loaded
+        view.heard_seconds = now
+
+    def usable(self, model: ModelSpec, now: float) -> tuple[dict[str, DeviceSpec], dict[str, str]]:
+        """Return the devices that can be planned with, and why each other one cannot."""
+        usable: dict[str, DeviceSpec] = {}
+        left_out: dict[str, str] = {}
+        for device, view in sorted(self.devices.items()):
+            reason = self._obstacle(view, now)
+            if reason is None and view.profile is not None:
+                try:
+                    usable[device] = device_spec(device, view.profile, view.telemetry, model)
+                except UnusableProfileError as error:
+                    reason = str(error)
+            if reason is not None:
+                left_out[device] = reason
+        return usable, left_out
+
+    def _obstacle(self, view: DeviceView, now: float) -> str | None:
+        if view.status is None or not view.is_ready:
+            return "it is not on the bus"
+        if view.status.protocol.split(".")[0] != PROTOCOL_VERSION.split(".")[0]:
+            return (
+                f"it speaks version {view.status.protocol} of the protocol, this fog "
+                f"{PROTOCOL_VERSION}; install the same release on both"
+            )
+        if view.failure is not None and now < view.failure.until_seconds:
+            return f"it failed to load: {view.failure.error}"
+        if view.profile is None:
+            return "it has not measured itself yet"
+        return None

@@ -1,0 +1,195 @@
+"""A planner's state machine with a clock, and devices that do as they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from broker.codec import decode_control
+from broker.control import DeviceState, Telemetry
+from broker.plan import Assignment, LoadState, Plan, PlannerStatus, PlanState
+from broker.topics import DEVICE_ASSIGNMENT, PLAN, PLANNER_STATUS
+from broker.transport import Publication
+from planner.live.control import Control
+from planner.live.events import (
+    AssignmentSeen,
+    BusUp,
+    Event,
+    LoadedSeen,
+    ModelSeen,
+    PlannerSeen,
+    PlanSeen,
+    ProfileSeen,
+    StatusSeen,
+    StoreSeen,
+)
+from planner.live.settings import PlannerSettings
+from tests.planner import fogs
+
+SPEEDS = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "f": 6}
+
+
+def settings(**changes: Any) -> PlannerSettings:
+    values: dict[str, Any] = {
+        "broker": "mqtt://localhost",
+        "prompt_tokens": 64,
+        "answer_tokens": 64,
+        "context_tokens": 256,
+    }
+    return PlannerSettings(**{**values, **changes})
+
+
+class Bench:
+    """One planner and what it published last."""
+
+    def __init__(self, session: int = 100, **changes: Any) -> None:
+        self.control = Control(settings(**changes), session)
+        self.now = 1000.0
+        self.lease: bool | None = True
+        self.telemetry: dict[str, Telemetry] = {}
+        self.plans: list[Plan] = []
+        self.assignments: dict[str, Assignment] = {}
+        self.statuses: list[PlannerStatus] = []
+        self.sessions: dict[str, int] = {}
+        self.obedient = True
+        self.last_version = 0
+
+    # --- what happens ---------------------------------------------------------------------
+
+    def connect(self) -> Bench:
+        self.handle(BusUp())
+        return self
+
+    def handle(self, event: Event) -> None:
+        self._take(self.control.handle(event, self.now))
+
+    def model(self, revision: str = "rev-1") -> Bench:
+        self.handle(ModelSeen("demo", fogs.manifest(revision)))
+        return self
+
+    def join(self, *names: str, session: int = 1, revision: str = "rev-1", **profile: Any) -> Bench:
+        for name in names:
+            self.sessions[name] = session
+            self.handle(StatusSeen(name, fogs.status(session)))
+            values: dict[str, Any] = {"seconds": 0.001 * SPEEDS.get(name, 1), **profile}
+            self.handle(
+                ProfileSeen(name, fogs.profile(session=session, revision=revision, **values))
+            )
+        return self
+
+    def leave(self, name: str) -> Bench:
+        lost = fogs.status(self.sessions[name], DeviceState.LOST)
+        self.handle(StatusSeen(name, lost))
+        return self
+
+    def slow_down(self, name: str, ratio: float) -> Bench:
+        self.telemetry[name] = Telemetry(speed_ratio=ratio)
+        return self
+
+    def run(self, seconds: float, step: float = 0.5) -> Bench:
+        """Let time pass: looks at the store every two seconds, devices load at once."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now += step
+            if self.now % 2 < step:
+                self.look()
+            self.tick()
+            if self.obedient:
+                self.load(*self.assignments)
+        return self
+
+    def tick(self) -> None:
+        """Decide, and look again after a search, as the service does."""
+        self._take(self.control.tick(self.now, 1.7e9 + self.now))
+        if self.control.wants_look:
+            self.look()
+            self._take(self.control.tick(self.now, 1.7e9 + self.now))
+
+    def look(self) -> None:
+        self.handle(StoreSeen(self.lease, self.last_version, dict(self.telemetry)))
+
+    def load(self, *names: str) -> None:
+        """Let devices answer their assignments."""
+        for name in names:
+            wanted = self.assignments[name]
+            stages = [f"{s.replica}/{s.stage}" for s in (*wanted.hold, *wanted.prepare)]
+            self.handle(
+                LoadedSeen(
+                    name,
+                    fogs.loaded(
+                        wanted.version,
+                        stages,
+                        self.sessions.get(name, 1),
+                        revision=wanted.revision,
+                    ),
+                )
+            )
+
+    def fail(self, name: str, error: str = "tensor x is damaged") -> None:
+        self.handle(
+            LoadedSeen(
+                name,
+                fogs.loaded(
+                    self.assignments[name].version,
+                    [],
+                    self.sessions.get(name, 1),
+                    state=LoadState.FAILED,
+                    error=error,
+                ),
+            )
+        )
+
+    # --- what came of it ------------------------------------------------------------------
+
+    def _take(self, publications: list[Publication]) -> None:
+        for publication in publications:
+            payload = bytes(publication.payload)
+            assert publication.retained
+            if names := DEVICE_ASSIGNMENT.match(publication.topic):
+                before = self.assignments.get(names["device"])
+                found = decode_control(payload, Assignment)
+                assert before is None or found.version > before.version or found == before
+                self.assignments[names["device"]] = found
+                self.handle(AssignmentSeen(names["device"], found))
+            elif PLAN.match(publication.topic):
+                self.plans.append(decode_control(payload, Plan))
+                self.handle(PlanSeen(self.plans[-1]))
+            elif PLANNER_STATUS.match(publication.topic):
+                self.statuses.append(decode_control(payload, PlannerStatus))
+                self.handle(PlannerSeen(self.statuses[-1]))
+
+    @property
+    def plan(self) -> Plan:
+        return self.plans[-1]
+
+    @property
+    def problem(self) -> str | None:
+        return self.statuses[-1].problem
+
+    @property
+    def published(self) -> int:
+        return len(self.plans) + len(self.statuses) + len(self.assignments)
+
+    def devices(self, plan: Plan | None = None) -> set[str]:
+        chosen = plan or self.plan
+        return {stage.device for replica in chosen.replicas for stage in replica.stages}
+
+    def retained_for(self, other: Bench) -> None:
+        """Give another planner what the broker retains."""
+        for name, session in self.sessions.items():
+            view = self.control.knowledge.devices[name]
+            other.sessions[name] = session
+            other.handle(StatusSeen(name, view.status))
+            other.handle(ProfileSeen(name, view.profile))
+            other.handle(LoadedSeen(name, view.loaded))
+            other.handle(AssignmentSeen(name, self.assignments.get(name)))
+        other.handle(PlanSeen(self.plan))
+        other.model()
+
+
+def active(bench: Bench) -> bool:
+    return bench.plan.state is PlanState.ACTIVE
+
+
+def hold_of(assignments: Mapping[str, Assignment], device: str) -> set[str]:
+    return {stage.replica for stage in assignments[device].hold}

@@ -1,0 +1,114 @@
+"""What devices hold and prepare on the way from one plan to the next."""
+
+from __future__ import annotations
+
+from broker.plan import LayerRange, Plan, PlanState, Replica, Role, Stage
+from planner.live.assignments import Load, loads
+from tests.planner import fogs
+
+MODEL = fogs.model(4)
+ROOMY = dict.fromkeys("abcd", 100_000_000)
+
+
+def plan(*replicas: tuple[str, list[tuple[str, int, int]]], revision: str = "r") -> Plan:
+    return Plan(
+        version=1,
+        state=PlanState.ACTIVE,
+        model="m",
+        revision=revision,
+        weights="float32",
+        kv_format="float32",
+        chunk_tokens=128,
+        context_tokens=256,
+        replicas=[
+            Replica(
+                id=name,
+                role=Role.BOTH,
+                slots=1,
+                prefill_slots=2,
+                kv_tokens=512,
+                stages=[
+                    Stage(
+                        device=device,
+                        layers=LayerRange(start, end),
+                        embedding=start == 0,
+                        head=end == 4,
+                        predicted_seconds=0.1,
+                    )
+                    for device, start, end in stages
+                ],
+            )
+            for name, stages in replicas
+        ],
+    )
+
+
+OLD = plan(("old", [("a", 0, 2), ("b", 2, 4)]))
+NEW = plan(("new", [("a", 0, 3), ("c", 3, 4)]))
+
+
+def names(load: Load) -> tuple[list[str], list[str]]:
+    return (
+        [f"{s.replica}/{s.stage}" for s in load.hold],
+        [f"{s.replica}/{s.stage}" for s in load.prepare],
+    )
+
+
+def test_the_first_plan_is_held_at_once() -> None:
+    found = loads(None, OLD, ROOMY, MODEL, "ab")
+    assert {device: names(load) for device, load in found.items()} == {
+        "a": (["old/0"], []),
+        "b": (["old/1"], []),
+    }
+    (stage,) = found["a"].hold
+    assert (stage.layers, stage.embedding, stage.head) == (LayerRange(0, 2), True, False)
+    assert stage.kv_tokens == 512
+
+
+def test_old_stages_stay_beside_new_ones_while_memory_allows() -> None:
+    found = loads(OLD, NEW, ROOMY, MODEL, "abc")
+    assert {device: names(load) for device, load in found.items()} == {
+        "a": (["old/0"], ["new/0"]),
+        "b": (["old/1"], []),
+        "c": (["new/1"], []),
+    }
+
+
+def test_weights_that_both_plans_need_count_once() -> None:
+    shared = MODEL.stage_bytes(0, 3) + (2 + 3) * 256 * 1024
+    assert not loads(OLD, NEW, {**ROOMY, "a": shared}, MODEL, "abc")["a"].is_shrunk
+    assert loads(OLD, NEW, {**ROOMY, "a": shared - 1}, MODEL, "abc")["a"].is_shrunk
+
+
+def test_a_device_without_room_for_both_gives_up_the_old_stage_first() -> None:
+    found = loads(OLD, NEW, {**ROOMY, "a": 4_000_000}, MODEL, "abc")["a"]
+    assert names(found) == ([], ["new/0"])
+    assert found.is_shrunk
+
+
+def test_a_stage_in_both_plans_is_simply_held() -> None:
+    wider = plan(("old", [("a", 0, 2), ("b", 2, 4)]), ("new", [("c", 0, 4)]))
+    found = loads(OLD, wider, ROOMY, MODEL, "abc")
+    assert names(found["a"]) == (["old/0"], [])
+    assert names(found["c"]) == (["new/0"], [])
+
+
+def test_replicas_that_lost_a_device_are_not_held_for_nobody() -> None:
+    found = loads(OLD, NEW, ROOMY, MODEL, "ac")
+    assert names(found["a"]) == (["new/0"], [])
+    assert "b" not in found
+
+
+def test_stages_of_another_revision_are_not_kept() -> None:
+    other = plan(("old", [("a", 0, 2), ("b", 2, 4)]), revision="r0")
+    found = loads(other, NEW, ROOMY, MODEL, "abc")
+    assert names(found["a"]) == (["new/0"], [])
+    assert "b" not in found
+
+
+def test_when_nothing_comes_the_active_plan_is_held() -> None:
+    found = loads(OLD, None, ROOMY, MODEL, "a")
+    assert {device: names(load) for device, load in found.items()} == {
+        "a": (["old/0"], []),
+        "b": (["old/1"], []),
+    }
