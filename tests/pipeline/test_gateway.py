@@ -165,14 +165,14 @@ def test_a_row_that_fails_everywhere_fails_its_request_and_no_other(
 ) -> None:
     fog = fog_of(source)
     for stage in fog.stages():
-        whole = stage.executor.prefill
+        whole = stage.executor.prefill_by_layer
 
         def prefill(key: Any, hidden: Any, start: int, run: Any = whole) -> Any:
             if key.request_id == "bad":
                 raise RuntimeError("planted")
             return run(key, hidden, start)
 
-        monkeypatch.setattr(stage.executor, "prefill", prefill)
+        monkeypatch.setattr(stage.executor, "prefill_by_layer", prefill)
     submit_all(fog)
     fog.submit("bad", (5, 6, 7), max_tokens=5)
     fog.run()
