@@ -19,7 +19,7 @@ from broker.plan import (
 from planner.cost import hop_seconds
 from planner.explain import format_bytes, format_seconds, idle_reason
 from planner.flow import flow_of
-from planner.groupings.search import Solution, best_single
+from planner.groupings.search import Solution, best_single, rival_of
 from planner.performance import Member
 from planner.replicas import Fog
 
@@ -40,8 +40,9 @@ def assemble(fog: Fog, solution: Solution, optimality: str) -> Plan:
     for replica, member in replicas:
         for index, device in enumerate(member.performance.devices):
             reasons[fog.costs[device].id] = _place_reason(fog, replica, member, index)
+    rival = rival_of(fog)
     idle = [
-        IdleDevice(device=cost.id, reason=idle_reason(fog, device, solution))
+        IdleDevice(device=cost.id, reason=idle_reason(fog, device, solution, rival))
         for device, cost in enumerate(fog.costs)
         if cost.id not in reasons
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from planner.cost import DeviceCost
-from planner.groupings.search import Solution, rival_of
+from planner.groupings.search import Solution
 from planner.model import InfeasiblePlanError
 from planner.replicas import Fog
 from planner.rival import SLOWEST, Rival
@@ -101,8 +101,8 @@ def smallest_stage_bytes(fog: Fog) -> int:
     return min(weights + fog.context_tokens * kv for weights, kv in pairs)
 
 
-def idle_reason(fog: Fog, device: int, solution: Solution) -> str:
-    """Return why a device is in no replica."""
+def idle_reason(fog: Fog, device: int, solution: Solution, rival: Rival | None) -> str:
+    """Return why a device is in no replica, beside ``rival``, the best device alone."""
     cost = fog.costs[device]
     smallest = smallest_stage_bytes(fog)
     if offered_bytes(cost) < smallest:
@@ -112,7 +112,6 @@ def idle_reason(fog: Fog, device: int, solution: Solution) -> str:
         )
     chosen = solution.score
     with_it = solution.best_with.get(device)
-    rival = rival_of(fog)
     if with_it is not None:
         if rival is not None and with_it.is_behind > chosen.is_behind:
             return _behind_reason(fog, with_it, rival)

@@ -127,7 +127,7 @@ class _Climb:
 
 
 def climb_by_score(
-    groups: Iterable[int], num_devices: int, groupings: Groupings, max_groupings: int
+    groups: Sequence[int], num_devices: int, groupings: Groupings, max_groupings: int
 ) -> Solution:
     """Return the best use of groups after moving or swapping devices while that helps.
 
