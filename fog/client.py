@@ -17,6 +17,9 @@ from urllib.parse import urlsplit
 
 URL_VARIABLE: Final = "E2LLM_URL"
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
+RESUME_SECONDS: Final = 60.0
+RESUME_PAUSE_SECONDS: Final = 0.25
+_NOT_READY: Final = 503
 
 Message = Mapping[str, str]
 """``{"role": ..., "content": ...}``"""
@@ -103,10 +106,13 @@ class _Progress:
     last_at: float = 0.0
     tokens_at_first: int = 0
     finish_reason: str | None = None
+    answer_id: str | None = None
+    position: str = ""
 
     def take(self, chunk: Mapping[str, Any], now: float) -> str:
         """Add one stream chunk and return its text."""
         text = ""
+        self.answer_id = chunk.get("id") or self.answer_id
         for choice in chunk.get("choices") or ():
             piece = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
             new_ids = choice.get("token_ids") or ()
@@ -140,6 +146,8 @@ class FogClient:
     Args:
         url: ``http://host:port`` or https.
         timeout_seconds: For each wait on the network.
+        resume_seconds: How long an answer that was cut off is asked for again; a gateway
+            that was started again has it in its journal.
 
     Raises (all methods):
         FogUnreachableError: Nothing answers, or it stopped in the middle.
@@ -151,7 +159,9 @@ class FogClient:
         url: str,
         *,
         timeout_seconds: float = 60.0,
+        resume_seconds: float = RESUME_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -161,7 +171,9 @@ class FogClient:
         self._host, self._port = parts.hostname, parts.port
         self._path = parts.path.rstrip("/")
         self._timeout = timeout_seconds
+        self._resume_seconds = resume_seconds
         self._clock = clock
+        self._sleep = sleep
 
     def readiness(self) -> Readiness:
         """Return whether requests can be served now, and why not."""
@@ -209,26 +221,75 @@ class FogClient:
         if question.seed is not None:
             common["seed"] = question.seed
         try:
-            chat = {**common, "messages": list(question.messages)}
-            return self._stream("/v1/chat/completions", chat, on_text)
+            return self.chat({**common, "messages": list(question.messages)}, on_text)
         except FogRequestError as error:
             if error.status != 400 or "template" not in str(error).lower():
                 raise
         prompt = {**common, "prompt": question.messages[-1]["content"]}
         return self._stream("/v1/completions", prompt, on_text)
 
+    def chat(
+        self, body: Mapping[str, Any], on_text: Callable[[str], None] = lambda text: None
+    ) -> Answer:
+        """Stream the answer to the body of a chat, as ``POST /v1/chat/completions`` takes it.
+
+        An answer that is cut off is read on where it was.
+        """
+        return self._stream("/v1/chat/completions", {**body, "stream": True}, on_text)
+
     def _stream(self, path: str, body: dict[str, Any], on_text: Callable[[str], None]) -> Answer:
         progress = _Progress(self._clock())
-        with self._request("POST", path, body) as response:
-            for data in server_sent_data(response):
-                if data == "[DONE]":
-                    break
-                chunk = _json(data)
-                if error := chunk.get("error"):
-                    raise FogRequestError(200, str(error.get("message", error)), error.get("param"))
-                if text := progress.take(chunk, self._clock()):
-                    on_text(text)
+        try:
+            with self._request("POST", path, body) as response:
+                self._read(response, progress, on_text)
+        except (FogUnreachableError, _StoppingError):
+            # A gateway that was started again has it in its journal.
+            if progress.answer_id is None:
+                raise
+            self._go_on(progress, on_text)
         return progress.answer(self._clock())
+
+    def _go_on(self, progress: _Progress, on_text: Callable[[str], None]) -> None:
+        """Read on behind the last event, at this gateway or the one that follows it."""
+        deadline = self._clock() + self._resume_seconds
+        while True:
+            self._sleep(RESUME_PAUSE_SECONDS)
+            headers = {"Last-Event-ID": progress.position} if progress.position else {}
+            path = f"/fog/requests/{progress.answer_id}?stream=true"
+            try:
+                with self._request("GET", path, headers=headers) as response:
+                    self._read(response, progress, on_text)
+                return
+            except (FogUnreachableError, _StoppingError):
+                if self._clock() >= deadline:
+                    raise
+            except FogRequestError as error:
+                # Not prepared yet, or Redis does not answer yet.
+                if error.status != _NOT_READY or self._clock() >= deadline:
+                    raise
+
+    def _read(
+        self,
+        response: http.client.HTTPResponse,
+        progress: _Progress,
+        on_text: Callable[[str], None],
+    ) -> None:
+        """Take the events of a stream up to its end.
+
+        Raises:
+            FogUnreachableError: It was cut off.
+        """
+        for event_id, data in server_sent_events(response):
+            if data == "[DONE]":
+                return
+            chunk = _json(data)
+            if error := chunk.get("error"):
+                kind = _StoppingError if error.get("code") == "stopping" else FogRequestError
+                raise kind(200, str(error.get("message", error)), error.get("param"))
+            if text := progress.take(chunk, self._clock()):
+                on_text(text)
+            progress.position = event_id or progress.position
+        raise FogUnreachableError(self.url, "the stream was cut off")
 
     def _get(self, path: str) -> Any:
         with self._request("GET", path) as response:
@@ -236,14 +297,18 @@ class FogClient:
 
     @contextmanager
     def _request(
-        self, method: str, path: str, body: dict[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
         connect = http.client.HTTPSConnection if self._https else http.client.HTTPConnection
         connection = connect(self._host, self._port, timeout=self._timeout)
         try:
             payload = None if body is None else json.dumps(body).encode()
-            headers = {"Content-Type": "application/json"} if body is not None else {}
-            connection.request(method, self._path + path, payload, headers)
+            content = {"Content-Type": "application/json"} if body is not None else {}
+            connection.request(method, self._path + path, payload, {**content, **(headers or {})})
             response = connection.getresponse()
             if response.status != 200:
                 raise _refusal(response.status, response.read())
@@ -254,16 +319,21 @@ class FogClient:
             connection.close()
 
 
-def server_sent_data(lines: Iterator[bytes] | http.client.HTTPResponse) -> Iterator[str]:
-    """Yield the data of each server-sent event; comments and other fields are skipped."""
+def server_sent_events(
+    lines: Iterator[bytes] | http.client.HTTPResponse,
+) -> Iterator[tuple[str | None, str]]:
+    """Yield id and data of each server-sent event; comments and other fields are skipped."""
     data: list[str] = []
+    event_id: str | None = None
     for raw in lines:
         line = raw.decode().rstrip("\r\n")
         if line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))
+        elif line.startswith("id:"):
+            event_id = line[3:].removeprefix(" ")
         elif not line and data:
-            yield "\n".join(data)
-            data = []
+            yield event_id, "\n".join(data)
+            data, event_id = [], None
 
 
 def _refusal(status: int, payload: bytes) -> FogRequestError:
@@ -277,6 +347,10 @@ def _refusal(status: int, payload: bytes) -> FogRequestError:
     if isinstance(error, dict):
         return FogRequestError(status, str(error.get("message", status)), error.get("param"))
     return _NotReadyError(status, _readiness(body, ready=False))
+
+
+class _StoppingError(FogRequestError):
+    """The gateway ends; whoever follows it goes on with the answer."""
 
 
 class _NotReadyError(FogRequestError):

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from gateway.requests import Engine, GeneratedToken, Generation, GenerationFailedError
+from gateway.requests import GeneratedToken, Generation, GenerationFailedError, TokenSource
 from gateway.text import Detokenizer, StopStrings, Tokenizer
 
 
@@ -27,6 +27,29 @@ class Piece:
     text: str
     token_id: int
     finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One event of a streamed answer.
+
+    Attributes:
+        json: The event's data.
+        choice: Whose piece it brings; None: it brings none.
+        is_head: It comes before all pieces.
+    """
+
+    json: str
+    choice: int | None = None
+    is_head: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A chunk on its way to a client, and how far the answer is with it; None: no id."""
+
+    data: str
+    id: str | None = None
 
 
 @dataclass(slots=True)
@@ -75,7 +98,7 @@ class AnswerText:
 
 
 async def answer(
-    engine: Engine, generation: Generation, text: AnswerText
+    engine: TokenSource, generation: Generation, text: AnswerText
 ) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of one choice.
 
@@ -91,11 +114,14 @@ async def answer(
                 return
         raise GenerationFailedError("the answer ended without a finish reason")
     finally:
-        await _close(tokens)
+        await close_tokens(tokens)
 
 
 def answers(
-    engine: Engine, tokenizer: Tokenizer, generations: Sequence[Generation], stop: Sequence[str]
+    engine: TokenSource,
+    tokenizer: Tokenizer,
+    generations: Sequence[Generation],
+    stop: Sequence[str],
 ) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of all choices of one request as they come."""
     return side_by_side(
@@ -153,8 +179,8 @@ async def side_by_side(
         await asyncio.gather(*pumps, return_exceptions=True)
 
 
-async def _close(tokens: AsyncIterator[GeneratedToken]) -> None:
-    """Close an engine's iterator; the protocol promises that it can be closed."""
+async def close_tokens(tokens: AsyncIterator[GeneratedToken]) -> None:
+    """Close a source's iterator; the protocol promises that it can be closed."""
     close = getattr(tokens, "aclose", None)
     if close is not None:
         await close()

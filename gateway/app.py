@@ -20,7 +20,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.connection import EventStream, read_body, run_unless_interrupted
 from gateway.errors import ApiError, internal_error, not_ready
-from gateway.inference import CHAT, COMPLETION, Form, Inference, RequestT, unknown_model
+from gateway.inference import (
+    CHAT,
+    COMPLETION,
+    Answer,
+    Form,
+    Inference,
+    RequestT,
+    unknown_model,
+)
 from gateway.model import ModelSlot, ServedModel
 from gateway.prompts import Prompts
 from gateway.requests import Engine
@@ -66,9 +74,12 @@ def _add_inference_routes(
     async def answer(http: Request, form: Form[RequestT]) -> Response:
         body = await read_body(http, settings.max_body_bytes)
         found = await inference.begin(parse_object(body), form, len(body))
+        return await deliver(http, found)
+
+    async def deliver(http: Request, found: Answer[Any]) -> Response:
         if found.is_streamed:
             return EventStream(
-                found.chunks(),
+                found.events(),
                 stopping=stopping,
                 keep_alive_seconds=settings.keep_alive_seconds,
             )
@@ -83,6 +94,12 @@ def _add_inference_routes(
     @app.post("/v1/chat/completions", openapi_extra=documented(CHAT.request_type))
     async def chat_completions(http: Request) -> Response:
         return await answer(http, CHAT)
+
+    @app.get("/fog/requests/{answer_id}")
+    async def resume(http: Request, answer_id: str, stream: bool | None = None) -> Response:
+        """Answer again what was asked before, or go on with it behind ``Last-Event-ID``."""
+        last = http.headers.get("last-event-id")
+        return await deliver(http, await inference.resume(answer_id, last, stream=stream))
 
     @app.post("/v1/completions", openapi_extra=documented(COMPLETION.request_type))
     async def text_completions(http: Request) -> Response:
@@ -124,6 +141,7 @@ def _add_state_routes(
             "/v1/models",
             "/fog/plan",
             "/fog/devices",
+            "/fog/requests/{id}",
             "/healthz",
             "/readyz",
             "/openapi.json",

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
-from gateway.answers import Piece, tallies
+from gateway.answers import Chunk, Piece, tallies
 from gateway.errors import ApiError
 from gateway.model import ServedModel
 from gateway.requests import Generation
@@ -87,8 +87,8 @@ async def stream(
     head: dict[str, Any],
     generations: Sequence[Generation],
     pieces: AsyncGenerator[Piece, None],
-) -> AsyncGenerator[str, None]:
-    """Yield the JSON of each chunk: roles first, finish reasons last, then usage if asked.
+) -> AsyncGenerator[Chunk, None]:
+    """Yield the chunks: roles first, finish reasons last, then usage if asked.
 
     Nothing is yielded before the first token, so that what fails before it is an HTTP error.
     """
@@ -109,7 +109,7 @@ async def stream(
                     roles = chunk([ChatChunkChoice(index=index, delta=first, finish_reason=None)])
                     if request.return_token_ids:
                         roles.prompt_token_ids = list(prompt_ids)
-                    yield roles.json_text()
+                    yield Chunk(roles.json_text(), is_head=True)
             num_tokens += 1
             if piece.text or piece.finish_reason or request.return_token_ids:
                 choice = ChatChunkChoice(
@@ -120,6 +120,6 @@ async def stream(
                 )
                 if request.return_token_ids:
                     choice.token_ids = [piece.token_id]
-                yield chunk([choice]).json_text()
+                yield Chunk(chunk([choice]).json_text(), piece.choice)
     if request.include_usage:
-        yield chunk([], Usage.of(generations, num_tokens)).json_text()
+        yield Chunk(chunk([], Usage.of(generations, num_tokens)).json_text())

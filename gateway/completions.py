@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
-from gateway.answers import Piece, tallies
+from gateway.answers import Chunk, Piece, tallies
 from gateway.model import ServedModel
 from gateway.requests import Generation
 from gateway.responses import Completion, TextChoice, Usage
@@ -57,8 +57,8 @@ async def stream(
     head: dict[str, Any],
     generations: Sequence[Generation],
     pieces: AsyncGenerator[Piece, None],
-) -> AsyncGenerator[str, None]:
-    """Yield the JSON of each chunk, then usage if asked."""
+) -> AsyncGenerator[Chunk, None]:
+    """Yield the chunks, then one with usage if asked."""
     num_tokens = 0
     begun: set[int] = set()
 
@@ -84,6 +84,6 @@ async def stream(
                 if piece.choice not in begun:
                     begun.add(piece.choice)
                     choice.prompt_token_ids = list(generations[piece.choice].prompt_ids)
-            yield chunk([choice])
+            yield Chunk(chunk([choice]), piece.choice)
     if request.include_usage:
-        yield chunk([], Usage.of(generations, num_tokens))
+        yield Chunk(chunk([], Usage.of(generations, num_tokens)))

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.answers import Event
 from gateway.errors import (
     CLIENT_CLOSED_REQUEST,
     ApiError,
@@ -62,7 +63,7 @@ class EventStream(Response):
     error before that is an HTTP error, an error after that the last event.
 
     Args:
-        events: JSON texts; closed in any case. It raises `ApiError`; all else is a bug.
+        events: Closed in any case. It raises `ApiError`; all else is a bug.
         stopping: Set when the gateway stops.
         keep_alive_seconds: A comment is sent after this silence, so that proxies and clients
             wait through a queue or a slow prefill.
@@ -72,7 +73,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        events: AsyncGenerator[str, None],
+        events: AsyncGenerator[Event, None],
         *,
         stopping: asyncio.Event,
         keep_alive_seconds: float,
@@ -108,7 +109,9 @@ class EventStream(Response):
     async def _send_events(self, send: Send) -> None:
         try:
             async for event in _with_pauses(self._events, self._keep_alive_seconds):
-                await self._send(send, b": keep-alive\n\n" if event is None else _data(event))
+                await self._send(
+                    send, b": keep-alive\n\n" if event is None else _data(event.data, event.id)
+                )
         except Exception as error:
             if not self._started:
                 raise
@@ -138,14 +141,15 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
-def _data(event: str) -> bytes:
+def _data(data: str, event_id: str | None = None) -> bytes:
     # JSON and `[DONE]` have no line feed outside of escapes, so one line is enough.
-    return f"data: {event}\n\n".encode()
+    head = "" if event_id is None else f"id: {event_id}\n"
+    return f"{head}data: {data}\n\n".encode()
 
 
 async def _with_pauses(
-    events: AsyncGenerator[str, None], pause_seconds: float
-) -> AsyncIterator[str | None]:
+    events: AsyncGenerator[Event, None], pause_seconds: float
+) -> AsyncIterator[Event | None]:
     """Yield the events, and None whenever none came for ``pause_seconds``."""
     while True:
         upcoming = asyncio.ensure_future(anext(events, None))

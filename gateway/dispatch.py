@@ -72,7 +72,7 @@ class Dispatcher:
             TooLargeError: No replica of the plan can hold it.
             ValueError: No prompt, no token to generate, or an id that is in use.
         """
-        if not generation.prompt_ids or generation.max_tokens < 1:
+        if not generation.prompt_ids or generation.max_tokens <= len(generation.generated):
             raise ValueError("a generation needs a prompt and at least one token to generate")
         if generation.request_id in self._ledger.requests:
             raise ValueError(f"request id {generation.request_id} is in use")

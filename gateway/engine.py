@@ -7,6 +7,7 @@ happens there. Decisions are the dispatcher's, knowledge of the fog is `FogView`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -52,11 +53,15 @@ from gateway.requests import (
     Generation,
     NotReadyError,
     Readiness,
+    TakenOverError,
+    Written,
 )
 
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 0.05
+TAKE_OVER_SECONDS: Final = 2.0
+"""How long a stream may take to end whose answer another connection reads on."""
 
 Stream = asyncio.Queue[GeneratedToken | EngineError]
 
@@ -116,6 +121,7 @@ class FogEngine:
         self._manifest: ModelManifest | None = None
         self._bus_problem: str | None = "not connected to the MQTT broker yet"
         self._streams: dict[str, Stream] = {}
+        self._closed: dict[str, asyncio.Event] = {}
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._receiver = Receiver(transport, self._on_event, "gateway-receive")
@@ -156,9 +162,10 @@ class FogEngine:
     # --- the engine of the API ---------------------------------------------------------------
 
     async def generate(self, generation: Generation) -> AsyncGenerator[GeneratedToken, None]:
-        request_id = generation.request_id
+        request_id, entry = generation.request_id, generation.journal_id
         actions = self._dispatcher.submit(generation, self._clock())
         stream = self._streams[request_id] = Stream()
+        closed = self._closed[entry] = asyncio.Event()
         status = "cancelled"
         try:
             self._journal.begin(generation, self._manifest)
@@ -169,7 +176,8 @@ class FogEngine:
                 if isinstance(item, EngineError):
                     status = "failed"
                     raise item
-                self._journal.token(request_id, item.token_id)
+                if self._closed.get(entry) is closed:
+                    self._journal.token(entry, item.token_id)
                 if item.finish_reason is not None:
                     status = "finished"
                 yield item
@@ -177,8 +185,25 @@ class FogEngine:
                     return
         finally:
             del self._streams[request_id]
-            self._journal.end(request_id, status)
+            # Not when another stream has taken over while this one's client took nothing.
+            if self._closed.get(entry) is closed:
+                del self._closed[entry]
+                self._journal.end(entry, status)
             self._apply(self._dispatcher.cancel(request_id, self._clock()))
+            closed.set()
+
+    async def written(self, entry: str) -> Written | None:
+        return await self._journal.read(entry)
+
+    async def take_over(self, entries: Sequence[str]) -> int:
+        number = await self._journal.count_stream(entries[0])
+        closing = [closed.wait() for entry in entries if (closed := self._closed.get(entry))]
+        for request_id in list(self._streams):
+            if request_id.partition("~")[0] in entries:
+                self._tell(request_id, TakenOverError("another connection reads the answer"))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*closing), TAKE_OVER_SECONDS)
+        return number
 
     def largest_request_tokens(self) -> int | None:
         return self._dispatcher.largest_request_tokens()

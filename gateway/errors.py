@@ -10,6 +10,7 @@ from gateway.requests import (
     EngineError,
     NotReadyError,
     QueueFullError,
+    TakenOverError,
     TooLargeError,
 )
 
@@ -111,6 +112,8 @@ def from_engine(error: EngineError, prompt_param: str) -> ApiError:
             return not_ready(message, seconds)
         case TooLargeError(largest_tokens=largest):
             return too_long(message, prompt_param, largest)
+        case TakenOverError():
+            return ApiError(409, message, code="taken_over", kind="server_error")
         case DeadlineExceededError():
             return ApiError(504, message, code="deadline_exceeded", kind="server_error")
         case _:

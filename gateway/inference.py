@@ -6,6 +6,8 @@ HTTP and MQTT share this path; it knows neither.
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
@@ -14,12 +16,19 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from gateway import chat, completions
-from gateway.answers import Piece, answers
+from gateway.answers import Chunk, Event, Piece, answers
 from gateway.errors import ApiError, from_engine, not_ready
 from gateway.model import ModelSlot, ServedModel
 from gateway.parameters import Limits, plan_generations
-from gateway.requests import Engine, EngineError, Generation
+from gateway.requests import (
+    Engine,
+    EngineError,
+    Generation,
+    JournalUnavailableError,
+    Written,
+)
 from gateway.responses import Response, Usage
+from gateway.resumption import Resumed, check_model, continued, parse_position
 from gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest, check_request
 from gateway.settings import Settings
 
@@ -42,7 +51,7 @@ class Form(Generic[RequestT]):
         default_max_tokens: Of an answer; None: all that the context leaves.
         encode: Request to the token ids of each prompt; raises `ApiError`.
         collect: Pieces to the whole answer.
-        stream: Pieces to the JSON of each event.
+        stream: Pieces to the chunks of a stream.
     """
 
     request_type: type[RequestT]
@@ -54,7 +63,7 @@ class Form(Generic[RequestT]):
         [RequestT, dict[str, Any], Sequence[Generation], Pieces], Coroutine[Any, Any, Response]
     ]
     stream: Callable[
-        [RequestT, dict[str, Any], Sequence[Generation], Pieces], AsyncGenerator[str, None]
+        [RequestT, dict[str, Any], Sequence[Generation], Pieces], AsyncGenerator[Chunk, None]
     ]
 
 
@@ -86,7 +95,8 @@ class Answer(Generic[RequestT]):
         request: Checked.
         head: What every answer and chunk begins with.
         generations: One per choice.
-        pieces: What they bring.
+        pieces: What they bring, from the first token.
+        seen: Tokens of each choice whose chunks the client has; they are left out.
     """
 
     def __init__(
@@ -96,13 +106,15 @@ class Answer(Generic[RequestT]):
         head: dict[str, Any],
         generations: Sequence[Generation],
         pieces: Pieces,
+        seen: Sequence[int] = (),
     ) -> None:
         self._form = form
         self._request = request
         self._head = head
         self._generations = generations
         self._pieces = pieces
-        self._num_tokens = 0
+        self._num_tokens = [0] * len(generations)
+        self._seen = tuple(seen) or (0,) * len(generations)
         self._finish_reasons: list[str | None] = [None] * len(generations)
 
     @property
@@ -124,7 +136,7 @@ class Answer(Generic[RequestT]):
     @property
     def usage(self) -> Usage:
         """The tokens so far."""
-        return Usage.of(self._generations, self._num_tokens)
+        return Usage.of(self._generations, sum(self._num_tokens))
 
     async def whole(self) -> str:
         """Return the JSON of the whole answer; `ApiError` when the fog failed."""
@@ -135,21 +147,35 @@ class Answer(Generic[RequestT]):
             raise from_engine(error, form.prompt_param) from error
         return found.json_text()
 
-    async def chunks(self) -> AsyncGenerator[str, None]:
-        """Yield the JSON of each chunk; `ApiError` when the fog failed."""
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Yield each chunk, with an id to go on from; `ApiError` when the fog failed."""
         form = self._form
         stream = form.stream(self._request, self._head, self._generations, self._counted())
         try:
             async with aclosing(stream):
                 async for chunk in stream:
-                    yield chunk
+                    if not self._is_seen(chunk):
+                        yield Event(chunk.json, self._position_after(chunk))
         except EngineError as error:
             raise from_engine(error, form.prompt_param) from error
+
+    def _is_seen(self, chunk: Chunk) -> bool:
+        if chunk.choice is not None:
+            return self._num_tokens[chunk.choice] <= self._seen[chunk.choice]
+        return chunk.is_head and any(self._seen)
+
+    def _position_after(self, chunk: Chunk) -> str | None:
+        if chunk.choice is None:
+            return None
+        # A resumed stream that is behind with another choice must not say that it lacks
+        # what the client has.
+        have = map(max, self._num_tokens, self._seen)
+        return ",".join(str(count) for count in have)
 
     async def _counted(self) -> Pieces:
         async with aclosing(self._pieces):
             async for piece in self._pieces:
-                self._num_tokens += 1
+                self._num_tokens[piece.choice] += 1
                 self._finish_reasons[piece.choice] = piece.finish_reason
                 yield piece
 
@@ -182,30 +208,105 @@ class Inference:
             ApiError: The request is wrong, or there is no model yet.
         """
         request = check_request(content, form.request_type)
+        answer_id = f"{form.id_prefix}-{secrets.token_hex(12)}"
+        created = int(time.time())
+        generations, model = await self._plan(
+            request, form, num_bytes, answer_id, created, secrets.randbits(63)
+        )
+        pieces = answers(self._engine, model.tokenizer, generations, request.stop)
+        return Answer(form, request, _head(answer_id, created, model), generations, pieces)
+
+    async def resume(
+        self, answer_id: str, last_event_id: str | None, *, stream: bool | None = None
+    ) -> Answer[Any]:
+        """Go on with an answer that began over another connection.
+
+        Args:
+            answer_id: The id in the answer's chunks.
+            last_event_id: Id of the last event that the client has; None: it has none.
+            stream: Whether in chunks; None: as it was asked for.
+
+        Raises:
+            ApiError: It is not known (any more), the journal does not answer, the model is
+                another one now, or the id is none of its events.
+        """
+        form = next((form for form in (CHAT, COMPLETION) if _is_id(answer_id, form)), None)
+        first = await self._written(f"{answer_id}-0") if form is not None else None
+        if form is None or first is None:
+            raise ApiError(
+                404,
+                f"no request {answer_id[:80]!r}; what was asked is kept for an hour",
+                code="request_not_found",
+            )
+        return await self._resume(form, answer_id, first, last_event_id, stream)
+
+    async def _resume(
+        self,
+        form: Form[RequestT],
+        answer_id: str,
+        first: Written,
+        last_event_id: str | None,
+        stream: bool | None,
+    ) -> Answer[RequestT]:
+        fields = first.fields
+        content = json.loads(fields["body"])
+        if stream is not None:
+            content |= {"stream": stream}
+            if not stream:
+                content.pop("stream_options", None)
+        request = check_request(content, form.request_type)
+        created = int(fields["created"])
+        planned, model = await self._plan(
+            request, form, len(fields["body"]), answer_id, created, int(fields["seed"])
+        )
+        check_model(first, model)
+        seen = parse_position(last_event_id, len(planned))
+        entries = [each.request_id for each in planned]
+        num_streams = await self._take_over(entries)
+        written = [await self._written(entry) for entry in entries]
+        generations = continued(planned, written, num_streams)
+        pieces = answers(Resumed(self._engine), model.tokenizer, generations, request.stop)
+        head = _head(answer_id, created, model)
+        return Answer(form, request, head, generations, pieces, seen)
+
+    async def _plan(
+        self,
+        request: RequestT,
+        form: Form[RequestT],
+        num_bytes: int,
+        answer_id: str,
+        created: int,
+        drawn_seed: int,
+    ) -> tuple[list[Generation], ServedModel]:
         model = self._served(request)
         if num_bytes > _LONG_BODY_BYTES:
             prompts = await asyncio.to_thread(form.encode, request, model)
         else:
             prompts = form.encode(request, model)
-        answer_id = f"{form.id_prefix}-{secrets.token_hex(12)}"
         generations = plan_generations(
             request,
             prompts,
             model,
             self._limits(model),
             answer_id=answer_id,
+            created=created,
             prompt_param=form.prompt_param,
             default_max_tokens=form.default_max_tokens,
-            drawn_seed=secrets.randbits(63),
+            drawn_seed=drawn_seed,
         )
-        head = {
-            "id": answer_id,
-            "created": int(time.time()),
-            "model": model.name,
-            "system_fingerprint": model.fingerprint,
-        }
-        pieces = answers(self._engine, model.tokenizer, generations, request.stop)
-        return Answer(form, request, head, generations, pieces)
+        return generations, model
+
+    async def _written(self, entry: str) -> Written | None:
+        try:
+            return await self._engine.written(entry)
+        except JournalUnavailableError as error:
+            raise not_ready(f"the journal cannot be read: {error}", _RETRY_SECONDS) from error
+
+    async def _take_over(self, entries: Sequence[str]) -> int:
+        try:
+            return await self._engine.take_over(entries)
+        except JournalUnavailableError as error:
+            raise not_ready(f"the journal cannot be read: {error}", _RETRY_SECONDS) from error
 
     def _served(self, request: GenerationRequest) -> ServedModel:
         model = self._model.served
@@ -223,6 +324,19 @@ class Inference:
             max_choices=self._settings.max_choices,
             deadline_seconds=self._settings.deadline_seconds,
         )
+
+
+def _head(answer_id: str, created: int, model: ServedModel) -> dict[str, Any]:
+    return {
+        "id": answer_id,
+        "created": created,
+        "model": model.name,
+        "system_fingerprint": model.fingerprint,
+    }
+
+
+def _is_id(answer_id: str, form: Form[Any]) -> bool:
+    return re.fullmatch(rf"{form.id_prefix}-[0-9a-f]{{24}}", answer_id) is not None
 
 
 def unknown_model(asked: str, served: str) -> ApiError:

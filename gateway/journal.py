@@ -5,7 +5,8 @@ Redis is memory, never authority: while it is down requests go on without a jour
 their beginning. Nothing here blocks the event loop, and nothing is logged but ids.
 
 Keys, for other readers: ``e2llm:<site>:request:<id>`` is a hash (``body``, ``prompt_ids``,
-``seed``, ``parameters``, ``model``, ``revision``, ``weights``, ``status``, ``started_at``),
+``seed``, ``parameters``, ``model``, ``revision``, ``weights``, ``status``, ``started_at``,
+``created``, and ``streams``, how often it went on over another connection),
 ``e2llm:<site>:request:<id>:tokens`` a list of token ids.
 """
 
@@ -16,7 +17,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -25,7 +26,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from broker.control import ModelManifest
-from gateway.requests import Generation
+from gateway.requests import Generation, JournalUnavailableError, Written
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +48,27 @@ class Journal(Protocol):
         """Whether what is said now will be written."""
 
     def begin(self, generation: Generation, model: ModelManifest | None) -> None:
-        """A request was accepted."""
+        """A request was accepted, or goes on with the tokens that it has."""
 
-    def token(self, request_id: str, token_id: int) -> None:
+    def token(self, entry: str, token_id: int) -> None:
         """The next token of its answer was delivered."""
 
-    def end(self, request_id: str, status: str) -> None:
+    def end(self, entry: str, status: str) -> None:
         """It ended: ``finished``, ``cancelled`` or ``failed``."""
+
+    async def read(self, entry: str) -> Written | None:
+        """Return what is known of a request; None: nothing (any more).
+
+        Raises:
+            JournalUnavailableError: Redis does not answer, or there is none.
+        """
+
+    async def count_stream(self, entry: str) -> int:
+        """Count one more stream of an answer, over all gateways, and return the number.
+
+        Raises:
+            JournalUnavailableError: Redis does not answer, or there is none.
+        """
 
     async def start(self) -> None:
         """Begin to write."""
@@ -70,11 +85,17 @@ class NoJournal:
     def begin(self, generation: Generation, model: ModelManifest | None) -> None:
         pass
 
-    def token(self, request_id: str, token_id: int) -> None:
+    def token(self, entry: str, token_id: int) -> None:
         pass
 
-    def end(self, request_id: str, status: str) -> None:
+    def end(self, entry: str, status: str) -> None:
         pass
+
+    async def read(self, entry: str) -> Written | None:
+        raise JournalUnavailableError("this gateway keeps no journal; E2LLM_REDIS is not set")
+
+    async def count_stream(self, entry: str) -> int:
+        raise JournalUnavailableError("this gateway keeps no journal; E2LLM_REDIS is not set")
 
     async def start(self) -> None:
         pass
@@ -152,22 +173,43 @@ class RedisJournal:
             "weights": model.weights if model is not None else "",
             "status": "running",
             "started_at": f"{time.time():.3f}",
+            "created": str(generation.created),
         }
-        self._entries[generation.request_id] = _Entry(fields)
-        self._touch(generation.request_id)
+        entry = generation.journal_id
+        self._entries[entry] = _Entry(fields, tokens=list(generation.generated))
+        self._touch(entry)
 
-    def token(self, request_id: str, token_id: int) -> None:
-        entry = self._entries.get(request_id)
-        if entry is not None:
-            entry.tokens.append(token_id)
-            self._touch(request_id)
+    def token(self, entry: str, token_id: int) -> None:
+        known = self._entries.get(entry)
+        if known is not None:
+            known.tokens.append(token_id)
+            self._touch(entry)
 
-    def end(self, request_id: str, status: str) -> None:
-        entry = self._entries.get(request_id)
-        if entry is not None and not entry.is_ended:
-            entry.fields["status"] = status
-            entry.is_ended = True
-            self._touch(request_id)
+    def end(self, entry: str, status: str) -> None:
+        known = self._entries.get(entry)
+        if known is not None and not known.is_ended:
+            known.fields["status"] = status
+            known.is_ended = True
+            self._touch(entry)
+
+    async def read(self, entry: str) -> Written | None:
+        known = self._entries.get(entry)
+        if known is not None:
+            return Written(dict(known.fields), tuple(known.tokens))
+        key = self._prefix + entry
+        with self._answering():
+            async with self._redis.pipeline(transaction=True) as pipeline:
+                pipeline.hgetall(key)
+                pipeline.lrange(f"{key}:tokens", 0, -1)
+                fields, tokens = await pipeline.execute()
+        if not fields:
+            return None
+        decoded = {name.decode(): value.decode() for name, value in fields.items()}
+        return Written(decoded, tuple(int(token) for token in tokens))
+
+    async def count_stream(self, entry: str) -> int:
+        with self._answering():
+            return int(await self._redis.hincrby(self._prefix + entry, "streams", 1))
 
     async def start(self) -> None:
         # Not awaited: a gateway does not wait for Redis.
@@ -189,6 +231,13 @@ class RedisJournal:
                 task.cancel()
         with contextlib.suppress(RedisError, OSError):
             await self._redis.aclose()
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except (RedisError, OSError) as error:
+            raise JournalUnavailableError(f"Redis does not answer ({error})") from error
 
     # --- the background ----------------------------------------------------------------------
 

@@ -142,7 +142,9 @@ class Ledger:
 
     def add(self, generation: Generation, now: float) -> None:
         """Queue a new request behind all others."""
-        request = Request(generation, self._num_submitted, now)
+        request = Request(
+            generation, self._num_submitted, now, generated=list(generation.generated)
+        )
         self._num_submitted += 1
         self.requests[request.id] = request
         self._enqueue(request)

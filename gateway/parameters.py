@@ -44,6 +44,7 @@ def plan_generations(
     limits: Limits,
     *,
     answer_id: str,
+    created: int,
     prompt_param: str,
     default_max_tokens: int | None,
     drawn_seed: int,
@@ -56,6 +57,7 @@ def plan_generations(
         model: For defaults, end tokens and the size of the vocabulary.
         limits: What the request may ask for.
         answer_id: The HTTP answer's id; choice ``k`` has the request id ``<id>-<k>``.
+        created: UTC seconds of the answer's beginning.
         prompt_param: Field that errors about the prompt name.
         default_max_tokens: Length of an answer when the request gives none; None: all that
             the context leaves.
@@ -88,6 +90,7 @@ def plan_generations(
                     sampling=_sampling(request, model, seed, choice),
                     deadline_seconds=limits.deadline_seconds,
                     body=body,
+                    created=created,
                 )
             )
     return generations

@@ -203,9 +203,9 @@ class Prompts:
             self._reply(client, request_id, await answer.whole())
             return
         num_chunks = 0
-        async with aclosing(answer.chunks()) as chunks:
-            async for chunk in chunks:
-                self._reply(client, request_id, chunk)
+        async with aclosing(answer.events()) as events:
+            async for event in events:
+                self._reply(client, request_id, event.data)
                 num_chunks += 1
         self._reply(client, request_id, done_json(answer, request_id, num_chunks))
 

@@ -6,7 +6,7 @@ grants or attempts. The engine knows nothing of HTTP, text or templates.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,6 +26,10 @@ class Generation:
         sampling: With seed and EOS ids filled in.
         deadline_seconds: Seconds from submission after which the request fails; None: never.
         body: The client's JSON, for the journal only; never logged.
+        created: UTC seconds of the answer's beginning, for the journal only.
+        generated: Tokens of the answer that an earlier stream brought; the engine goes on
+            behind them.
+        entry: Where the journal has it; "": under its request id.
     """
 
     request_id: str
@@ -34,6 +38,14 @@ class Generation:
     sampling: Sampling
     deadline_seconds: float | None = None
     body: dict[str, Any] = field(default_factory=dict)
+    created: int = 0
+    generated: tuple[int, ...] = ()
+    entry: str = ""
+
+    @property
+    def journal_id(self) -> str:
+        """The id under which the journal has it, whichever stream it is."""
+        return self.entry or self.request_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +93,22 @@ class DeadlineExceededError(EngineError):
     """The request's deadline passed."""
 
 
+class TakenOverError(EngineError):
+    """Another connection reads the rest of this answer."""
+
+
+class JournalUnavailableError(Exception):
+    """What was asked before cannot be looked up now; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What the journal has of one choice: the fields of its entry, and its tokens so far."""
+
+    fields: dict[str, str]
+    tokens: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Readiness:
     """Whether requests can be served now; ``progress`` is 0..1 while nodes load."""
@@ -91,8 +119,8 @@ class Readiness:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-class Engine(Protocol):
-    """The bus side as the API sees it. All methods are called on the event loop."""
+class TokenSource(Protocol):
+    """Where the tokens of answers come from."""
 
     def generate(self, generation: Generation) -> AsyncIterator[GeneratedToken]:
         """Queue the request and yield its tokens; closing the iterator cancels the work.
@@ -100,6 +128,24 @@ class Engine(Protocol):
         Raises:
             QueueFullError, NotReadyError, TooLargeError: Before the first token.
             GenerationFailedError, DeadlineExceededError: At any time.
+        """
+
+
+class Engine(TokenSource, Protocol):
+    """The bus side as the API sees it. All methods are called on the event loop."""
+
+    async def written(self, entry: str) -> Written | None:
+        """Return what the journal has of a choice; None: nothing (any more).
+
+        Raises:
+            JournalUnavailableError: Redis does not answer, or there is none.
+        """
+
+    async def take_over(self, entries: Sequence[str]) -> int:
+        """End what this gateway streams of an answer's choices; return how often it went on.
+
+        Raises:
+            JournalUnavailableError: Redis does not answer, or there is none.
         """
 
     def largest_request_tokens(self) -> int | None:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import openai
 import pytest
@@ -51,6 +52,19 @@ def stream(fog: RunningFog, on_token: Callable[[int], None] = lambda count: None
     return token_ids
 
 
+def body(fog: RunningFog) -> dict[str, Any]:
+    """Return the body that `stream` sends."""
+    return {
+        "model": fog.model,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "temperature": 0,
+        "max_tokens": NUM_TOKENS,
+        "stream": True,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+
+
 @pytest.mark.parametrize("stage", [0, -1], ids=["master", "last stage"])
 def test_a_stream_goes_on_with_the_same_tokens_when_its_node_is_killed(
     fog: RunningFog, stage: int
@@ -75,6 +89,25 @@ def test_a_stream_goes_on_with_the_same_tokens_when_its_node_is_killed(
     assert after["version"] > before["version"] or after["replicas"] == before["replicas"]
     assert fog.client.readiness().ready
     assert "12" in fog.ask(QUESTION).text
+
+
+def test_a_stream_goes_on_behind_its_last_event_after_the_gateway_was_killed(
+    fog: RunningFog,
+) -> None:
+    undisturbed = stream(fog)
+    pid = fog.pids()["gateway"]
+    pieces: list[str] = []
+
+    def kill(text: str) -> None:
+        pieces.append(text)
+        if len(pieces) == 20:
+            os.kill(pid, signal.SIGKILL)
+
+    # The client asks on by itself, behind the last event that it has.
+    answer = fog.client.chat(body(fog), kill)
+
+    assert answer.token_ids == undisturbed
+    assert fog.pids()["gateway"] != pid
 
 
 def test_a_speed_that_is_written_into_redis_brings_a_new_plan_to_the_bus(fog: RunningFog) -> None:

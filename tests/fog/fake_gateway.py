@@ -65,12 +65,19 @@ PIECES = (("Twelve", [7]), ("", [8]), (".", [9]))
 
 @dataclass
 class Behaviour:
-    """What the gateway does; tests change it."""
+    """What the gateway does; tests change it.
+
+    Attributes:
+        cut_after: Pieces after which each stream breaks, one after the other; then none.
+        resumed: Answer id and ``Last-Event-ID`` of streams that went on.
+    """
 
     refusals: int = 0
     problem: str | None = None
     chat_template: bool = True
     fail_in_stream: bool = False
+    cut_after: list[int] = field(default_factory=list)
+    resumed: list[tuple[str, str]] = field(default_factory=list)
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
 
@@ -100,7 +107,9 @@ def make_server(port: int, behaviour: Behaviour) -> ThreadingHTTPServer:
                 "/fog/devices": DEVICES,
                 "/v1/models": {"data": [{"id": "tiny"}]},
             }
-            if self.path in bodies:
+            if self.path.startswith("/fog/requests/"):
+                self._resume()
+            elif self.path in bodies:
                 self._send(200, bodies[self.path])
             else:
                 self._send(404, {"error": {"message": "no such route", "param": None}})
@@ -121,16 +130,37 @@ def make_server(port: int, behaviour: Behaviour) -> ThreadingHTTPServer:
             self.end_headers()
             if chat:
                 self._event({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
-            for text, token_ids in PIECES:
+            self._stream(0, chat=chat)
+
+        def _resume(self) -> None:
+            position = self.headers["Last-Event-ID"]
+            answer_id = self.path.split("/")[3].partition("?")[0]
+            behaviour.resumed.append((answer_id, position))
+            if behaviour.refusals > 0:
+                behaviour.refusals -= 1
+                self._send(503, {"error": {"message": "the gateway is loading", "param": None}})
+                return
+            self.send_response(200)
+            self.end_headers()
+            self._stream(int(position), chat=True)
+
+        def _stream(self, start: int, *, chat: bool) -> None:
+            num_pieces = behaviour.cut_after.pop(0) if behaviour.cut_after else len(PIECES)
+            for number, (text, token_ids) in enumerate(PIECES[start:], start + 1):
+                if number > start + num_pieces:
+                    return
                 piece = {"delta": {"content": text}} if chat else {"text": text}
-                self._event({"choices": [{**piece, "token_ids": token_ids}]})
+                self._event({"choices": [{**piece, "token_ids": token_ids}]}, number)
                 if behaviour.fail_in_stream:
                     self._event({"error": {"message": "the request failed on every replica"}})
                     return
             self._event({"choices": [{"delta": {}, "text": "", "finish_reason": "stop"}]})
             self.wfile.write(b": keep-alive\n\ndata: [DONE]\n\n")
 
-        def _event(self, body: object) -> None:
+        def _event(self, body: dict[str, Any], number: int | None = None) -> None:
+            if number is not None:
+                self.wfile.write(f"id: {number}\n".encode())
+            body = {"id": "chatcmpl-1", **body}
             self.wfile.write(b"data: " + json.dumps(body).encode() + b"\n\n")
             self.wfile.flush()
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fog.client import FogClient, FogRequestError, FogUnreachableError, Question, server_sent_data
+from fog.client import FogClient, FogRequestError, FogUnreachableError, Question, server_sent_events
 from fog.ports import free_port
 from tests.fog.fake_gateway import PLAN, Behaviour, serve
 
@@ -71,6 +71,32 @@ def test_a_failure_in_the_middle_of_an_answer_is_an_error(
         client.ask(ASKED, "tiny")
 
 
+def test_an_answer_that_was_cut_off_goes_on_where_it_was(
+    client: FogClient, behaviour: Behaviour
+) -> None:
+    behaviour.cut_after = [1, 0]
+    behaviour.refusals = 1  # The gateway has been started again and is not ready yet.
+    texts: list[str] = []
+
+    answer = client.ask(ASKED, "tiny", texts.append)
+
+    assert (answer.text, answer.token_ids) == ("Twelve.", [7, 8, 9])
+    assert texts == ["Twelve", "."]
+    assert behaviour.resumed == [("chatcmpl-1", "1")] * 3
+
+
+def test_an_answer_that_never_goes_on_is_given_up(behaviour: Behaviour) -> None:
+    behaviour.cut_after = [1] + [0] * 1000
+    times = iter(range(1000))
+    with serve(behaviour) as url:
+        client = FogClient(
+            url, resume_seconds=9, clock=lambda: float(next(times)), sleep=lambda seconds: None
+        )
+        with pytest.raises(FogUnreachableError, match="cut off"):
+            client.ask(ASKED, "tiny")
+    assert 3 <= len(behaviour.resumed) <= 9
+
+
 def test_readiness_says_why_not_and_how_far(client: FogClient, behaviour: Behaviour) -> None:
     behaviour.refusals = 1
     first, second = client.readiness(), client.readiness()
@@ -101,5 +127,14 @@ def test_an_address_that_is_none_is_refused() -> None:
 
 
 def test_events_may_span_lines_and_comments_are_skipped() -> None:
-    lines = [b": ping\n", b"\n", b"data: a\n", b"data:b\r\n", b"\r\n", b"id: 3\n", b"data: torn\n"]
-    assert list(server_sent_data(iter(lines))) == ["a\nb"]
+    lines = [
+        b": ping\n",
+        b"\n",
+        b"id: 7\n",
+        b"data: a\n",
+        b"data:b\r\n",
+        b"\r\n",
+        b"id: 3\n",
+        b"data: torn\n",
+    ]
+    assert list(server_sent_events(iter(lines))) == [("7", "a\nb")]

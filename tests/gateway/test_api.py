@@ -18,19 +18,12 @@ from gateway.requests import (
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_api import MODEL, Api, settings_for
 from tests.support.model_folder import BOS, CONTEXT, EOS, ids_of, word_id, write_model_folder
+from tests.support.sse import events_of
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "7 + 5?"}]}
 PROMPT_TEXT = "<turn>user\n7 + 5?\n<turn>assistant\n"
-
-
-def events_of(text: str) -> list[Any]:
-    """Return the data of a stream's events; comments are left out."""
-    lines = [line for line in text.split("\n\n") if line and not line.startswith(":")]
-    assert all(line.startswith("data: ") for line in lines)
-    data = [line.removeprefix("data: ") for line in lines]
-    return [item if item == "[DONE]" else json.loads(item) for item in data]
 
 
 # --- whole answers -------------------------------------------------------------------------

@@ -3,6 +3,7 @@ import logging
 import queue
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -25,15 +26,17 @@ from broker.topics import (
     Topic,
 )
 from broker.transport import Publication, Received, Refused, TransportEvent
-from broker.work import Release
+from broker.work import Open, Release
 from gateway.dispatch import DispatchSettings
 from gateway.engine import FogEngine, status_publication
+from gateway.journal import RedisJournal
 from gateway.requests import (
     EngineError,
     GeneratedToken,
     Generation,
     NotReadyError,
     QueueFullError,
+    TakenOverError,
     TooLargeError,
 )
 from tests.gateway.scripted_fog import ScriptedFog, expected_tokens, generation, plan, replica
@@ -189,6 +192,40 @@ async def test_an_answer_goes_on_after_a_device_was_lost_and_came_back(site: Sit
     site.say_status("b", DeviceState.READY)
 
     assert await reader == expected_tokens(tokens=30)
+
+
+async def test_a_request_with_tokens_goes_on_behind_them(site: Site) -> None:
+    ids = expected_tokens()
+
+    request = replace(generation("a~1"), generated=tuple(ids[:3]), entry="a")
+    tokens = [token async for token in site.engine.generate(request)]
+
+    assert [(token.index, token.token_id) for token in tokens] == list(enumerate(ids))[3:]
+    opens = [m for _, m in site.fog.received if isinstance(m, Open)]
+    assert {m.num_generated_tokens for m in opens} == {3}
+
+
+async def test_whoever_takes_an_answer_over_ends_its_earlier_stream(redis_url: str) -> None:
+    site = Site(journal=RedisJournal(redis_url, SITE))
+    async for _ in run(site):
+        site.nodes.num_steps = 1
+        reader = asyncio.create_task(answer(site, generation("a", tokens=30)))
+        await until(lambda: bool(site.fog.running))
+
+        assert await site.engine.take_over(["a"]) == 1
+
+        with pytest.raises(TakenOverError):
+            await reader
+        written = await site.engine.written("a")
+        assert written is not None
+        site.nodes.num_steps = 100
+        request = replace(generation("a~1", tokens=30), generated=written.tokens, entry="a")
+        ids = expected_tokens(tokens=30)
+        assert [*written.tokens, *await answer(site, request)] == ids
+        whole = await site.engine.written("a")
+        assert whole is not None
+        assert (list(whole.tokens), whole.fields["status"]) == (ids, "finished")
+        assert await site.engine.take_over(["a"]) == 2
 
 
 async def test_a_request_that_cannot_fit_is_refused_before_it_waits(site: Site) -> None:

@@ -3,6 +3,7 @@ import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from redis.asyncio import Redis
 from broker.control import ModelManifest
 from broker.work import Sampling
 from gateway.journal import NoJournal, RedisJournal, open_journal
-from gateway.requests import Generation
+from gateway.requests import Generation, JournalUnavailableError
 from tests.support.bus import free_port
 
 MODEL = ModelManifest(name="tiny", revision="rev", config={}, tensors={}, weights="bfloat16")
@@ -23,6 +24,7 @@ GENERATION = Generation(
     body={"prompt": "zebra-marker", "broken": "\ud800"},
 )
 KEY = "e2llm:lab:request:r1"
+DEAD_REDIS = f"redis://127.0.0.1:{free_port()}/0"
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -100,6 +102,54 @@ async def test_tokens_appear_while_the_request_runs_and_entries_expire(
     assert 0 < await redis.ttl(KEY) <= 500
     assert 0 < await redis.ttl(f"{KEY}:tokens") <= 500
     await journal.stop()
+
+
+async def test_what_was_written_is_read_back_also_by_a_later_gateway(
+    redis: Redis, redis_url: str
+) -> None:
+    journal = RedisJournal(redis_url, "lab")
+    await journal.start()
+    journal.begin(GENERATION, MODEL)
+    journal.token("r1", 10)
+    at_once = await journal.read("r1")
+    await journal.stop()
+    later = RedisJournal(redis_url, "lab")
+
+    written = await later.read("r1")
+
+    assert at_once == written
+    assert written is not None
+    assert written.tokens == (10,)
+    assert json.loads(written.fields["body"]) == GENERATION.body
+    assert await later.read("r2") is None
+    assert [await later.count_stream("r1"), await later.count_stream("r1")] == [1, 2]
+    await later.stop()
+
+
+async def test_an_answer_that_goes_on_keeps_the_tokens_that_it_has(
+    redis: Redis, redis_url: str
+) -> None:
+    journal = RedisJournal(redis_url, "lab")
+    await journal.start()
+    journal.begin(GENERATION, MODEL)
+    journal.token("r1", 10)
+    journal.end("r1", "cancelled")
+
+    journal.begin(replace(GENERATION, request_id="r1~1", entry="r1", generated=(10,)), MODEL)
+    journal.token("r1", 11)
+    await journal.stop()
+
+    assert await tokens_in(redis) == ["10", "11"]
+    assert (await fields_in(redis))["status"] == "running"
+    assert await redis.ttl(KEY) > 0
+
+
+async def test_without_redis_reading_says_so() -> None:
+    for journal in (open_journal(None, "lab"), RedisJournal(DEAD_REDIS, "lab")):
+        with pytest.raises(JournalUnavailableError):
+            await journal.read("r1")
+        with pytest.raises(JournalUnavailableError):
+            await journal.count_stream("r1")
 
 
 async def test_without_redis_everything_goes_on_and_the_journal_says_so(

@@ -24,6 +24,7 @@ from tests.support.bus import SITE, running_broker, wait_for
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_api import MODEL, Api
 from tests.support.model_folder import EOS, ids_of
+from tests.support.sse import events_of
 
 ME = "kitchen-display"
 MAX_BODY, MAX_PAYLOAD, PER_CLIENT = 2000, 3000, 3
@@ -137,7 +138,7 @@ async def test_a_stream_has_the_chunks_of_http_and_then_a_summary(site: Site) ->
     *chunks, done = await site.replies()
 
     body = (await site.api.post("/v1/chat/completions", {**CHAT, "stream": True})).text
-    events = [json.loads(line[6:]) for line in body.split("\n\n") if line.startswith("data: {")]
+    events = [event for event in events_of(body) if event != "[DONE]"]
     varying = ("id", "created")
     assert [{k: v for k, v in chunk.items() if k not in varying} for chunk in chunks] == [
         {k: v for k, v in event.items() if k not in varying} for event in events

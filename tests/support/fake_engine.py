@@ -6,7 +6,7 @@ from typing import Any
 
 from broker.control import ModelManifest
 from broker.plan import Plan
-from gateway.requests import GeneratedToken, Generation, Readiness
+from gateway.requests import GeneratedToken, Generation, Readiness, Written
 
 Script = Callable[[Generation], Sequence[int]]
 
@@ -21,6 +21,8 @@ class FakeEngine:
         completed: Request ids whose iterator gave its last token.
         hold_after: Tokens after which an answer waits for `go_on`; None: never.
         error: Raised instead of token ``error_at``.
+        journal: What `written` finds, by entry.
+        taken_over: The entries of each answer that went on.
     """
 
     def __init__(self, script: Script) -> None:
@@ -37,12 +39,16 @@ class FakeEngine:
         self.error_at = 0
         self.largest_tokens: int | None = None
         self.ready = Readiness(True, "a plan is active")
+        self.journal: dict[str, Written] = {}
+        self.taken_over: list[Sequence[str]] = []
 
     async def generate(self, generation: Generation) -> AsyncIterator[GeneratedToken]:
         self.submitted.append(generation)
         try:
             ids = list(self.script(generation))[: generation.max_tokens]
             for index, token_id in enumerate(ids):
+                if index < len(generation.generated):
+                    continue
                 if self.error is not None and index == self.error_at:
                     raise self.error
                 if index == self.hold_after:
@@ -62,6 +68,13 @@ class FakeEngine:
         if ids[index] in sampling.eos_token_ids and not sampling.ignore_eos:
             return "stop"
         return "length" if index + 1 == generation.max_tokens else None
+
+    async def written(self, entry: str) -> Written | None:
+        return self.journal.get(entry)
+
+    async def take_over(self, entries: Sequence[str]) -> int:
+        self.taken_over.append(entries)
+        return len(self.taken_over)
 
     def largest_request_tokens(self) -> int | None:
         return self.largest_tokens
