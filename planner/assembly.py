@@ -33,8 +33,8 @@ def assemble(fog: Fog, solution: Solution, optimality: str) -> Plan:
     those of a lone request.
     """
     replicas = sorted(
-        ((_replica(fog, member), member) for member in solution.members),
-        key=lambda pair: (_ROLE_ORDER.index(pair[0].role), pair[0].id),
+        ((planned_replica(fog, member), member) for member in solution.members),
+        key=lambda pair: place_in_plan(pair[0].role, pair[0].id),
     )
     reasons: dict[str, str] = {}
     for replica, member in replicas:
@@ -75,7 +75,13 @@ def _single_device(fog: Fog) -> SingleDevice | None:
     )
 
 
-def _replica(fog: Fog, member: Member) -> Replica:
+def place_in_plan(role: Role, replica_id: str) -> tuple[int, str]:
+    """Return by what a plan's replicas are sorted."""
+    return _ROLE_ORDER.index(role), replica_id
+
+
+def planned_replica(fog: Fog, member: Member) -> Replica:
+    """Return one member of a solution as a replica of a plan."""
     performance = member.performance
     costs = [fog.costs[device] for device in performance.devices]
     model = fog.model

@@ -43,11 +43,22 @@ def decode_seconds(times: Sequence[DecodeTime], batch: int, context: int) -> flo
 
     Linear between the measured contexts of each measured batch, then between batches.
     """
+    return decode_grid(times, [batch], [context])[0][0]
+
+
+def decode_grid(
+    times: Sequence[DecodeTime], batches: Sequence[int], contexts: Sequence[int]
+) -> list[list[float]]:
+    """Return [B][C], `decode_seconds` for each batch and each context."""
     by_batch: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
     for time in times:
         by_batch[time.batch].append((time.context, time.seconds))
-    at_context = ((rows, _line(_rising(points), context)) for rows, points in by_batch.items())
-    return _line(_rising(at_context), batch)
+    curves = [(rows, _rising(points)) for rows, points in by_batch.items()]
+    columns = []
+    for context in contexts:
+        at_context = _rising((rows, _line(points, context)) for rows, points in curves)
+        columns.append([_line(at_context, batch) for batch in batches])
+    return [list(line) for line in zip(*columns, strict=True)]
 
 
 def _rising(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:

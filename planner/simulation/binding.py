@@ -48,6 +48,9 @@ def bind_late(
         slot_wait = 0.0 if is_free else estimated_decode_wait(decode, demand)
         answer_seconds = _answer_seconds(decode, demand, routing)
         for prefill, prompt_seconds, lost_seconds in prompts:
+            # A transfer is asked for last: it takes longest to estimate, and is never negative.
+            if prompt_seconds + answer_seconds + lost_seconds > best_key[0]:
+                continue
             ready = prompt_seconds + transfer_seconds(prefill, decode)
             if slot_wait > ready or not _may_pair(prefill, decode, demand):
                 continue

@@ -90,11 +90,14 @@ class Links(Generic[OwnerT]):
             links[device].latency_seconds for device in (sender, receiver) if device in links
         )
 
+    def rate(self, sender: str, receiver: str) -> float:
+        """Return the bytes per second of a flow that meets nobody."""
+        names = (("up", sender), ("through", _SWITCH), ("down", receiver))
+        return min(self._capacity.get(name, inf) for name in names)
+
     def alone_seconds(self, sender: str, receiver: str, num_bytes: float) -> float:
         """Return how long bytes take that meet nobody."""
-        names = (("up", sender), ("through", _SWITCH), ("down", receiver))
-        rate = min((self._capacity.get(name, inf) for name in names), default=inf)
-        return self.latency_seconds(sender, receiver) + num_bytes / rate
+        return self.latency_seconds(sender, receiver) + num_bytes / self.rate(sender, receiver)
 
     def cancel(self, now: float, transfer: Transfer[OwnerT]) -> None:
         """Forget a transfer; what it had not sent is not counted as moved."""

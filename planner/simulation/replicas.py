@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from broker.control import LayerTimes
 from broker.plan import LayerRange, Plan, Replica, Stage
-from planner.cost import decode_seconds, prefill_seconds
+from planner.cost import decode_grid, prefill_seconds
 from planner.model import DeviceSpec, ModelSpec, Workload
 from planner.simulation.scenario import (
     GroupRule,
@@ -49,28 +49,39 @@ def replicas_from_plan(
     missing = sorted({s.device for r in plan.replicas for s in r.stages} - set(known))
     if missing:
         raise ValueError(f"the plan uses devices without a profile: {', '.join(missing)}")
-    found = []
-    for replica in plan.replicas:
-        members = [known[stage.device] for stage in replica.stages]
-        found.append(
-            SimReplica(
-                id=replica.id,
-                role=replica.role,
-                stages=tuple(
-                    _measured_stage(
-                        members[index - 1], members[index], model, stage.layers, replica.kv_tokens
-                    )
-                    for index, stage in enumerate(replica.stages)
-                ),
-                slots=max(replica.slots, 1),
-                kv_tokens=replica.kv_tokens,
-                chunk_tokens=plan.chunk_tokens,
-                prefill_slots=max(replica.prefill_slots, 1),
-                groups=groups,
-                planned_context=workload.step_context,
+    return tuple(
+        measured_replica(replica, known, model, workload, plan.chunk_tokens, groups=groups)
+        for replica in plan.replicas
+    )
+
+
+def measured_replica(
+    replica: Replica,
+    devices: Mapping[str, DeviceSpec],
+    model: ModelSpec,
+    workload: Workload,
+    chunk_tokens: int,
+    *,
+    groups: GroupRule = GroupRule.BEST,
+) -> SimReplica:
+    """Return one replica of a plan with the times that its devices, by id, measured."""
+    members = [devices[stage.device] for stage in replica.stages]
+    return SimReplica(
+        id=replica.id,
+        role=replica.role,
+        stages=tuple(
+            _measured_stage(
+                members[index - 1], members[index], model, stage.layers, replica.kv_tokens
             )
-        )
-    return tuple(found)
+            for index, stage in enumerate(replica.stages)
+        ),
+        slots=max(replica.slots, 1),
+        kv_tokens=replica.kv_tokens,
+        chunk_tokens=chunk_tokens,
+        prefill_slots=max(replica.prefill_slots, 1),
+        groups=groups,
+        planned_context=workload.step_context,
+    )
 
 
 def _measured_stage(
@@ -129,18 +140,16 @@ def _decode_table(parts: Sequence[tuple[int, LayerTimes]], speed: float) -> Deco
     # As above, in both directions.
     rows.append(2 * rows[-1])
     contexts.append(2 * max(contexts[-1], 1))
+    grids = [(count, decode_grid(times.decode, rows, contexts)) for count, times in parts]
     return DecodeTable(
         tuple(rows),
         tuple(contexts),
         tuple(
             tuple(
-                max(
-                    sum(n * decode_seconds(times.decode, r, c) for n, times in parts) / speed,
-                    _LEAST_SECONDS,
-                )
-                for c in contexts
+                max(sum(count * grid[r][c] for count, grid in grids) / speed, _LEAST_SECONDS)
+                for c in range(len(contexts))
             )
-            for r in rows
+            for r in range(len(rows))
         ),
     )
 

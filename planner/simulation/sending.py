@@ -24,6 +24,7 @@ class Sender:
         self._num_layers = scenario.num_layers
         self._links = links
         self._shares: dict[tuple[str, str], list[tuple[str, str, float]]] = {}
+        self._ways: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
         # Asked again and again for the first of the queue.
         self._estimates: dict[tuple[str, str, int], float] = {}
 
@@ -75,8 +76,10 @@ class Sender:
             early = self._early_share(prefill, prompt_tokens)
             num_bytes = prompt_tokens * self._kv_bytes
             whole = max(
-                self._links.alone_seconds(source, target, share * num_bytes)
-                for source, target, share in self._parts(prefill, decode)
+                [
+                    latency_seconds + share * num_bytes / rate
+                    for latency_seconds, share, rate in self._ways_between(prefill, decode)
+                ]
             )
             beside = prefill.planned.prompt_seconds(prompt_tokens) if early else 0.0
             return max(whole - beside, (1 - early) * whole)
@@ -97,6 +100,21 @@ class Sender:
         elif pieces > 1:
             pieces *= len(prefill.replica.stages)
         return 1 - 1 / pieces
+
+    def _ways_between(self, prefill: Ledger, decode: Ledger) -> list[tuple[float, float, float]]:
+        """Return latency in seconds, share of the KV and bytes per second of each part."""
+        key = prefill.id, decode.id
+        found = self._ways.get(key)
+        if found is None:
+            found = self._ways[key] = [
+                (
+                    self._links.latency_seconds(source, target),
+                    share,
+                    self._links.rate(source, target),
+                )
+                for source, target, share in self._parts(prefill, decode)
+            ]
+        return found
 
     def _parts(self, prefill: Ledger, decode: Ledger) -> list[tuple[str, str, float]]:
         found = self._shares.get((prefill.id, decode.id))
