@@ -10,12 +10,11 @@ score and members. The search over groupings is ours: exact up to
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
 
 from broker.plan import Role
 from planner.groupings.oracle import enumerate_groupings
-from planner.groupings.search import Groupings, GroupTable, Solution
+from planner.groupings.search import Groupings, GroupTable, Solution, max_enumerated
 from planner.model import Roles, Workload
 from planner.performance import Member, Options
 from planner.roles import WORST, RoleRule, Score, choose_roles, score
@@ -23,11 +22,6 @@ from planner.roles import WORST, RoleRule, Score, choose_roles, score
 Choice = tuple[Score, tuple[Member, ...]]
 Assign = Callable[[Sequence[Options], Workload], Choice]
 """Groups that each hold the model to roles, and how good that is."""
-
-# Equal devices compare as equal.
-_TOLERANCE: Final = 1e-9
-# Up to so many groups all roles are enumerated for every grouping that a search meets.
-_MAX_EXACT_GROUPS: Final = 5
 
 
 class RuledGroupings(Groupings):
@@ -72,47 +66,17 @@ def search(table: GroupTable, assign: Assign, seed: int = 0, num_best: int = 1) 
 # --- rules ----------------------------------------------------------------------------------
 
 
-def by_slower_phase(roles: Roles, rule: RoleRule | None = None) -> Assign:
+def by_slower_phase(table: GroupTable, roles: Roles, rule: RoleRule | None = None) -> Assign:
     """The paper's objective, ``max(N_P / sum PS, N_D / sum DS)``, with these roles.
 
-    Few groups get the best of all roles. Of many, those best at prefill for what they are
-    worth in decode prefill, for every number of them; with mixed roles the one at the
-    border does both. Mixed roles are then optimal whenever a group's splits for its roles
-    have equal rates (a fractional knapsack), separate ones nearly so.
+    Roles are chosen as our planner chooses them (`planner.roles.choose_roles`).
     """
+    most = max_enumerated(table)
 
     def assign(groups: Sequence[Options], workload: Workload) -> Choice:
-        if len(groups) <= _MAX_EXACT_GROUPS:
-            return choose_roles(groups, workload, roles, rule)
-        best: Choice = (WORST, ())
-        for chosen in _thresholds(groups, roles):
-            members = tuple(
-                Member(role, getattr(group, role.value))
-                for role, group in zip(chosen, groups, strict=True)
-            )
-            value = score(members, workload, roles)
-            if value < best[0] and (rule is None or rule(members)):
-                best = value, members
-        return best
+        return choose_roles(groups, workload, roles, rule, max_enumerated=most)
 
     return assign
-
-
-def _thresholds(groups: Sequence[Options], roles: Roles) -> Iterator[list[Role]]:
-    order = sorted(
-        range(len(groups)),
-        key=lambda g: (-groups[g].prefill.prefill_rate / groups[g].decode.decode_rate, g),
-    )
-    for num_prefill in range(len(groups)):
-        chosen = [Role.DECODE] * len(groups)
-        for g in order[:num_prefill]:
-            chosen[g] = Role.PREFILL
-        if num_prefill:
-            yield chosen
-        if roles is Roles.MIXED:
-            mixed = list(chosen)
-            mixed[order[num_prefill]] = Role.BOTH
-            yield mixed
 
 
 def all_both(groups: Sequence[Options], workload: Workload) -> Choice:
@@ -172,19 +136,17 @@ def _latency(members: Sequence[Member], workload: Workload) -> float:
     return float(f"{total / weight:.9g}")
 
 
-def speed_rule(members: Sequence[Member]) -> bool:
-    """Whether every prefill replica prefills at least as fast as every decode replica."""
-    prefills = [m.performance.prefill_rate for m in members if m.role is Role.PREFILL]
-    decodes = [m.performance.prefill_rate for m in members if m.role is Role.DECODE]
-    return not prefills or not decodes or min(prefills) >= max(decodes) * (1 - _TOLERANCE)
-
-
 def tagged_by_speed(groups: Sequence[Options], workload: Workload) -> Choice:
     """Splitwise's pools: the fastest replicas in prefill are the prompt pool.
 
-    Their number is the one that balances the phases best.
+    Their number is the one that balances the phases best. Of equally fast ones those slower
+    in decode go first, so that no other roles under this rule serve more. One group alone
+    does both, and is worse than any two.
     """
-    order = sorted(range(len(groups)), key=lambda g: (-groups[g].prefill.prefill_rate, g))
+    order = sorted(
+        range(len(groups)),
+        key=lambda g: (-groups[g].prefill.prefill_rate, groups[g].decode.decode_rate, g),
+    )
     choices = []
     for num_prompt in range(1, len(groups)):
         prompt = set(order[:num_prompt])
@@ -195,7 +157,10 @@ def tagged_by_speed(groups: Sequence[Options], workload: Workload) -> Choice:
             for g, group in enumerate(groups)
         )
         choices.append((score(members, workload, Roles.SEPARATE), members))
-    return min(choices, key=lambda choice: choice[0], default=all_both(groups, workload))
+    if choices:
+        return min(choices, key=lambda choice: choice[0])
+    _, members = all_both(groups, workload)
+    return score(members, workload, Roles.SEPARATE), members
 
 
 def best_pipeline(table: GroupTable) -> Solution | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 from broker.plan import Plan
-from planner.assembly import assemble
+from planner.assembly import assemble, place_in_plan, planned_replica
 from planner.baselines.searches import by_slower_phase, search
 from planner.groupings.search import Solution
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
@@ -19,7 +20,7 @@ from planner.planning import plan as live_plan
 from planner.replicas import Fog
 from planner.roles import score
 from planner.simulation import GroupRule, Network, SimReplica, SimStage
-from planner.simulation.replicas import kv_bytes_per_token, network_of, replicas_from_plan
+from planner.simulation.replicas import kv_bytes_per_token, measured_replica, network_of
 from planner.simulation.tables import decode_times, prefill_rate
 
 CHUNK_TOKENS = 128
@@ -46,9 +47,9 @@ class PaperSite:
         """Return the simulated replicas of a solution."""
         return tuple(self._replica(member) for member in members)
 
-    def live_members(self, seed: int = 0) -> tuple[Member, ...]:
+    def live_members(self, seed: int = 0, roles: Roles = Roles.SEPARATE) -> tuple[Member, ...]:
         """Return the plan that our live planner's objective prefers under this cost model."""
-        return search(self.table, by_slower_phase(Roles.SEPARATE), seed)[0].members
+        return search(self.table, by_slower_phase(self.table, roles), seed)[0].members
 
     def _replica(self, member: Member) -> SimReplica:
         found, fog = member.performance, self.table
@@ -87,32 +88,48 @@ class FogSite:
     ) -> None:
         self.devices = tuple(devices)
         self.model = model
-        # Compared are plans for most requests, whatever a device alone would do.
-        chosen = objective or Objective(rival_load=None)
-        self.table: Fog = Fog(devices, model, workload, chosen)
+        self.table: Fog = Fog(devices, model, workload, objective or Objective())
         self.network: Network = network_of(devices)
         self.kv_bytes_per_token: float = kv_bytes_per_token(model)
         self.num_layers: int = model.num_layers
-        self._replicas: dict[tuple[Member, ...], tuple[SimReplica, ...]] = {}
+        self._known = {device.id: device for device in self.devices}
+        # The same replica is in many candidates, and its tables take long to compute.
+        self._replicas: dict[Member, SimReplica] = {}
 
     def replicas(self, members: Sequence[Member]) -> tuple[SimReplica, ...]:
-        """Return the simulated replicas of a solution."""
-        key = tuple(members)
-        if key not in self._replicas:
-            self._replicas[key] = replicas_from_plan(
-                self.plan(key), self.devices, self.model, self.table.workload
+        """Return the simulated replicas of a solution, in the order of its plan."""
+        found = [self._replica(member) for member in members]
+        return tuple(sorted(found, key=lambda replica: place_in_plan(replica.role, replica.id)))
+
+    def _replica(self, member: Member) -> SimReplica:
+        if member not in self._replicas:
+            workload = self.table.workload
+            self._replicas[member] = measured_replica(
+                planned_replica(self.table, member),
+                self._known,
+                self.model,
+                workload,
+                workload.chunk_tokens,
             )
-        return self._replicas[key]
+        return self._replicas[member]
 
     def plan(self, members: Sequence[Member], optimality: str = "") -> Plan:
         """Return a solution as a plan."""
         value = score(members, self.table.workload, Roles.MIXED)
         return assemble(self.table, Solution(value, tuple(members)), optimality)
 
-    def live_members(self, seed: int = 0) -> tuple[Member, ...]:
-        """Return the plan that our live planner makes of this fog."""
+    def live_members(self, seed: int = 0, roles: Roles | None = None) -> tuple[Member, ...]:
+        """Return the plan that our live planner makes of this fog.
+
+        Args:
+            seed: Of the genetic algorithm.
+            roles: The planner's setting; None: that of the objective.
+        """
         table = self.table
-        found = live_plan(self.devices, self.model, table.workload, table.objective, seed)
+        objective = table.objective
+        if roles is not None:
+            objective = replace(objective, roles=roles)
+        found = live_plan(self.devices, self.model, table.workload, objective, seed)
         index = {cost.id: device for device, cost in enumerate(table.costs)}
         return tuple(
             Member(

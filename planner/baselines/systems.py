@@ -17,7 +17,6 @@ from planner.baselines.searches import (
     by_total_latency,
     random_solution,
     search,
-    speed_rule,
     tagged_by_speed,
 )
 from planner.baselines.sites import FogSite, PaperSite
@@ -102,9 +101,13 @@ class System:
 def baselines(site: FogSite | PaperSite, seed: int = 0) -> tuple[System, ...]:
     """Return all baselines that exist on a site: its models may need more than one device."""
     table = site.table
-    separate = _first(search(table, by_slower_phase(Roles.SEPARATE), seed))
-    rule = SplitwiseRule(table) if isinstance(table, PaperFog) else speed_rule
-    adapted = _first(search(table, by_slower_phase(Roles.SEPARATE, rule), seed))
+    separate = _first(search(table, by_slower_phase(table, Roles.SEPARATE), seed))
+    by_speed = (
+        by_slower_phase(table, Roles.SEPARATE, SplitwiseRule(table))
+        if isinstance(table, PaperFog)
+        else tagged_by_speed
+    )
+    adapted = _first(search(table, by_speed, seed))
     pools = None
     if separate is not None:
         groups = [_group(member) for member in separate.members]
@@ -147,11 +150,11 @@ def live_systems(site: FogSite | PaperSite, seed: int = 0) -> tuple[System, ...]
     Raises:
         InfeasiblePlanError: No group of devices holds the model.
     """
-    live = site.live_members(seed)
-    mixed = search(site.table, by_slower_phase(Roles.MIXED), seed)[0].members
     return (
-        System(LIVE, Candidate(LIVE, live, LATE_BINDING)),
-        System(LIVE_MIXED, Candidate(LIVE_MIXED, mixed, LATE_BINDING)),
+        System(LIVE, Candidate(LIVE, site.live_members(seed), LATE_BINDING)),
+        System(
+            LIVE_MIXED, Candidate(LIVE_MIXED, site.live_members(seed, Roles.MIXED), LATE_BINDING)
+        ),
     )
 
 
@@ -179,8 +182,8 @@ def candidates(
     known = list(systems)
     offered = [system.candidate for system in known]
     for name, assign in (
-        ("mixed roles", by_slower_phase(Roles.MIXED)),
-        ("separate roles", by_slower_phase(Roles.SEPARATE)),
+        ("mixed roles", by_slower_phase(table, Roles.MIXED)),
+        ("separate roles", by_slower_phase(table, Roles.SEPARATE)),
         ("colocated", all_both),
         *(("low latency", by_latency_under_load(period)) for period in periods_seconds),
     ):

@@ -95,13 +95,20 @@ class Solution:
     best_with: dict[int, Score] = field(default_factory=dict)
 
 
+def max_enumerated(table: GroupTable) -> int:
+    """Return up to how many assignments of roles are enumerated for each grouping.
+
+    All that a small fog can have are, since exact enumeration of groupings shares these scores.
+    """
+    return MAX_ENUMERATED if table.num_devices <= table.objective.exact_devices else _FEW
+
+
 class Groupings:
     """Scores of groupings for one fog and one choice of roles, each computed once.
 
     Attributes:
         rival: What no solution should be behind; None: nothing.
-        max_enumerated: Up to so many assignments of roles are enumerated. All that a small
-            fog can have are, since exact enumeration of groupings shares these scores.
+        max_enumerated: Up to so many assignments of roles are enumerated.
     """
 
     def __init__(self, fog: GroupTable, roles: Roles, rule: RoleRule | None = None) -> None:
@@ -109,8 +116,7 @@ class Groupings:
         self.roles = roles
         self.rule = rule
         self.rival = rival_of(fog)
-        is_small = fog.num_devices <= fog.objective.exact_devices
-        self.max_enumerated = MAX_ENUMERATED if is_small else _FEW
+        self.max_enumerated = max_enumerated(fog)
         self._scores: dict[tuple[int, ...], Solution] = {}
 
     def solution(self, groups: Iterable[int]) -> Solution:
