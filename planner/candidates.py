@@ -2,9 +2,10 @@
 
 An analytic objective (seconds per request of the slower phase) knows no queues: it ranks
 plans for a load that never ends. Here candidates are run on samples of the stated workload,
-its arrivals included, and the best is improved by changing one role at a time. The samples
-are arguments: whoever reports results draws them with other seeds than those reported.
-All candidates meet the same samples, so that their differences are not those of the draws.
+its arrivals included, and the best is improved by one change at a time: of a role, of a
+device's place, of the routing. The samples are arguments: whoever reports results draws them
+with other seeds than those reported. All candidates meet the same samples, so that their
+differences are not those of the draws.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 from typing import Final, Protocol
 
-from broker.plan import Role
 from planner.groupings.search import GroupTable
 from planner.performance import Member
 from planner.simulation import Network, Scenario, SimReplica, SimRequest, simulate
@@ -25,6 +25,7 @@ from planner.simulation.routing import (
     PAPER_JSQ,
     Routing,
 )
+from planner.variations import in_other_groups, in_other_roles
 
 ROUTINGS: Final = {
     "late": LATE_BINDING,
@@ -36,7 +37,8 @@ ROUTINGS: Final = {
 
 # (samples seen, candidates that go on): then those that are left see all samples.
 _HALVING: Final = ((2, 16), (6, 6))
-_ROLES: Final = (Role.PREFILL, Role.DECODE, Role.BOTH)
+MAX_REGROUPED: Final = 32
+"""So many changes of devices' places are simulated each time that the best is improved."""
 
 
 class Site(Protocol):
@@ -227,14 +229,15 @@ def choose(
     value: Value = total_delay,
     *,
     routings: Sequence[Routing] | None = None,
-    max_climbs: int = 6,
+    max_climbs: int = 8,
+    max_regrouped: int = MAX_REGROUPED,
 ) -> Candidate:
-    """Return the candidate that serves the samples best, improved role by role.
+    """Return the candidate that serves the samples best, improved step by step.
 
     Most candidates are far from the best, so few see every sample: all see the first ones,
-    fewer the next, a handful the rest. Then the best changes the role of one replica, or its
-    routing, as long as that helps. Equal arguments give an equal choice; ties go to the
-    first candidate.
+    fewer the next, a handful the rest. Then the best changes the role of one replica, the
+    place of a device (`planner.variations`) or its routing, as long as that helps. Equal
+    arguments give an equal choice; ties go to the first candidate.
 
     Args:
         trials: Where and on what candidates are tried. Runs are kept there for other choices.
@@ -243,6 +246,7 @@ def choose(
         routings: The only ones that may be chosen; candidates with another get each of these.
             None: those of the candidates, and `ROUTINGS`.
         max_climbs: Most changes to the best candidate; 0 chooses among the given ones.
+        max_regrouped: So many changes of devices' places are tried for each of them.
 
     Raises:
         ValueError: There is no candidate, or none serves every request.
@@ -257,7 +261,7 @@ def choose(
     allowed = tuple(ROUTINGS.values()) if routings is None else routings
     best = trials.best(given, value)
     for _ in range(max_climbs):
-        better = trials.best([best, *neighbours(trials.site, best, allowed)], value)
+        better = trials.best([best, *neighbours(trials.site, best, allowed, max_regrouped)], value)
         if better is best:
             break
         best = better
@@ -267,24 +271,19 @@ def choose(
 
 
 def neighbours(
-    site: Site, candidate: Candidate, routings: Iterable[Routing] = tuple(ROUTINGS.values())
+    site: Site,
+    candidate: Candidate,
+    routings: Iterable[Routing] = tuple(ROUTINGS.values()),
+    max_regrouped: int = MAX_REGROUPED,
 ) -> Iterator[Candidate]:
-    """Yield candidates that differ in one replica's role or in the routing."""
+    """Yield candidates that differ in the routing, one replica's role or a device's place.
+
+    Of the places only the ``max_regrouped`` that the analytic objective likes most.
+    """
     for routing in routings:
         if routing != candidate.routing:
             yield replace(candidate, routing=routing)
-    for index, member in enumerate(candidate.members):
-        group = sum(1 << device for device in member.performance.devices)
-        options = site.table.options(group)
-        assert options is not None, "a member is a group that holds the model"
-        for role in _ROLES:
-            if role is not member.role:
-                members = list(candidate.members)
-                members[index] = Member(role, getattr(options, role.value))
-                if _is_complete(members):
-                    yield replace(candidate, members=tuple(members))
-
-
-def _is_complete(members: Sequence[Member]) -> bool:
-    roles = {member.role for member in members}
-    return Role.BOTH in roles or roles >= {Role.PREFILL, Role.DECODE}
+    for members in in_other_roles(site.table, candidate.members):
+        yield replace(candidate, members=members)
+    for members in in_other_groups(site.table, candidate.members, max_regrouped):
+        yield replace(candidate, members=members)
