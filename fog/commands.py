@@ -117,13 +117,14 @@ def up(
     ] = False,
 ) -> None:
     """Start a whole fog on this machine: broker, Redis, planner, gateway and devices."""
-    from fog.config import DEFAULT_FOG, ConfigError
+    from fog.config import DEFAULT_FOG
     from fog.model_choice import DemoModelMissingError, ModelChoiceError
     from fog.ports import PortBusyError
     from fog.preparation import UpOptions
     from fog.processes import ProcessFailedError
     from fog.redis_server import RedisMissingError
     from fog.state import StateError
+    from fog.tomlreader import ConfigError
     from fog.up import FogNotReadyError, run_up
 
     options = UpOptions(

@@ -7,11 +7,10 @@ which known one is nearest. Nothing here starts or measures anything.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final
 
 from broker.topics import InvalidTopicLevelError, check_level
 from fog.quantities import (
@@ -23,8 +22,8 @@ from fog.quantities import (
     suggest,
 )
 from fog.settable import Settable
-from fog.tomlfaults import describe_fault
-from fog.tomllines import KeyPath, LineIndex, index_lines
+from fog.tomllines import KeyPath
+from fog.tomlreader import Missing, TomlReader, parse_toml, read_text
 
 DEFAULT_FOG: Final = Path(__file__).parent / "fog.toml"
 
@@ -48,12 +47,6 @@ _DEVICE_KEYS: Final = (
     "memory_rate",
 )
 _DEVICE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-ValueT = TypeVar("ValueT")
-
-
-class ConfigError(ValueError):
-    """A fog file is wrong. The message names file, line and key, and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +125,9 @@ def load_config(
     Raises:
         ConfigError: The file cannot be read, is not TOML, or says something impossible.
     """
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text: {error.reason}") from error
-    return parse_config(text, path, planner=planner, gateway=gateway, catalogue=catalogue)
+    return parse_config(
+        read_text(path), path, planner=planner, gateway=gateway, catalogue=catalogue
+    )
 
 
 def parse_config(
@@ -150,12 +139,7 @@ def parse_config(
     catalogue: Collection[str] = (),
 ) -> FogConfig:
     """Parse the text of a fog file; see `load_config`."""
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        line, what = describe_fault(text, error)
-        raise ConfigError(f"{path}:{line}: not valid TOML: {what}") from error
-    reader = _Reader(path, index_lines(text))
+    reader, values = parse_toml(text, path)
     reader.check_keys((), values, ("site", "planner", "gateway", "device"))
     site = reader.read((), values, "site", _parse_level, default="local")
     raw_devices = values.get("device", [])
@@ -197,7 +181,7 @@ def demand_warning(config: FogConfig, num_cores: int) -> str | None:
 
 
 def _device(
-    reader: _Reader, number: int, raw: dict[str, Any], catalogue: Collection[str]
+    reader: TomlReader, number: int, raw: dict[str, Any], catalogue: Collection[str]
 ) -> DeviceConfig:
     at: KeyPath = ("device", number)
     reader.check_keys(at, raw, _DEVICE_KEYS)
@@ -213,7 +197,7 @@ def _device(
         id=reader.read(at, raw, "id", parse_device_id),
         slowdown=reader.read(at, raw, "slowdown", _parse_slowdown, default=1.0),
         model_memory=reader.read(
-            at, raw, "model_memory", parse_memory, default=_Missing if named is None else None
+            at, raw, "model_memory", parse_memory, default=Missing if named is None else None
         ),
         link_delay_seconds=reader.read(at, raw, "link_delay", parse_seconds, default=None),
         link_bytes_per_second=reader.read(
@@ -224,7 +208,7 @@ def _device(
     )
 
 
-def _rates(reader: _Reader, at: KeyPath, raw: dict[str, Any]) -> DeviceRates | None:
+def _rates(reader: TomlReader, at: KeyPath, raw: dict[str, Any]) -> DeviceRates | None:
     given = [key for key in ("compute", "memory_rate") if key in raw]
     if not given:
         return None
@@ -237,7 +221,7 @@ def _rates(reader: _Reader, at: KeyPath, raw: dict[str, Any]) -> DeviceRates | N
 
 
 def _settings(
-    reader: _Reader, values: dict[str, Any], name: str, settable: Settable | None
+    reader: TomlReader, values: dict[str, Any], name: str, settable: Settable | None
 ) -> dict[str, str]:
     raw = values.get(name, {})
     if not isinstance(raw, dict):
@@ -259,46 +243,6 @@ def _settings(
         ]
         reader.fail((name, *named[:1]), problem)
     return settings
-
-
-class _Missing:
-    """Marks a key without a default."""
-
-
-class _Reader:
-    """Reads keys of one file and turns every complaint into a `ConfigError` with its line."""
-
-    def __init__(self, path: Path, index: LineIndex) -> None:
-        self.path = path
-        self.index = index
-
-    def fail(self, at: KeyPath, message: str) -> NoReturn:
-        key = ".".join(f"[{part}]" if isinstance(part, int) else part for part in at)
-        key = key.replace(".[", "[")
-        label = f" {key}:" if key else ""
-        raise ConfigError(f"{self.path}:{self.index.line(at)}:{label} {message}")
-
-    def check_keys(self, at: KeyPath, raw: dict[str, Any], known: tuple[str, ...]) -> None:
-        for key in raw:
-            if key not in known:
-                self.fail((*at, key), f"unknown key{suggest(key, list(known))}")
-
-    def read(
-        self,
-        at: KeyPath,
-        raw: dict[str, Any],
-        key: str,
-        parse: Callable[[object], ValueT],
-        default: ValueT | type[_Missing] = _Missing,
-    ) -> ValueT:
-        if key not in raw:
-            if default is _Missing:
-                self.fail(at, f"needs the key {key!r}")
-            return default  # type: ignore[return-value]
-        try:
-            return parse(raw[key])
-        except ValueError as error:
-            self.fail((*at, key), str(error))
 
 
 def _parse_level(value: object) -> str:

@@ -24,11 +24,12 @@ from broker.server import find_mosquitto
 from fog import model_choice
 from fog.broker_choice import broker_text
 from fog.cli import EXTRA_OF
-from fog.config import ConfigError, demand_warning, load_config
+from fog.config import demand_warning, load_config
 from fog.ports import PortBusyError, check_port
 from fog.quantities import format_bytes
 from fog.redis_server import RedisMissingError, find_redis_server
 from fog.state import StateFolder
+from fog.tomlreader import ConfigError
 
 SUPPORTED_PYTHON: Final = ((3, 11), (3, 13))
 NODE_BYTES: Final = 300 * 1024**2

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Final
 
 from broker.architecture import WEIGHT_FORMATS, ModelConfig, UnsupportedModelError, parse_config
 from broker.control import Link, ModelManifest
-from fog.config import ConfigError, DeviceConfig
+from fog.config import DeviceConfig
 from fog.model_choice import DEMO_MODEL, DEMO_NAME, ModelChoiceError
 from fog.quantities import Memory, suggest
+from fog.tomlreader import ConfigError
 
 if TYPE_CHECKING:
     from nodes.calibration import Calibration

@@ -274,8 +274,8 @@ def _cache(state: Path | None) -> Path:
 def planning_errors() -> Iterator[None]:
     """End in one line when the input is wrong, or the model fits on no devices."""
     from fog.changes import ChangeError
-    from fog.config import ConfigError
     from fog.model_choice import ModelChoiceError
+    from fog.tomlreader import ConfigError
     from planner.model import InfeasiblePlanError
     from planner.whatif.loads import LoadError
 

@@ -4,13 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fog.config import (
-    DEFAULT_FOG,
-    ConfigError,
-    demand_warning,
-    load_config,
-    parse_config,
-)
+from fog.config import DEFAULT_FOG, demand_warning, load_config, parse_config
 from fog.quantities import (
     Memory,
     format_bytes,
@@ -20,6 +14,7 @@ from fog.quantities import (
     parse_seconds,
 )
 from fog.settable import gateway_settable, planner_settable
+from fog.tomlreader import ConfigError
 
 FILE = Path("my-fog.toml")
 DEVICE = '[[device]]\nid = "pi"\nslowdown = 2\nmodel_memory = "60 %"\n'

@@ -9,9 +9,10 @@ import pytest
 
 from broker.architecture import parse_config, stage_bytes
 from broker.control import ModelManifest, Telemetry
-from fog.config import ConfigError, load_config
+from fog.config import load_config
 from fog.hypothetical import LOOPBACK, choose_planned_model, device_specs
 from fog.model_choice import DEMO_MODEL, ModelChoiceError
+from fog.tomlreader import ConfigError
 from nodes.calibration import Calibration
 from nodes.calibrator import Calibrated, CalibrationFailed
 from nodes.profiler import Profiler
