@@ -39,22 +39,28 @@ class Comparison:
         after: None when nothing changes.
         alone: The best single device before the change, by itself; None when there is none,
             or the plan is that device.
+        titles: Of the two first columns.
+        lost: Devices that stop in ``after``.
     """
 
     devices: tuple[str, ...]
     before: Outcome
     after: Outcome | None = None
     alone: Outcome | None = None
+    titles: tuple[str, str] = ("before", "after")
+    lost: frozenset[str] = frozenset()
 
     @property
     def columns(self) -> list[tuple[str, Outcome]]:
         """Titles and outcomes, in the order in which they are shown."""
-        found = [("before" if self.after else "fog", self.before)]
+        found = [(self.titles[0] if self.after else "fog", self.before)]
         if self.after is not None:
-            found.append(("after", self.after))
+            found.append((self.titles[1], self.after))
         if self.alone is not None:
             single = self.before.plan.best_single_device
-            found.append((f"{single.device if single else ''} alone", self.alone))
+            device = single.device if single else ""
+            # By itself it would be no comparison once it is gone.
+            found.append((f"{device} alone{', not lost' * (device in self.lost)}", self.alone))
         return found
 
 

@@ -199,6 +199,14 @@ def simulate(
             "`all` means every device.",
         ),
     ] = None,
+    choose: Annotated[
+        bool,
+        typer.Option(
+            "--choose",
+            help="Show beside the planner's plan the one that simulation chooses for these "
+            "requests, out of many; takes up to minutes.",
+        ),
+    ] = False,
     ttft: TtftOption = None,
     tpot: TpotOption = None,
     state: MeasuredOption = None,
@@ -251,6 +259,7 @@ def simulate(
             add=tuple(add or ()),
             lose=tuple(lose or ()),
             link=tuple(link or ()),
+            is_chosen=choose,
         )
         run_simulate(options, json_target, console)
 

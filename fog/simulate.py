@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.text import Text
 
-from fog.changes import Changes, parse_changes
+from fog.changes import ChangeError, Changes, parse_changes
 from fog.comparison import Comparison, devices_table, metrics_table, outcome_entry
 from fog.hypothetical import Calibrate, measured_here
 from fog.output import write_json
@@ -29,6 +29,8 @@ DEFAULT_LOAD: Final = 0.7
 """Share of the plan's predicted requests per second that arrives when no rate is given."""
 
 _NOTABLY: Final = 1.05
+_SAMPLE_SEED: Final = 10_000
+_NUM_SAMPLES: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,7 @@ class SimulateOptions:
     Attributes:
         workload: A name or a CSV file.
         rate: Requests per second; None: a trace's own, or `DEFAULT_LOAD`.
+        is_chosen: Compare the planner's plan with the one that simulation would choose.
     """
 
     fog: Path
@@ -52,6 +55,7 @@ class SimulateOptions:
     add: tuple[str, ...] = ()
     lose: tuple[str, ...] = ()
     link: tuple[str, ...] = ()
+    is_chosen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +81,12 @@ def run_simulate(
     """Plan, simulate and show.
 
     Raises:
-        ConfigError, ModelChoiceError, ChangeError, LoadError: Something is written wrongly.
+        ConfigError, ModelChoiceError, ChangeError, LoadError: Something is written wrongly, or
+            a plan is to be chosen while the fog changes.
         InfeasiblePlanError: The model does not fit on the devices.
         OutputError: The JSON file cannot be written.
     """
+    from planner import rehearse
     from planner.catalogue.devices import load_devices
     from planner.whatif.loads import choose_load, planned_workload
     from planner.whatif.outcomes import alone, what_if
@@ -93,6 +99,8 @@ def run_simulate(
     changes = parse_changes(
         fog.config, load_devices().devices, options.add, options.link, options.lose
     )
+    if changes and options.is_chosen:
+        raise ChangeError("--choose compares two plans of one fog: leave out --add, --lose, --link")
     workload = planned_workload(load, fog.problem.workload, fog.model.spec)
     problem = replace(fog.problem, workload=workload)
     with console.status("") as status:
@@ -103,7 +111,7 @@ def run_simulate(
         capacity = plan.predicted.requests_per_second or 0.0
         stream = _stream(options, load, capacity, workload.context_tokens)
         status.update(f"Simulating {len(stream.requests)} requests ...")
-        before = what_if(problem, devices, stream.requests)
+        before = what_if(problem, devices, stream.requests, plan=plan)
         single = alone(problem, devices, before.plan, stream.requests)
         after = None
         if changes:
@@ -111,8 +119,21 @@ def run_simulate(
             losses = [(loss.device, loss.at_seconds) for loss in changes.losses]
             changed = fog.specs(changes.apply(fog.config.devices))
             after = what_if(problem, changed, stream.requests, losses)
-    names = tuple(device.id for device in changes.apply(fog.config.devices))
-    comparison = Comparison(names, before, after, single)
+        elif options.is_chosen:
+            samples = _samples(options, load, stream, workload.context_tokens)
+            status.update(f"Choosing a plan by simulation, on {len(samples)} samples ...")
+            chosen = rehearse(
+                devices, problem.model, workload, samples, problem.objective, problem.seed
+            )
+            after = what_if(problem, devices, stream.requests, plan=chosen.plan)
+    comparison = Comparison(
+        tuple(device.id for device in changes.apply(fog.config.devices)),
+        before,
+        after,
+        single,
+        ("planned", "chosen") if options.is_chosen else ("before", "after"),
+        frozenset(loss.device for loss in changes.losses),
+    )
     for line in _header(options, fog, load, problem, stream, changes):
         console.print(line, highlight=False)
     _show(console, comparison, stream)
@@ -133,7 +154,8 @@ def run_simulate(
             "seed": problem.seed,
             "changes": changes.texts(),
             "before": outcome_entry(before),
-            "after": None if after is None else outcome_entry(after),
+            "after": None if after is None or options.is_chosen else outcome_entry(after),
+            "chosen": outcome_entry(after) if after is not None and options.is_chosen else None,
             "best_single_device_alone": None if single is None else outcome_entry(single),
         },
     )
@@ -147,6 +169,24 @@ def _stream(options: SimulateOptions, load: Load, capacity: float, context_token
     found, num_cut = cut_to_context(drawn, context_tokens)
     at_once = found[-1].arrival_seconds == 0 and len(found) > 1
     return _Stream(found, num_cut, None if at_once else rate)
+
+
+def _samples(
+    options: SimulateOptions, load: Load, stream: _Stream, context_tokens: int
+) -> list[tuple[SimRequest, ...]]:
+    """Return what a plan is chosen by: other draws than the one that is shown.
+
+    A trace cannot be drawn again; of it there is one sample.
+    """
+    from planner.whatif.loads import cut_to_context
+
+    rate = stream.rate or 1.0
+    first = options.wishes.seed + _SAMPLE_SEED
+    drawn = (
+        cut_to_context(load.requests(options.num_requests, rate, seed), context_tokens)[0]
+        for seed in range(first, first + _NUM_SAMPLES)
+    )
+    return list(dict.fromkeys(drawn))
 
 
 def _header(

@@ -75,7 +75,10 @@ def rehearse(
     offered = candidates(site, (*live, *baselines(site, seed)), [fmean(periods)], seed)
     chosen = choose(trials, offered, value, routings=routings)
     return Rehearsal(
-        site.plan(chosen.members, f"the best of {len(samples)} simulated samples"),
+        site.plan(
+            chosen.members,
+            f"best by simulation on {len(samples)} sample{'s' * (len(samples) > 1)}",
+        ),
         chosen.routing,
         trials.served(chosen),
         trials.served(live[0].candidate),

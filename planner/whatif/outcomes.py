@@ -99,6 +99,7 @@ def what_if(
     devices: Sequence[DeviceSpec],
     requests: Sequence[SimRequest],
     losses: Sequence[tuple[str, float]] = (),
+    plan: Plan | None = None,
 ) -> Outcome:
     """Return what becomes of requests.
 
@@ -110,11 +111,12 @@ def what_if(
         devices: Of the fog.
         requests: In the order of arrival.
         losses: Device and when it stops, in seconds, in the order of time.
+        plan: With which it begins; None: the planner's.
 
     Raises:
         InfeasiblePlanError: The model does not fit, before any loss.
     """
-    plan = problem.plan(devices)
+    plan = plan or problem.plan(devices)
     faults: list[DeviceLoss | PlanChange] = []
     later: list[NextPlan] = []
     notes: list[str] = []

@@ -35,6 +35,15 @@ catalogue = "rtx-3060-12gb"
 """
 
 
+TWO_PIS = """
+[[device]]
+id = "pi-a"
+catalogue = "raspberry-pi-5-8gb"
+
+[[device]]
+id = "pi-b"
+catalogue = "raspberry-pi-5-8gb"
+"""
 OWN_NUMBERS = """
 [[device]]
 id = "orange-pi"

@@ -34,7 +34,7 @@ def test_a_rehearsed_plan_serves_the_samples_no_worse_than_the_live_one() -> Non
     found = planner.rehearse(fog(), MODEL, WORK, [sample(0), sample(1)])
     assert total_delay(found.served) <= total_delay(found.live)
     assert found.plan.replicas
-    assert found.plan.optimality == "the best of 2 simulated samples"
+    assert found.plan.optimality == "best by simulation on 2 samples"
 
 
 def test_a_plan_is_rehearsed_for_the_gateways_routing_unless_others_are_allowed() -> None:
