@@ -5,18 +5,23 @@ Planner, nodes and gateway must agree on these numbers, so all three read them h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Final, NamedTuple
 
-from broker.model_config import ModelConfig, Rope, UnsupportedModelError, parse_config
+from broker.config_values import UnsupportedModelError
+from broker.model_config import Experts, LayerConfig, ModelConfig
 from broker.plan import LayerRange
+from broker.registry import parse_config
+from broker.rope import Rope
 from broker.work import ITEMSIZE
 
 __all__ = [
     "INT4_GROUP",
     "KV_FORMATS",
     "WEIGHT_FORMATS",
+    "Experts",
+    "LayerConfig",
     "ModelConfig",
     "Rope",
     "TensorSpec",
@@ -49,10 +54,16 @@ INT4_GROUP: Final = 128
 
 
 class TensorSpec(NamedTuple):
-    """Name of a tensor in the checkpoint, and the shape that it must have."""
+    """A tensor in the checkpoint.
+
+    Attributes:
+        shape: That it must have.
+        is_exact: Whether it is held in floats whatever the format, as norms and biases are.
+    """
 
     name: str
     shape: tuple[int, ...]
+    is_exact: bool = False
 
 
 def context_limit(config: ModelConfig) -> int:
@@ -61,40 +72,70 @@ def context_limit(config: ModelConfig) -> int:
 
 
 def block_kind(config: ModelConfig, layer: int) -> str:
-    """Return which profile entry times this layer; all blocks of these families are alike."""
+    """Return which profile entry times this layer: blocks of one kind take equally long."""
     if not 0 <= layer < config.num_layers:
         raise ValueError(f"layer {layer} is not in 0..{config.num_layers - 1}")
-    return "full"
+    return config.layers[layer].kind
 
 
 # --- tensors ------------------------------------------------------------------------------
 
 
 def block_tensors(config: ModelConfig, layer: int) -> dict[str, TensorSpec]:
-    """Return the tensors of one block: local name, as in ``q_proj.weight``, to its place."""
-    hidden, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
-    q_size, kv_size = config.num_heads * head, config.num_kv_heads * head
-    linears = (
-        ("self_attn", "q_proj", q_size, hidden, config.qkv_bias),
-        ("self_attn", "k_proj", kv_size, hidden, config.qkv_bias),
-        ("self_attn", "v_proj", kv_size, hidden, config.qkv_bias),
-        ("self_attn", "o_proj", hidden, q_size, config.output_bias),
-        ("mlp", "gate_proj", inner, hidden, config.mlp_bias),
-        ("mlp", "up_proj", inner, hidden, config.mlp_bias),
-        ("mlp", "down_proj", hidden, inner, config.mlp_bias),
-    )
+    """Return the tensors of one block by local name.
+
+    Local names are ``q_proj.weight``, in a mixture ``router.weight`` and, for each expert,
+    ``3.gate_proj.weight``.
+    """
     prefix = f"model.layers.{layer}"
     specs: dict[str, TensorSpec] = {}
     for norm in ("input_layernorm", "post_attention_layernorm"):
-        specs[f"{norm}.weight"] = TensorSpec(f"{prefix}.{norm}.weight", (hidden,))
-    for module, linear, rows, columns, has_bias in linears:
-        name = f"{prefix}.{module}.{linear}"
-        specs[f"{linear}.weight"] = TensorSpec(f"{name}.weight", (rows, columns))
-        if has_bias:
-            specs[f"{linear}.bias"] = TensorSpec(f"{name}.bias", (rows,))
+        name = f"{prefix}.{norm}.weight"
+        specs[f"{norm}.weight"] = TensorSpec(name, (config.hidden_size,), is_exact=True)
+    specs |= _attention_tensors(config, f"{prefix}.self_attn")
+    experts = config.layers[layer].experts
+    if experts is None:
+        return specs | _mlp_tensors(config, f"{prefix}.mlp", config.intermediate_size)
+    shape = (experts.count, config.hidden_size)
+    specs["router.weight"] = TensorSpec(f"{prefix}.mlp.gate.weight", shape, is_exact=True)
+    for expert in range(experts.count):
+        name, size = f"{prefix}.mlp.experts.{expert}", experts.intermediate_size
+        tensors = _mlp_tensors(config, name, size)
+        specs |= {f"{expert}.{local}": spec for local, spec in tensors.items()}
+    return specs
+
+
+def _attention_tensors(config: ModelConfig, prefix: str) -> dict[str, TensorSpec]:
+    hidden, head = config.hidden_size, config.head_dim
+    q_size, kv_size = config.num_heads * head, config.num_kv_heads * head
+    specs = {
+        **_linear(prefix, "q_proj", q_size, hidden, config.qkv_bias),
+        **_linear(prefix, "k_proj", kv_size, hidden, config.qkv_bias),
+        **_linear(prefix, "v_proj", kv_size, hidden, config.qkv_bias),
+        **_linear(prefix, "o_proj", hidden, q_size, config.output_bias),
+    }
     if config.qk_norm:
-        for norm in ("q_norm", "k_norm"):
-            specs[f"{norm}.weight"] = TensorSpec(f"{prefix}.self_attn.{norm}.weight", (head,))
+        for norm in ("q_norm.weight", "k_norm.weight"):
+            specs[norm] = TensorSpec(f"{prefix}.{norm}", (head,), is_exact=True)
+    return specs
+
+
+def _mlp_tensors(config: ModelConfig, prefix: str, inner: int) -> dict[str, TensorSpec]:
+    hidden, has_bias = config.hidden_size, config.mlp_bias
+    return {
+        **_linear(prefix, "gate_proj", inner, hidden, has_bias),
+        **_linear(prefix, "up_proj", inner, hidden, has_bias),
+        **_linear(prefix, "down_proj", hidden, inner, has_bias),
+    }
+
+
+def _linear(
+    prefix: str, linear: str, rows: int, columns: int, has_bias: bool
+) -> dict[str, TensorSpec]:
+    specs = {f"{linear}.weight": TensorSpec(f"{prefix}.{linear}.weight", (rows, columns))}
+    if has_bias:
+        bias = TensorSpec(f"{prefix}.{linear}.bias", (rows,), is_exact=True)
+        specs[f"{linear}.bias"] = bias
     return specs
 
 
@@ -108,7 +149,7 @@ def head_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
     """Return final norm and head by local name; a tied head is the embedding's tensor."""
     matrix = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     return {
-        "norm.weight": TensorSpec("model.norm.weight", (config.hidden_size,)),
+        "norm.weight": TensorSpec("model.norm.weight", (config.hidden_size,), is_exact=True),
         "head.weight": TensorSpec(matrix, (config.vocab_size, config.hidden_size)),
     }
 
@@ -126,9 +167,9 @@ def stage_tensor_names(
 # --- bytes --------------------------------------------------------------------------------
 
 
-def block_bytes(config: ModelConfig, weights: str) -> int:
+def block_bytes(config: ModelConfig, weights: str, layer: int) -> int:
     """Return the bytes of one block held in format ``weights``."""
-    return _bytes(block_tensors(config, 0), weights)
+    return _bytes(block_tensors(config, layer), weights)
 
 
 def embedding_bytes(config: ModelConfig, weights: str) -> int:
@@ -151,10 +192,10 @@ def shared_bytes(config: ModelConfig, weights: str) -> int:
 
 
 def stage_bytes(
-    config: ModelConfig, weights: str, num_layers: int, *, embedding: bool, head: bool
+    config: ModelConfig, weights: str, layers: Iterable[int], *, embedding: bool, head: bool
 ) -> int:
     """Return the weight bytes of a stage; a tied matrix counts as `shared_bytes` says."""
-    total = num_layers * block_bytes(config, weights)
+    total = sum(block_bytes(config, weights, layer) for layer in layers)
     total += embedding_bytes(config, weights) if embedding else 0
     total += head_bytes(config, weights) if head else 0
     return total - (shared_bytes(config, weights) if embedding and head else 0)
@@ -186,15 +227,15 @@ def _outer_format(weights: str) -> str:
 
 
 def _bytes(specs: Mapping[str, TensorSpec], weights: str) -> int:
-    return sum(_tensor_bytes(spec.shape, weights) for spec in specs.values())
+    return sum(_tensor_bytes(spec, weights) for spec in specs.values())
 
 
-def _tensor_bytes(shape: tuple[int, ...], weights: str) -> int:
+def _tensor_bytes(spec: TensorSpec, weights: str) -> int:
     if not is_integer(weights):
-        return ITEMSIZE[weights] * prod(shape)
-    if len(shape) == 1:  # norms and biases
-        return ITEMSIZE["float32"] * prod(shape)
-    rows, columns = shape
+        return ITEMSIZE[weights] * prod(spec.shape)
+    if spec.is_exact:
+        return ITEMSIZE["float32"] * prod(spec.shape)
+    rows, columns = spec.shape
     if matrix_format(weights, columns) == "int8":
         return rows * (columns + ITEMSIZE["float32"])
     return rows * (columns // 2 + 2 * ITEMSIZE["bfloat16"] * columns // INT4_GROUP)

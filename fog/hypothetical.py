@@ -92,7 +92,7 @@ def _from_catalogue(shape: CatalogueModel, weights: WeightFormat, kv_format: str
         spec = shape.spec(weights, kv_format)
     except ValueError as error:
         raise ModelChoiceError(f"--model {shape.name}: {error}") from error
-    if shape.experts or len(set(shape.kinds)) > 1 or shape.sinks:
+    if set(shape.kinds) != {"full"} or shape.sinks:
         obstacle = f"our nodes do not compute models like {shape.name}"
         return PlannedModel(spec, shape, weights, None, obstacle)
     if weights not in WEIGHT_FORMATS:
@@ -137,6 +137,7 @@ def _from_folder(folder: Path, name: str, weights: WeightFormat, kv_format: str)
 def _shape(name: str, config: ModelConfig) -> CatalogueModel:
     from planner.catalogue.models import CatalogueModel
 
+    experts = next((layer.experts for layer in config.layers if layer.experts), None)
     return CatalogueModel(
         name=name,
         config="config.json",
@@ -153,6 +154,11 @@ def _shape(name: str, config: ModelConfig) -> CatalogueModel:
         output_bias=config.output_bias,
         mlp_bias=config.mlp_bias,
         qk_norm=config.qk_norm,
+        experts=experts.count if experts else 0,
+        active_experts=experts.active if experts else 0,
+        expert_size=experts.intermediate_size if experts else 0,
+        kinds=tuple(layer.kind for layer in config.layers),
+        window=next((layer.window for layer in config.layers if layer.window), 0),
     )
 
 

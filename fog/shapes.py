@@ -1,7 +1,8 @@
 """Real models by shape: the part of their ``config.json`` that says what is computed.
 
 For checkpoints of random weights that take the time and memory of the real ones. Numbers are
-those that the publishers' files state; token ids are those of `fog.made_tokenizer`.
+those that the publishers' files state, but for one mixture of experts of our own; token ids
+are those of `fog.made_tokenizer`.
 """
 
 from __future__ import annotations
@@ -88,5 +89,30 @@ SHAPES: Final[Mapping[str, Mapping[str, Any]]] = {
         "rope_theta": 1000000.0,
         "attention_bias": False,
         "tie_word_embeddings": True,
+    },
+    # No published model: the smallest are too large for this. Attention as in qwen3-0.6b; like
+    # Qwen3-30B-A3B an eighth of the experts works for a token. 2.7 GB in float32.
+    "qwen3-moe-small": {
+        **_COMMON,
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 384,
+        "norm_topk_prob": True,
+        "num_experts": 32,
+        "num_experts_per_tok": 4,
     },
 }

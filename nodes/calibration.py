@@ -7,7 +7,7 @@ an emulated device takes the time that the plan predicts.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -58,14 +58,13 @@ class CostTable:
     """Seconds of computations, from one calibration. Called once per step, so tables are ready."""
 
     def __init__(self, calibration: Calibration) -> None:
-        # All blocks of the supported families are alike; a mixed model will say which is which.
-        self._block = _Part(next(iter(calibration.blocks.values())))
+        self._blocks = {kind: _Part(times) for kind, times in calibration.blocks.items()}
         self._embedding = _Part(calibration.embedding)
         self._head = _Part(calibration.head)
 
     def seconds(self, cost: JobCost) -> float:
         """Return what the computation takes on the calibrated device."""
-        parts = [(self._block, cost.num_layers)]
+        parts = [(self._blocks[kind], count) for kind, count in Counter(cost.kinds).items()]
         if cost.embedding:
             parts.append((self._embedding, 1))
         if cost.is_decode:

@@ -30,13 +30,14 @@ class JobCost:
     Attributes:
         rows: Rows of a decode group, or tokens of a prefill chunk.
         context: Mean KV length of the rows, or the chunk's end position.
+        kinds: Of the blocks that ran, one for each.
         head_rows: Rows that went through the head and the sampler.
     """
 
     is_decode: bool
     rows: int
     context: int
-    num_layers: int
+    kinds: tuple[str, ...]
     embedding: bool
     head_rows: int
 
@@ -109,17 +110,19 @@ class StageCompute:
         layers = run(opened.key, hidden, start)
         head_rows = int(executor.head and end == opened.known_tokens)
         cost = partial(JobCost, is_decode=False, rows=end - start, context=end)
-        embedding, num_layers, began = executor.embedding, 0, now()
+        embedding, first, done, began = executor.embedding, 0, 0, now()
         while (output := _next(layers)) is None:
-            num_layers += 1
+            done += 1
             if now() - began >= self._slice_seconds:
-                self._pace(cost(num_layers=num_layers, embedding=embedding, head_rows=0))
+                kinds = executor.kinds[first:done]
+                self._pace(cost(kinds=kinds, embedding=embedding, head_rows=0))
                 yield
                 if self._requests.get(opened.key) is not request:
                     raise ReleasedError
-                embedding, num_layers, began = False, 0, now()
+                embedding, first, began = False, done, now()
         request.chunks.append(StoredChunk(start, end, output))
-        self._pace(cost(num_layers=num_layers, embedding=embedding, head_rows=head_rows))
+        kinds = executor.kinds[first:done]
+        self._pace(cost(kinds=kinds, embedding=embedding, head_rows=head_rows))
         return output
 
     def first_token(self, request: StageRequest, hidden: Tensor) -> int:
@@ -219,7 +222,7 @@ class StageCompute:
                 is_decode=True,
                 rows=len(rows),
                 context=sum(row.position + 1 for row in rows) // len(rows),
-                num_layers=len(self.executor.layers),
+                kinds=self.executor.kinds,
                 embedding=self.executor.embedding,
                 head_rows=len(rows) if self.executor.head else 0,
             )

@@ -15,10 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from broker.architecture import ModelConfig, Rope
+from nodes.feed_forward import FeedForward
 from nodes.packed import Linear
-
-_UNSHARED: Final = 32768  # elements that torch computes in one thread
-_VECTOR: Final = 64  # a multiple of what torch's vector loops take at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +25,6 @@ class BlockWeights:
 
     Attributes:
         qkv: ((num_heads + 2 * num_kv_heads) * head_dim, hidden); rows of q, then k, then v.
-        gate_up: (2 * intermediate, hidden); rows of gate, then up.
     """
 
     input_norm: torch.Tensor
@@ -36,8 +33,14 @@ class BlockWeights:
     k_norm: torch.Tensor | None
     output: Linear
     post_attention_norm: torch.Tensor
-    gate_up: Linear
-    down: Linear
+    feed_forward: FeedForward
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in memory."""
+        norms = (self.input_norm, self.q_norm, self.k_norm, self.post_attention_norm)
+        total = sum(norm.nbytes for norm in norms if norm is not None)
+        return total + self.qkv.num_bytes + self.output.num_bytes + self.feed_forward.num_bytes
 
 
 class RotaryTable:
@@ -49,10 +52,10 @@ class RotaryTable:
 
     _BLOCK: Final = 512
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-        self._frequencies = inverse_frequencies(config.rope, config.head_dim)
+    def __init__(self, rope: Rope, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._frequencies = inverse_frequencies(rope, head_dim)
         self._dtype, self._device = dtype, device
-        empty = torch.empty((0, 1, config.head_dim), dtype=dtype, device=device)
+        empty = torch.empty((0, 1, head_dim), dtype=dtype, device=device)
         self._cos, self._sin = empty, empty
 
     def __call__(self, positions: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,20 +129,7 @@ class Block:
         x = F.rms_norm(
             hidden, (config.hidden_size,), weights.post_attention_norm, config.rms_norm_eps
         )
-        gate, up = weights.gate_up(x).chunk(2, -1)
-        return hidden + weights.down(_silu(gate) * up)
-
-
-def _silu(x: torch.Tensor) -> torch.Tensor:
-    """Return silu of each row, in the same bits however many rows there are.
-
-    torch shares long arrays out to threads in equal parts, and the end of a part that does
-    not fill a vector is computed by another exponential. Parts below are never shared out.
-    """
-    rows, columns = x.shape
-    if rows * columns <= _UNSHARED or columns % (_VECTOR * torch.get_num_threads()) == 0:
-        return F.silu(x)
-    return torch.cat([F.silu(part) for part in torch.split(x, max(1, _UNSHARED // columns))])
+        return hidden + weights.feed_forward(x)
 
 
 def _rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -175,7 +165,12 @@ def attend_chunk(
 
 
 def chunk_mask(
-    config: ModelConfig, start: int, n: int, dtype: torch.dtype, device: torch.device
+    config: ModelConfig,
+    window: int | None,
+    start: int,
+    n: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> torch.Tensor:
     """Return what `attend_chunk` adds to the scores of positions ``start`` to ``start + n``.
 
@@ -184,8 +179,8 @@ def chunk_mask(
     rows = torch.arange(start, start + n, device=device)[:, None]
     columns = torch.arange(start + n, device=device)[None]
     hidden = columns > rows
-    if config.sliding_window is not None:
-        hidden |= columns <= rows - config.sliding_window
+    if window is not None:
+        hidden |= columns <= rows - window
     mask = torch.zeros((n, start + n), dtype=dtype, device=device)
     return mask.masked_fill_(hidden, -math.inf).repeat(config.num_heads // config.num_kv_heads, 1)
 

@@ -40,6 +40,9 @@ class StageExecutor:
         kv_tokens: Hard limit of KV positions of all requests together.
         chunk_tokens: Grid on which prompts are cut; equal in the whole fog.
         kv_format: Element type of KV, in memory and on the bus.
+
+    Attributes:
+        kinds: Of each block, as profiles name them.
     """
 
     def __init__(
@@ -67,7 +70,13 @@ class StageExecutor:
         self._embedding = weights.embedding if embedding else None
         self._head = weights.head if head else None
         self._kv_dtype = DTYPES[kv_format]
-        self._rotary = RotaryTable(config, self._dtype, self._device)
+        self._layers = config.layers[layers.start : layers.end]
+        self.kinds = tuple(layer.kind for layer in self._layers)
+        self._rotary = {
+            rope: RotaryTable(rope, config.head_dim, self._dtype, self._device)
+            for rope in dict.fromkeys(layer.rope for layer in self._layers)
+        }
+        self._windows = frozenset(layer.window for layer in self._layers)
         self.kv = KvCache(
             len(layers),
             config.num_kv_heads,
@@ -155,12 +164,18 @@ class StageExecutor:
                 f"of {self.chunk_tokens}; all stages must use one chunk size"
             )
         slab, end = self._append_to(key, hidden, start_position)
-        mask = chunk_mask(self.config, start_position, len(hidden), self._kv_dtype, self._device)
+        masks = {
+            window: chunk_mask(
+                self.config, window, start_position, len(hidden), self._kv_dtype, self._device
+            )
+            for window in self._windows
+        }
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             keys, values = slab.data[layer]
             keys[start_position:end] = k
             values[start_position:end] = v
+            mask = masks[self._layers[layer].window]
             return attend_chunk(q, keys[:end], values[:end], mask)
 
         positions = torch.arange(start_position, end, device=self._device)
@@ -300,9 +315,9 @@ class StageExecutor:
                 f"{self.config.hidden_size})"
             )
         hidden = hidden.to(self._device, self._dtype)
-        rotary = self._rotary(positions, end)
+        rotary = {rope: table(positions, end) for rope, table in self._rotary.items()}
         for layer, block in enumerate(self._blocks):
-            q, k, v = block.project(hidden, rotary)
+            q, k, v = block.project(hidden, rotary[self._layers[layer].rope])
             attended = attend(layer, q.to(self._kv_dtype), k, v)
             hidden = block.finish(hidden, attended.to(self._dtype))
             yield
@@ -311,8 +326,11 @@ class StageExecutor:
     def _sight(self, slab: Slab, position: int) -> Sequence[torch.Tensor]:
         """Return what ``position`` sees, per layer: (2, kv_heads, length, head_dim)."""
         end = position + 1
-        start = max(0, end - (self.config.sliding_window or end))
-        return slab.data[:, :, start:end].transpose(2, 3).unbind()
+        by_window = {
+            window: slab.data[:, :, max(0, end - (window or end)) : end].transpose(2, 3).unbind()
+            for window in self._windows
+        }
+        return [by_window[layer.window][index] for index, layer in enumerate(self._layers)]
 
     def _attend_rows(self, q: torch.Tensor, sights: Sequence[torch.Tensor]) -> torch.Tensor:
         """Attend row by row, so that no row's result depends on another."""

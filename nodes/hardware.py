@@ -100,7 +100,7 @@ def offered_bytes(
         return offer.num_bytes
     assert offer.share is not None, "an offer has a share or bytes"
     layers = config.num_layers
-    model = stage_bytes(config, weights, layers, embedding=True, head=True)
+    model = stage_bytes(config, weights, range(layers), embedding=True, head=True)
     context = min(context_limit(config), PLANNED_CONTEXT)
     return int(offer.share * (model + context * kv_bytes_per_token(config, kv_format, layers)))
 

@@ -17,9 +17,9 @@ from typing import Final
 import torch
 
 from broker.architecture import (
+    LayerConfig,
     ModelConfig,
     block_bytes,
-    block_kind,
     block_tensors,
     context_limit,
     embedding_bytes,
@@ -130,37 +130,40 @@ def measure(
     Raises:
         DependentRowsError: A kernel's rows depend on their neighbours.
     """
-    deadline = time.perf_counter() + budget_seconds
-    watch = _Stopwatch(threads, deadline, cpu_quota_cores())
-    num_blocks = min(config.num_layers, math.ceil(_BLOCKS_BYTES / block_bytes(config, weights)))
+    began = time.perf_counter()
+    watch = _Stopwatch(threads, began, cpu_quota_cores())
     # Embedding and head are linear in the vocabulary, so a piece of it tells the whole.
     rows = max(256, _MATRIX_BYTES * config.vocab_size // embedding_bytes(config, weights))
-    reduced = replace(config, vocab_size=min(config.vocab_size, rows))
+    ranges, layers = _some_of_each_kind(config, weights)
+    reduced = replace(config, vocab_size=min(config.vocab_size, rows), layers=layers)
     store = LayerWeights(reduced, _MadeUpTensors(reduced), weights, kernel=kernel)
-    for layer in range(num_blocks):
+    for layer in range(reduced.num_layers):
         store.add(layer)
     store.add_embedding()
     store.add_head()
     limit = context_limit(config)
-    executor = StageExecutor(
-        reduced,
-        LayerRange(0, num_blocks),
-        store,
-        embedding=True,
-        head=True,
-        kv_tokens=max(_BATCHES) * (min(max(_CONTEXTS), limit) + 32) + _MAX_PROMPT + 32,
-        chunk_tokens=min(CHUNK_TOKENS, limit),
-        kv_format=kv_format,
-    )
-    check_rows(executor, weights)
-    head_scale = config.vocab_size / reduced.vocab_size
-    block = _Samples()
-    _time_decode(block, executor, watch, num_blocks, limit)
-    _time_prefill(block, executor, watch, num_blocks, limit)
+    blocks: dict[str, LayerTimes] = {}
+    for number, (kind, layer_range) in enumerate(ranges.items(), start=1):
+        executor = StageExecutor(
+            reduced,
+            layer_range,
+            store,
+            embedding=True,
+            head=True,
+            kv_tokens=max(_BATCHES) * (min(max(_CONTEXTS), limit) + 32) + _MAX_PROMPT + 32,
+            chunk_tokens=min(CHUNK_TOKENS, limit),
+            kv_format=kv_format,
+        )
+        check_rows(executor, weights)
+        watch.deadline = began + budget_seconds * number / len(ranges)
+        block = _Samples()
+        _time_decode(block, executor, watch, len(layer_range), limit)
+        _time_prefill(block, executor, watch, len(layer_range), limit)
+        blocks[kind] = block.times()
     embedding, head = _Samples(), _Samples()
-    _time_ends(embedding, head, executor, watch, head_scale, limit)
+    _time_ends(embedding, head, executor, watch, config.vocab_size / reduced.vocab_size, limit)
     return Calibration(
-        blocks={block_kind(config, 0): block.times()},
+        blocks=blocks,
         embedding=embedding.times(),
         head=head.times(),
         chunk_tokens=executor.chunk_tokens,
@@ -168,6 +171,26 @@ def measure(
         if threads == 1
         else 1.0,
     )
+
+
+def _some_of_each_kind(
+    config: ModelConfig, weights: str
+) -> tuple[dict[str, LayerRange], tuple[LayerConfig, ...]]:
+    """Return blocks to measure, those of a kind beside each other, and the range of each kind."""
+    ranges: dict[str, LayerRange] = {}
+    chosen: list[LayerConfig] = []
+    for kind in dict.fromkeys(layer.kind for layer in config.layers):
+        alike = [number for number, layer in enumerate(config.layers) if layer.kind == kind]
+        count = math.ceil(_BLOCKS_BYTES / block_bytes(config, weights, alike[0]))
+        start = len(chosen)
+        chosen += [config.layers[number] for number in alike[:count]]
+        ranges[kind] = LayerRange(start, len(chosen))
+    return ranges, tuple(chosen)
+
+
+def _different_ids(count: int, executor: StageExecutor) -> list[int]:
+    """Return ids that differ: equal rows would all take the same experts."""
+    return [number % executor.config.vocab_size for number in range(count)]
 
 
 def _time_decode(
@@ -178,7 +201,7 @@ def _time_decode(
         if batch > 2 and watch.is_spent:
             return
         keys = [_open(executor, row, contexts[-1]) for row in range(batch)]
-        hidden = executor.embed([0] * batch)
+        hidden = executor.embed(_different_ids(batch, executor))
         for context in contexts:
 
             def step(
@@ -203,7 +226,7 @@ def _time_prefill(
     key = _open(executor, 0, longest)
 
     def run(start: int, num_tokens: int) -> float:
-        hidden = executor.embed([0] * num_tokens)
+        hidden = executor.embed(_different_ids(num_tokens, executor))
 
         def once() -> None:
             executor.set_length(key, start)

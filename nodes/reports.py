@@ -72,8 +72,11 @@ class Reports:
         profile = self._profiler.profile(self._presence.session)
         if profile is not None and self._presence.is_announced:
             logger.info(
-                "measured: %.3g ms per block and token, %.1f MiB offered, link of %.3g ms",
-                1e3 * next(iter(profile.blocks.values())).decode[0].seconds,
+                "measured: %s per block and token, %.1f MiB offered, link of %.3g ms",
+                ", ".join(
+                    f"{1e3 * times.decode[0].seconds:.3g} ms ({kind})"
+                    for kind, times in profile.blocks.items()
+                ),
                 profile.memory_bytes / (1 << 20),
                 1e3 * profile.link.latency_seconds,
             )

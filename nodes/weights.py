@@ -23,6 +23,7 @@ from broker.architecture import (
 )
 from broker.plan import LayerRange
 from nodes.decoder import BlockWeights
+from nodes.feed_forward import FeedForward, Mixture, Mlp
 from nodes.kernels import Int8Kernel
 from nodes.packed import Embedding, FloatEmbedding, FloatLinear, Linear
 from nodes.packing import Packing
@@ -187,7 +188,7 @@ class LayerWeights:
     def num_bytes(self) -> int:
         """Bytes of everything here; a shared matrix counts once."""
         with self._lock:
-            total = sum(_num_bytes(block) for block in self._blocks.values())
+            total = sum(block.num_bytes for block in self._blocks.values())
             embedding, head = self._embedding, self._head
         if head is not None:
             total += head.norm.nbytes
@@ -219,6 +220,18 @@ class LayerWeights:
             bias = self._vector(*biases) if biases else None
             return self._packing.linear(self._read(matrices), shape, bias)
 
+        def mlp(prefix: str = "") -> Mlp:
+            gate_up = linear(f"{prefix}gate_proj", f"{prefix}up_proj")
+            return Mlp(gate_up, linear(f"{prefix}down_proj"))
+
+        def feed_forward() -> FeedForward:
+            experts = self.config.layers[layer].experts
+            if experts is None:
+                return mlp()
+            spec = specs["router.weight"]
+            router = self._packing.merged(self._read([spec]), spec.shape)
+            return Mixture(experts, router, [mlp(f"{number}.") for number in range(experts.count)])
+
         has_norms = self.config.qk_norm
         return BlockWeights(
             input_norm=self._vector(specs["input_layernorm.weight"]),
@@ -227,16 +240,8 @@ class LayerWeights:
             k_norm=self._vector(specs["k_norm.weight"]) if has_norms else None,
             output=linear("o_proj"),
             post_attention_norm=self._vector(specs["post_attention_layernorm.weight"]),
-            gate_up=linear("gate_proj", "up_proj"),
-            down=linear("down_proj"),
+            feed_forward=feed_forward(),
         )
-
-
-def _num_bytes(block: BlockWeights) -> int:
-    linears = (block.qkv, block.output, block.gate_up, block.down)
-    norms = (block.input_norm, block.q_norm, block.k_norm, block.post_attention_norm)
-    total = sum(linear.num_bytes for linear in linears)
-    return total + sum(norm.nbytes for norm in norms if norm is not None)
 
 
 def _check_shape(spec: TensorSpec, tensor: torch.Tensor) -> None:

@@ -129,11 +129,11 @@ class OurEngine:
             return torch.randn(rows, columns, dtype=weights.dtype)
 
         hidden, last = x(config.hidden_size), x(config.hidden_size, head_rows)
-        attended, inner = x(config.num_heads * config.head_dim), x(config.intermediate_size)
+        attended = x(config.num_heads * config.head_dim)
         work: list[tuple[Linear, torch.Tensor]] = []
         for block in map(weights.block, weights.layers):
             work += [(block.qkv, hidden), (block.output, attended)]
-            work += [(block.gate_up, hidden), (block.down, inner)]
+            work += block.feed_forward.products(hidden)
         if head_rows:
             work.append((weights.head.linear, last))
 
@@ -154,13 +154,14 @@ class OurEngine:
 
     @property
     def bytes_per_step(self) -> int:
-        """Bytes of the matrices that every step reads."""
+        """Bytes of the matrices that a step of one row reads."""
         weights = self.weights
-        blocks = [weights.block(layer) for layer in weights.layers]
-        linears = [
-            b for block in blocks for b in (block.qkv, block.output, block.gate_up, block.down)
-        ]
-        return sum(linear.num_bytes for linear in [*linears, weights.head.linear])
+        row = torch.zeros((1, weights.config.hidden_size), dtype=weights.dtype)
+        linears = [weights.head.linear]
+        for block in map(weights.block, weights.layers):
+            linears += [block.qkv, block.output]
+            linears += [linear for linear, _ in block.feed_forward.products(row)]
+        return sum(linear.num_bytes for linear in linears)
 
 
 def token_ids(count: int, vocab_size: int) -> list[int]:

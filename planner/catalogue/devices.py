@@ -160,12 +160,12 @@ class _Work:
         seen = model.seen_positions(kind, context)
         # Scores and their sum over values: two products per head, position and row.
         flops = rows * (
-            2 * model.attention_parameters + 4 * model.num_heads * model.head_dim * seen
+            2 * model.attention_parameters(kind) + 4 * model.num_heads * model.head_dim * seen
         )
-        read = model.attention_bytes(self.weights) + caches * seen * self.kv_bytes
+        read = model.attention_bytes(kind, self.weights) + caches * seen * self.kv_bytes
         attention = max(read / device.bytes_per_second, flops / device.flops_with(rows))
-        flops = rows * 2 * model.active_ffn_parameters
-        read = model.touched_experts(rows) * model.expert_bytes(self.weights)
+        flops = rows * 2 * model.active_ffn_parameters(kind)
+        read = model.touched_experts(kind, rows) * model.expert_bytes(kind, self.weights)
         if on_host:
             ffn = max(read / device.host_bytes_per_second, flops / device.host_flops_per_second)
         else:

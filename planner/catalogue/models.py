@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from math import ceil
+from operator import add
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,6 +17,8 @@ _FILE: Final = Path(__file__).with_name("models.toml")
 
 FULL: Final = "full"
 SLIDING: Final = "sliding"
+_OF_EXPERTS: Final = "-moe"
+_KINDS: Final = (FULL, SLIDING, FULL + _OF_EXPERTS, SLIDING + _OF_EXPERTS)
 
 
 class WeightFormat(StrEnum):
@@ -54,10 +57,11 @@ class CatalogueModel:
     Attributes:
         name: In the catalogue.
         config: Where its configuration is published.
-        intermediate_size: Of a feed-forward block; with experts, of each.
-        experts: Feed-forward blocks of each layer, 0 for one that is always used.
+        intermediate_size: Of a feed-forward part without experts.
+        experts: Parallel parts of a block whose kind ends in ``-moe``.
         active_experts: Of them how many work for a token.
-        kinds: Attention of the blocks, repeated.
+        expert_size: Intermediate size of each.
+        kinds: Of the blocks, repeated; as `broker.model_config.LayerConfig` names them.
         window: Positions that a sliding block sees.
     """
 
@@ -79,79 +83,86 @@ class CatalogueModel:
     sinks: bool = False
     experts: int = 0
     active_experts: int = 0
+    expert_size: int = 0
     kinds: tuple[str, ...] = (FULL,)
     window: int = 0
 
     def __post_init__(self) -> None:
-        unknown = set(self.kinds) - {FULL, SLIDING}
+        unknown = set(self.kinds) - set(_KINDS)
         if unknown or not self.kinds:
-            raise ValueError(f"model {self.name}: kinds are {FULL} or {SLIDING}, not {unknown}")
-        if SLIDING in self.kinds and self.window < 1:
+            known = ", ".join(_KINDS)
+            raise ValueError(f"model {self.name}: kinds are of {known}, not {unknown}")
+        if any(kind.startswith(SLIDING) for kind in self.kinds) and self.window < 1:
             raise ValueError(f"model {self.name}: sliding blocks need a window")
-        if not 0 <= self.active_experts <= self.experts or (self.experts > 0) != (
-            self.active_experts > 0
+        if any(kind.endswith(_OF_EXPERTS) for kind in self.kinds) and not (
+            1 <= self.active_experts <= self.experts and self.expert_size > 0
         ):
-            raise ValueError(f"model {self.name}: active_experts must be 1 to experts")
+            raise ValueError(
+                f"model {self.name}: blocks of experts need expert_size and active_experts, "
+                "1 to experts"
+            )
 
     # --- parameters -----------------------------------------------------------------------
 
-    @property
-    def attention_parameters(self) -> int:
-        """Parameters of a block beside its feed-forward part: attention, norms, router."""
+    def attention_parameters(self, kind: str) -> int:
+        """Return the parameters of a block beside its feed-forward part, the router included."""
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         count = self.hidden_size * (2 * q_size + 2 * kv_size) + 2 * self.hidden_size
         count += q_size + 2 * kv_size if self.qkv_bias else 0
         count += self.hidden_size if self.output_bias else 0
         count += 2 * self.head_dim if self.qk_norm else 0
         count += self.num_heads if self.sinks else 0
-        return count + self.experts * (self.hidden_size + 1)
+        if kind.endswith(_OF_EXPERTS):
+            count += self.experts * (self.hidden_size + int(self.mlp_bias))
+        return count
 
-    @property
-    def expert_parameters(self) -> int:
-        """Parameters of one expert, or of the only feed-forward block."""
-        bias = 2 * self.intermediate_size + self.hidden_size if self.mlp_bias else 0
-        return 3 * self.hidden_size * self.intermediate_size + bias
+    def expert_parameters(self, kind: str) -> int:
+        """Return the parameters of one expert, or of the only feed-forward part."""
+        size = self.expert_size if kind.endswith(_OF_EXPERTS) else self.intermediate_size
+        bias = 2 * size + self.hidden_size if self.mlp_bias else 0
+        return 3 * self.hidden_size * size + bias
 
-    @property
-    def ffn_parameters(self) -> int:
-        """Parameters of a layer's feed-forward part, all experts together."""
-        return self.expert_parameters * max(self.experts, 1)
+    def ffn_parameters(self, kind: str) -> int:
+        """Return the parameters of a block's feed-forward part, all experts together."""
+        count = self.experts if kind.endswith(_OF_EXPERTS) else 1
+        return count * self.expert_parameters(kind)
 
-    @property
-    def active_ffn_parameters(self) -> int:
-        """Parameters of it that work for one token."""
-        return self.expert_parameters * max(self.active_experts, 1)
+    def active_ffn_parameters(self, kind: str) -> int:
+        """Return the parameters of it that work for one token."""
+        count = self.active_experts if kind.endswith(_OF_EXPERTS) else 1
+        return count * self.expert_parameters(kind)
 
     @property
     def num_parameters(self) -> int:
         """Parameters of the whole model."""
         matrix = self.vocab_size * self.hidden_size
         ends = matrix * (1 if self.tied else 2) + self.hidden_size
-        return self.num_layers * (self.attention_parameters + self.ffn_parameters) + ends
+        kinds = [self.kind(layer) for layer in range(self.num_layers)]
+        return ends + sum(self.attention_parameters(k) + self.ffn_parameters(k) for k in kinds)
 
-    def touched_experts(self, rows: int) -> float:
+    def touched_experts(self, kind: str, rows: int) -> float:
         """Return how many experts' weights a step of ``rows`` tokens reads, on average.
 
         Each token chooses its experts as if at random, so a batch soon touches them all.
         """
-        if not self.experts:
+        if not kind.endswith(_OF_EXPERTS):
             return 1.0
         missed = (1 - self.active_experts / self.experts) ** rows
         return self.experts * (1 - missed)
 
     # --- bytes ----------------------------------------------------------------------------
 
-    def attention_bytes(self, weights: WeightFormat) -> int:
+    def attention_bytes(self, kind: str, weights: WeightFormat) -> int:
         """Return what a block's weights beside its feed-forward part take."""
-        return ceil(self.attention_parameters * _BITS[weights].attention / 8)
+        return ceil(self.attention_parameters(kind) * _BITS[weights].attention / 8)
 
-    def expert_bytes(self, weights: WeightFormat) -> float:
-        """Return what one expert takes, or the only feed-forward block."""
-        return self.expert_parameters * _BITS[weights].ffn / 8
+    def expert_bytes(self, kind: str, weights: WeightFormat) -> float:
+        """Return what one expert takes, or the only feed-forward part."""
+        return self.expert_parameters(kind) * _BITS[weights].ffn / 8
 
-    def ffn_bytes(self, weights: WeightFormat) -> int:
-        """Return what a layer's feed-forward part takes."""
-        return ceil(self.ffn_parameters * _BITS[weights].ffn / 8)
+    def ffn_bytes(self, kind: str, weights: WeightFormat) -> int:
+        """Return what a block's feed-forward part takes."""
+        return ceil(self.ffn_parameters(kind) * _BITS[weights].ffn / 8)
 
     def matrix_bytes(self, weights: WeightFormat) -> int:
         """Return what the embedding takes, or the head."""
@@ -165,12 +176,12 @@ class CatalogueModel:
         return 2 * self.num_kv_heads * self.head_dim * _ITEM_BYTES[kv_format]
 
     def kind(self, layer: int) -> str:
-        """Return the attention of a block."""
+        """Return the kind of a block."""
         return self.kinds[layer % len(self.kinds)]
 
     def seen_positions(self, kind: str, context: float) -> float:
         """Return how many of ``context`` positions a block's attention reads."""
-        return min(context, self.window) if kind == SLIDING else context
+        return min(context, self.window) if kind.startswith(SLIDING) else context
 
     def spec(
         self,
@@ -187,14 +198,13 @@ class CatalogueModel:
                 holds only a part of each request there; that part is counted for requests
                 of this length. None counts every position in every block.
         """
-        attention, ffn = self.attention_bytes(weights), self.ffn_bytes(weights)
         matrix, norm = self.matrix_bytes(weights), ceil(self.hidden_size * _BITS[weights].ends / 8)
         kinds = tuple(self.kind(layer) for layer in range(self.num_layers))
-        position = self.kv_bytes(kv_format)
-        kv = {FULL: position, SLIDING: position}
+        ffn = tuple(self.ffn_bytes(kind, weights) for kind in kinds)
+        attention = [self.attention_bytes(kind, weights) for kind in kinds]
+        position = in_window = self.kv_bytes(kv_format)
         if request_tokens is not None:
-            held = min(1.0, self.window / request_tokens)
-            kv[SLIDING] = ceil(position * held)
+            in_window = ceil(position * min(1.0, self.window / request_tokens))
         activations = _ITEM_BYTES["bfloat16" if weights is WeightFormat.BFLOAT16 else "float32"]
         return ModelSpec(
             name=self.name,
@@ -202,14 +212,14 @@ class CatalogueModel:
             weights=str(weights),
             kv_format=kv_format,
             block_kinds=kinds,
-            block_bytes=(attention + ffn,) * self.num_layers,
-            kv_bytes=tuple(kv[kind] for kind in kinds),
+            block_bytes=tuple(map(add, attention, ffn)),
+            kv_bytes=tuple(in_window if kind.startswith(SLIDING) else position for kind in kinds),
             embedding_bytes=matrix,
             head_bytes=matrix + norm,
             shared_bytes=matrix if self.tied else 0,
             activation_bytes=self.hidden_size * activations,
             context_limit=self.context_limit,
-            ffn_bytes=(ffn,) * self.num_layers,
+            ffn_bytes=ffn,
         )
 
 

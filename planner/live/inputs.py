@@ -42,7 +42,7 @@ def model_spec(manifest: ModelManifest) -> ModelSpec:
         weights=weights,
         kv_format=kv_format,
         block_kinds=tuple(architecture.block_kind(config, layer) for layer in layers),
-        block_bytes=(architecture.block_bytes(config, weights),) * config.num_layers,
+        block_bytes=tuple(architecture.block_bytes(config, weights, layer) for layer in layers),
         kv_bytes=(architecture.kv_bytes_per_token(config, kv_format, 1),) * config.num_layers,
         embedding_bytes=architecture.embedding_bytes(config, weights),
         head_bytes=architecture.head_bytes(config, weights),

@@ -60,23 +60,23 @@ def test_a_tied_head_names_the_embedding_and_counts_it_again_only_when_apart() -
         TIED, LayerRange(4, 5), embedding=False, head=True
     )
     ends = embedding_bytes(TIED, "float32") + head_bytes(TIED, "float32")
-    apart = stage_bytes(TIED, "float32", 2, embedding=True, head=False) + stage_bytes(
-        TIED, "float32", 3, embedding=False, head=True
+    apart = stage_bytes(TIED, "float32", range(2), embedding=True, head=False) + stage_bytes(
+        TIED, "float32", range(2, 5), embedding=False, head=True
     )
-    together = stage_bytes(TIED, "float32", 5, embedding=True, head=True)
-    assert apart == 5 * block_bytes(TIED, "float32") + ends
+    together = stage_bytes(TIED, "float32", range(5), embedding=True, head=True)
+    assert apart == 5 * block_bytes(TIED, "float32", 0) + ends
     assert together == apart - embedding_bytes(TIED, "float32")
 
 
 def test_bfloat16_takes_half_the_bytes() -> None:
-    assert block_bytes(LLAMA, "float32") == 2 * block_bytes(LLAMA, "bfloat16")
+    assert block_bytes(LLAMA, "float32", 0) == 2 * block_bytes(LLAMA, "bfloat16", 0)
     assert kv_bytes_per_token(LLAMA, "float32", 5) == 5 * 2 * 2 * 8 * 4
     assert kv_bytes_per_token(LLAMA, "bfloat16", 1) == 2 * 2 * 8 * 2
 
 
 def test_an_unknown_format_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedModelError, match="int3"):
-        block_bytes(LLAMA, "int3")
+        block_bytes(LLAMA, "int3", 0)
 
 
 def test_a_layer_outside_the_model_has_no_kind() -> None:

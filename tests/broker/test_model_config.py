@@ -4,6 +4,7 @@ from typing import Any, Final
 import pytest
 
 from broker.architecture import (
+    LayerConfig,
     ModelConfig,
     Rope,
     UnsupportedModelError,
@@ -137,7 +138,6 @@ PUBLISHED: Final[Mapping[str, Mapping[str, Any]]] = {
 EXPECTED: Final[Mapping[str, ModelConfig]] = {
     "meta-llama/Llama-2-7b-hf": ModelConfig(
         family="llama",
-        num_layers=32,
         hidden_size=4096,
         intermediate_size=11008,
         num_heads=32,
@@ -145,20 +145,18 @@ EXPECTED: Final[Mapping[str, ModelConfig]] = {
         head_dim=128,
         vocab_size=32000,
         rms_norm_eps=1e-5,
-        rope=Rope(kind="default", theta=10000.0),
+        layers=(LayerConfig(Rope(kind="default", theta=10000.0)),) * 32,
         tie_word_embeddings=False,
         qkv_bias=False,
         output_bias=False,
         mlp_bias=False,
         qk_norm=False,
-        sliding_window=None,
         max_position_embeddings=4096,
         eos_token_ids=(2,),
         dtype="float16",
     ),
     "meta-llama/Llama-3.2-1B": ModelConfig(
         family="llama",
-        num_layers=16,
         hidden_size=2048,
         intermediate_size=8192,
         num_heads=32,
@@ -166,27 +164,30 @@ EXPECTED: Final[Mapping[str, ModelConfig]] = {
         head_dim=64,
         vocab_size=128256,
         rms_norm_eps=1e-5,
-        rope=Rope(
-            kind="llama3",
-            theta=500000.0,
-            factor=32.0,
-            low_freq_factor=1.0,
-            high_freq_factor=4.0,
-            original_max_position_embeddings=8192,
-        ),
+        layers=(
+            LayerConfig(
+                Rope(
+                    kind="llama3",
+                    theta=500000.0,
+                    factor=32.0,
+                    low_freq_factor=1.0,
+                    high_freq_factor=4.0,
+                    original_max_position_embeddings=8192,
+                )
+            ),
+        )
+        * 16,
         tie_word_embeddings=True,
         qkv_bias=False,
         output_bias=False,
         mlp_bias=False,
         qk_norm=False,
-        sliding_window=None,
         max_position_embeddings=131072,
         eos_token_ids=(128001,),
         dtype="bfloat16",
     ),
     "mistralai/Mistral-7B-v0.3": ModelConfig(
         family="mistral",
-        num_layers=32,
         hidden_size=4096,
         intermediate_size=14336,
         num_heads=32,
@@ -194,20 +195,18 @@ EXPECTED: Final[Mapping[str, ModelConfig]] = {
         head_dim=128,
         vocab_size=32768,
         rms_norm_eps=1e-5,
-        rope=Rope(kind="default", theta=1000000.0),
+        layers=(LayerConfig(Rope(kind="default", theta=1000000.0)),) * 32,
         tie_word_embeddings=False,
         qkv_bias=False,
         output_bias=False,
         mlp_bias=False,
         qk_norm=False,
-        sliding_window=None,
         max_position_embeddings=32768,
         eos_token_ids=(2,),
         dtype="bfloat16",
     ),
     "Qwen/Qwen2.5-0.5B": ModelConfig(
         family="qwen2",
-        num_layers=24,
         hidden_size=896,
         intermediate_size=4864,
         num_heads=14,
@@ -215,20 +214,18 @@ EXPECTED: Final[Mapping[str, ModelConfig]] = {
         head_dim=64,
         vocab_size=151936,
         rms_norm_eps=1e-6,
-        rope=Rope(kind="default", theta=1000000.0),
+        layers=(LayerConfig(Rope(kind="default", theta=1000000.0)),) * 24,
         tie_word_embeddings=True,
         qkv_bias=True,
         output_bias=False,
         mlp_bias=False,
         qk_norm=False,
-        sliding_window=None,
         max_position_embeddings=32768,
         eos_token_ids=(151643,),
         dtype="bfloat16",
     ),
     "Qwen/Qwen3-0.6B": ModelConfig(
         family="qwen3",
-        num_layers=28,
         hidden_size=1024,
         intermediate_size=3072,
         num_heads=16,
@@ -236,13 +233,12 @@ EXPECTED: Final[Mapping[str, ModelConfig]] = {
         head_dim=128,
         vocab_size=151936,
         rms_norm_eps=1e-6,
-        rope=Rope(kind="default", theta=1000000.0),
+        layers=(LayerConfig(Rope(kind="default", theta=1000000.0)),) * 28,
         tie_word_embeddings=True,
         qkv_bias=False,
         output_bias=False,
         mlp_bias=False,
         qk_norm=True,
-        sliding_window=None,
         max_position_embeddings=40960,
         eos_token_ids=(151645,),
         dtype="bfloat16",
@@ -269,7 +265,7 @@ def test_the_tensors_of_a_published_config_have_the_published_number_of_paramete
     name: str,
 ) -> None:
     config = parse_config(PUBLISHED[name])
-    total = stage_bytes(config, "float32", config.num_layers, embedding=True, head=True)
+    total = stage_bytes(config, "float32", range(config.num_layers), embedding=True, head=True)
     assert total == 4 * PARAMETERS[name]
 
 
@@ -288,9 +284,9 @@ def test_both_layouts_of_a_config_say_the_same(family: str) -> None:
         ("LlamaForCausalLM", "num_kv_heads", 32),
         ("LlamaForCausalLM", "intermediate_size", 11008),
         ("LlamaForCausalLM", "rms_norm_eps", 1e-6),
-        ("LlamaForCausalLM", "rope", Rope()),
+        ("LlamaForCausalLM", "layers", (LayerConfig(Rope()),) * 32),
         ("MistralForCausalLM", "num_kv_heads", 8),
-        ("MistralForCausalLM", "sliding_window", 4096),
+        ("MistralForCausalLM", "layers", (LayerConfig(Rope(), window=4096),) * 32),
         ("MistralForCausalLM", "max_position_embeddings", 131072),
         ("Qwen2ForCausalLM", "qkv_bias", True),
         ("Qwen2ForCausalLM", "vocab_size", 151936),
@@ -310,14 +306,15 @@ def test_the_model_type_tells_the_family_where_no_architecture_is_named() -> Non
 
 def test_a_window_as_large_as_the_context_is_no_window() -> None:
     config = {**FAMILIES["mistral"], "sliding_window": 512}
-    assert parse_config(config).sliding_window is None
-    assert parse_config({**config, "sliding_window": 511}).sliding_window == 511
+    assert {layer.window for layer in parse_config(config).layers} == {None}
+    narrow = parse_config({**config, "sliding_window": 511})
+    assert {layer.window for layer in narrow.layers} == {511}
 
 
 def test_llama3_scaling_takes_the_context_as_original_where_none_is_named() -> None:
     scaling = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
     config = parse_config({**FAMILIES["llama"], "rope_scaling": scaling})
-    assert config.rope.original_max_position_embeddings == context_limit(config) == 512
+    assert config.layers[0].rope.original_max_position_embeddings == context_limit(config) == 512
 
 
 @pytest.mark.parametrize(
@@ -343,11 +340,13 @@ def test_llama3_scaling_takes_the_context_as_original_where_none_is_named() -> N
         ("mistral", "attention_bias", True),
         ("mistral", "mlp_bias", True),
         ("mistral", "layer_types", ["full_attention"]),
-        ("qwen2", "use_sliding_window", True),
         ("qwen2", "use_mrope", True),
         ("qwen2", "attention_bias", False),
-        ("qwen2", "layer_types", ["full_attention", "sliding_attention"]),
-        ("qwen3", "use_sliding_window", True),
+        ("qwen2", "layer_types", ["full_attention", "chunked_attention"]),
+        ("mistral", "layer_types", ["sliding_attention"] * 4),
+        ("qwen3_moe", "num_experts_per_tok", 8),
+        ("qwen3_moe", "mlp_only_layers", ["first"]),
+        ("qwen3_moe", "moe_intermediate_size", None),
     ],
 )
 def test_a_key_that_changes_the_computation_is_refused_by_name(
@@ -369,10 +368,11 @@ def test_a_key_that_changes_the_computation_is_refused_by_name(
         ("llama", "mlp_bias", True),
         ("llama", "attention_dropout", 0.1),
         ("llama", "hidden_act", "swish"),
-        ("mistral", "layer_types", ["sliding_attention"]),
+        ("mistral", "layer_types", ["sliding_attention"] * 5),
         ("qwen2", "attention_bias", True),
         ("qwen3", "attention_bias", True),
         ("qwen3", "layer_types", ["full_attention"] * 5),
+        ("qwen2", "use_sliding_window", True),
     ],
 )
 def test_a_key_with_a_value_that_is_computed_right_is_accepted(

@@ -12,6 +12,7 @@ from broker.control import ModelManifest, Telemetry
 from fog.config import load_config
 from fog.hypothetical import LOOPBACK, choose_planned_model, device_specs
 from fog.model_choice import DEMO_MODEL, ModelChoiceError
+from fog.shapes import SHAPES
 from fog.tomlreader import ConfigError
 from nodes.calibration import Calibration
 from nodes.calibrator import Calibrated, CalibrationFailed
@@ -93,6 +94,24 @@ def test_a_catalogue_model_that_nodes_compute_can_be_timed_here(
     assert len(seen) == 1
 
 
+def test_a_folder_with_experts_is_planned_by_the_experts_that_work(
+    fog_file: Callable[[str], Path], tmp_path: Path
+) -> None:
+    config = load_config(fog_file(OWN_NUMBERS), catalogue=CATALOGUE)
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES["qwen3-moe-small"]), "utf-8")
+    model = choose_planned_model(str(tmp_path), "bfloat16")
+
+    (spec,) = device_specs(config.devices, model, 128, fake_calibration)
+
+    blocks = {t.batch: t.seconds for t in spec.blocks["full-moe"].decode if t.context == 64}
+    # One row reads 4 of 32 experts, many rows read them all.
+    attention = model.shape.attention_bytes("full-moe", model.weights)
+    expert = model.shape.expert_bytes("full-moe", model.weights)
+    assert blocks[1] == pytest.approx((attention + 4 * expert) / 8e9, rel=0.05)
+    assert max(blocks.values()) > (attention + 31 * expert) / 8e9
+    assert model.spec.block_bytes[0] == pytest.approx(attention + 32 * expert, rel=0.001)
+
+
 def test_a_device_outside_the_catalogue_says_its_own_numbers(
     fog_file: Callable[[str], Path],
 ) -> None:
@@ -140,7 +159,9 @@ def test_a_catalogue_model_takes_the_memory_that_our_nodes_take(
 
     specs = device_specs(config.devices, model, 128, fake_calibration)
 
-    held = stage_bytes(parse_config(model.manifest.config), weights, 24, embedding=True, head=True)
+    held = stage_bytes(
+        parse_config(model.manifest.config), weights, range(24), embedding=True, head=True
+    )
     assert model.spec.weight_bytes == held
     # They keep no weights in a host's memory, as the catalogue's graphics cards could.
     assert all(spec.host_memory_bytes == 0 for spec in specs)

@@ -25,6 +25,15 @@ SMALL = {
     "vocab_size": 1500,
 }
 
+SMALL_MIXTURE = {
+    **SHAPES["qwen3-moe-small"],
+    "hidden_size": 64,
+    "head_dim": 16,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "vocab_size": 1500,
+}
+
 
 # As the publishers' model cards count them.
 @pytest.mark.parametrize(
@@ -40,8 +49,15 @@ def test_a_shape_has_as_many_parameters_as_the_real_model(shape: str, num_parame
     assert checkpoint_bytes(SHAPES[shape]) == 2 * num_parameters
 
 
-def test_transformers_loads_what_is_written_and_computes_finite_logits(tmp_path: Path) -> None:
-    made = make_model(SMALL, tmp_path / "m", shard_bytes=100_000)
+def test_the_mixture_of_experts_fits_into_three_gigabytes_in_float32() -> None:
+    assert 2.5e9 < 2 * checkpoint_bytes(SHAPES["qwen3-moe-small"]) < 3e9
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_MIXTURE], ids=["dense", "mixture"])
+def test_transformers_loads_what_is_written_and_computes_finite_logits(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    made = make_model(config, tmp_path / "m", shard_bytes=100_000)
     assert made.num_files > 1
     logits = Oracle(tmp_path / "m").logits(range(3, 40))
     assert logits.isfinite().all()

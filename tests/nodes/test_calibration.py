@@ -1,5 +1,6 @@
 """What a computation should take, from measured points."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,7 +41,7 @@ def job(
     embedding: bool = False,
     head_rows: int = 0,
 ) -> JobCost:
-    return JobCost(decode, rows, context, layers, embedding, head_rows)
+    return JobCost(decode, rows, context, ("full",) * layers, embedding, head_rows)
 
 
 def test_a_step_between_measured_points_is_interpolated_in_context_and_rows() -> None:
@@ -54,6 +55,13 @@ def test_a_step_between_measured_points_is_interpolated_in_context_and_rows() ->
 def test_a_stage_costs_its_layers_and_the_ends_that_it_has() -> None:
     step = job(decode=True, rows=2, context=64, layers=3, embedding=True, head_rows=2)
     assert CostTable(CALIBRATION).seconds(step) == pytest.approx(3 * 1.5 + 0.25 + 4.0)
+
+
+def test_a_stage_with_blocks_of_two_kinds_costs_each_as_it_was_measured() -> None:
+    twice = CALIBRATION.slowed(2.0).blocks["full"]
+    calibration = msgspec.structs.replace(CALIBRATION, blocks={"full": BLOCK, "full-moe": twice})
+    cost = JobCost(True, 1, 64, ("full", "full-moe", "full-moe"), False, 0)
+    assert CostTable(calibration).seconds(cost) == pytest.approx(1.0 + 2 * 2.0)
 
 
 def test_the_chunks_of_a_prompt_take_as_long_as_the_prompt() -> None:

@@ -35,7 +35,7 @@ def attend_by_definition(
 ) -> torch.Tensor:
     """Softmax over what each row may see, head by head, in float64."""
     n, length = len(query), len(keys)
-    window = config.sliding_window or length
+    window = config.layers[0].window or length
     rows = []
     for row in range(n):
         position = length - n + row
@@ -55,7 +55,7 @@ def test_attention_of_a_chunk_is_causal_from_its_offset(
 ) -> None:
     config = config_of(sliding_window=window)
     query, keys, values = random_qkv(config, start + n, n)
-    mask = chunk_mask(config, start, n, torch.float32, CPU)
+    mask = chunk_mask(config, window, start, n, torch.float32, CPU)
     actual = attend_chunk(query, keys, values, mask)
     expected = attend_by_definition(config, query, keys, values)
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
@@ -76,7 +76,7 @@ def test_attention_of_a_position_is_over_all_that_it_sees(length: int, num_kv_he
 
 def test_a_mask_adds_nothing_where_a_row_may_look() -> None:
     config = config_of("llama", num_key_value_heads=6)
-    mask = chunk_mask(config, 2, 2, torch.float32, CPU)
+    mask = chunk_mask(config, None, 2, 2, torch.float32, CPU)
     assert mask.tolist() == [[0, 0, 0, -math.inf], [0, 0, 0, 0]]
 
 
@@ -103,8 +103,10 @@ def test_llama3_scaling_keeps_short_waves_divides_long_ones_and_blends_between()
 def test_the_rotation_of_a_position_does_not_depend_on_what_was_asked_before() -> None:
     config = config_of("qwen3")
     positions = torch.tensor([3, 511, 512, 1300])
-    at_once = RotaryTable(config, torch.float32, CPU)(positions, 1301)
-    stepwise = RotaryTable(config, torch.float32, CPU)
+    at_once = RotaryTable(config.layers[0].rope, config.head_dim, torch.float32, CPU)(
+        positions, 1301
+    )
+    stepwise = RotaryTable(config.layers[0].rope, config.head_dim, torch.float32, CPU)
     stepwise(torch.tensor([0]), 1)
     for i, position in enumerate(positions.tolist()):
         cos, sin = stepwise(torch.tensor([position]), position + 1)

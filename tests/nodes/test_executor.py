@@ -332,14 +332,14 @@ def test_weights_report_the_names_and_bytes_of_what_they_hold() -> None:
     config = parse_config(FAMILIES["qwen2"])
     whole = stage_tensor_names(config, LayerRange(0, 5), embedding=True, head=True)
     assert sorted(weights.tensor_names) == sorted(whole)
-    assert weights.num_bytes == stage_bytes(config, "float32", 5, embedding=True, head=True)
+    assert weights.num_bytes == stage_bytes(config, "float32", range(5), embedding=True, head=True)
     assert weights.holds(LayerRange(0, 5), embedding=True, head=True)
     weights.drop(4)
     assert weights.layers == [0, 1, 2, 3]
     assert not weights.holds(LayerRange(3, 5), embedding=False, head=False)
     weights.drop_embedding()
     weights.drop_head()
-    assert weights.num_bytes == 4 * block_bytes(config, "float32")
+    assert weights.num_bytes == 4 * block_bytes(config, "float32", 0)
 
 
 def test_an_executor_outlives_the_weights_that_were_dropped() -> None:

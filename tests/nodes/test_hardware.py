@@ -18,7 +18,7 @@ from nodes.settings import MemoryOffer
 from tests.support.checkpoints import FAMILIES
 
 CONFIG = parse_config(FAMILIES["llama"])
-WEIGHT_BYTES = stage_bytes(CONFIG, "float32", CONFIG.num_layers, embedding=True, head=True)
+WEIGHT_BYTES = stage_bytes(CONFIG, "float32", range(CONFIG.num_layers), embedding=True, head=True)
 KV_BYTES = kv_bytes_per_token(CONFIG, "float32", CONFIG.num_layers)
 
 

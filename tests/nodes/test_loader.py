@@ -10,8 +10,8 @@ import torch
 
 from broker.architecture import stage_tensor_names
 from broker.control import ModelManifest
-from broker.model_config import parse_config
 from broker.plan import LayerRange
+from broker.registry import parse_config
 from nodes.checkpoint import TensorSource
 from nodes.loader import (
     Loader,

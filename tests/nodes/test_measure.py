@@ -46,6 +46,13 @@ def test_every_part_is_timed_over_prompt_lengths_batches_and_contexts() -> None:
         assert all(t.seconds > 0 for t in part.decode)
 
 
+def test_blocks_of_each_kind_are_timed_apart() -> None:
+    mixed = parse_config({**FAMILIES["qwen3_moe"], "use_sliding_window": True, "sliding_window": 9})
+    measured = measure(mixed, "int8", budget_seconds=0.0)
+    assert list(measured.blocks) == ["sliding-moe", "sliding"]
+    assert all({t.batch for t in times.decode} == {1, 2} for times in measured.blocks.values())
+
+
 def test_more_work_takes_longer() -> None:
     block = measure(TINY, "float32", budget_seconds=30.0).blocks["full"]
     prefill = {t.num_tokens: t.seconds for t in block.prefill}

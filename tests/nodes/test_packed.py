@@ -123,14 +123,15 @@ def test_tensors_below_each_other_are_one_matrix(quantise: Quantise) -> None:
 # --- memory ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "llama3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "llama3", "qwen3_moe"])
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_weights_take_the_bytes_that_the_planner_counts(family: str, weights: str) -> None:
     raw = {**FAMILIES[family], "hidden_size": 128, "intermediate_size": 256, "head_dim": 16}
+    raw["moe_intermediate_size"] = 128
     config = parse_config(raw)
     source = MemoryTensors(random_tensors(raw))
     held = fill_weights(LayerWeights(config, source, weights)).num_bytes
-    counted = stage_bytes(config, weights, config.num_layers, embedding=True, head=True)
+    counted = stage_bytes(config, weights, range(config.num_layers), embedding=True, head=True)
     # Four-bit rows are held in whole sixteens; o_proj has columns for eight bits only.
     assert held == pytest.approx(counted, rel=0 if weights == "int8" else 0.02)
 
@@ -138,7 +139,7 @@ def test_weights_take_the_bytes_that_the_planner_counts(family: str, weights: st
 def test_int8_is_a_quarter_of_float32_and_int4_about_half_of_that() -> None:
     config = parse_config({**FAMILIES["llama"], "hidden_size": 1024, "intermediate_size": 2816})
     full, eight, four = (
-        stage_bytes(config, weights, 5, embedding=False, head=False)
+        stage_bytes(config, weights, range(5), embedding=False, head=False)
         for weights in ("float32", "int8", "int4")
     )
     assert 0.25 < eight / full < 0.26

@@ -64,7 +64,9 @@ def family_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Famil
     return cache(lambda name: Family(tmp_path_factory.mktemp(name), name))
 
 
-@pytest.mark.parametrize("cuts", [(), (2,), (1, 4)], ids=["whole", "2 stages", "3 stages"])
+@pytest.mark.parametrize(
+    "cuts", [(), (2,), (1, 4), (1, 2, 3, 4)], ids=lambda cuts: f"{len(cuts) + 1} stages"
+)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_greedy_tokens_are_those_of_transformers(
     family_of: Callable[[str], Family], name: str, cuts: Sequence[int]
@@ -173,6 +175,10 @@ VARIANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "qwen3 with bias": ("qwen3", {"attention_bias": True}),
     "llama with one key head": ("llama", {"num_key_value_heads": 1}),
     "untied qwen2": ("qwen2", {"tie_word_embeddings": False}),
+    "qwen2 with windows in its last three layers": ("qwen2", {"use_sliding_window": True}),
+    "experts with windows": ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 11}),
+    "experts that all work": ("qwen3_moe_sparse", {"num_experts_per_tok": 5}),
+    "one expert for each row": ("qwen3_moe", {"num_experts_per_tok": 1, "norm_topk_prob": None}),
 }
 
 
@@ -192,8 +198,11 @@ def test_a_bfloat16_checkpoint_is_computed_in_float32(tmp_path: Path) -> None:
     assert_same_tokens(tokens, reference.tokens, reference.gaps)
 
 
-def test_bfloat16_is_as_close_to_float32_as_that_of_transformers(tmp_path: Path) -> None:
-    folder, key, prompt = write_checkpoint(tmp_path, "qwen3"), RequestKey("r", 0), prompt_of(32)
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe"])
+def test_bfloat16_is_as_close_to_float32_as_that_of_transformers(name: str, tmp_path: Path) -> None:
+    # Experts of another size are refused by the kernel that transformers uses.
+    folder = write_checkpoint(tmp_path, name, moe_intermediate_size=32)
+    key, prompt = RequestKey("r", 0), prompt_of(32)
     exact = Oracle(folder).logits(prompt)
     (stage,) = build_stages(load_folder(folder, "bfloat16"), kv_format="bfloat16")
     stage.open(key, len(prompt))

@@ -10,8 +10,8 @@ import pytest
 from broker import codec
 from broker.control import DeviceState, DeviceStatus, GatewayStatus, ModelManifest
 from broker.events import Granted, GrantState, Lost, Tokens
-from broker.model_config import parse_config
 from broker.plan import LayerRange, LoadState, Replica
+from broker.registry import parse_config
 from broker.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_LOADED,

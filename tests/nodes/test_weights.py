@@ -29,7 +29,7 @@ def test_a_tied_matrix_is_read_and_held_once(head_first: bool) -> None:
     assert weights.embedding.matrix is weights.head.linear.matrix
     assert source.asked.count(EMBEDDING) == 1
     assert weights.tensor_names.count(EMBEDDING) == 1
-    expected = stage_bytes(weights.config, "float32", 0, embedding=True, head=True)
+    expected = stage_bytes(weights.config, "float32", (), embedding=True, head=True)
     assert weights.num_bytes == expected
 
 

@@ -30,13 +30,18 @@ SAMPLING: Final = Sampling(temperature=0.8, top_p=0.9, seed=5)
 
 @pytest.fixture(
     scope="module",
-    params=[(family, weights) for family in ("llama3", "qwen2") for weights in ("int8", "int4")],
+    params=[
+        (family, weights)
+        for family in ("llama3", "qwen2", "qwen3_moe")
+        for weights in ("int8", "int4")
+    ],
     ids="-".join,
 )
 def weights(request: pytest.FixtureRequest) -> LayerWeights:
     family, weights = request.param
     # Wide enough for the four-bit kernel, and no multiple of anything else.
     raw = {**FAMILIES[family], "hidden_size": 128, "intermediate_size": 384, "head_dim": 18}
+    raw["moe_intermediate_size"] = 128
     return load_weights(raw, weights=weights)
 
 

@@ -161,8 +161,8 @@ def test_a_long_prompt_takes_turns_with_running_streams_layer_by_layer(source: S
     fog.ask("long", range(3, 133), replica, replica, max_tokens=2)
     fog.run()
     slices = [cost for cost in costs[num_before:] if not cost.is_decode]
-    assert sum(cost.num_layers for cost in slices) == 5 * 9
-    assert max(cost.num_layers for cost in slices) == 1
+    assert sum(len(cost.kinds) for cost in slices) == 5 * 9
+    assert max(len(cost.kinds) for cost in slices) == 1
     # The first slice of a chunk alone looks ids up, its last one alone asks the head.
     assert sum(cost.embedding for cost in slices) == 9
     assert sum(cost.head_rows for cost in slices) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -32,6 +32,9 @@ LLAMA_LIKE = {
 }
 
 
+EXPERTS: Final = {"kinds": ("full-moe",), "experts": 4, "active_experts": 2, "expert_size": 8}
+
+
 def config(name: str) -> dict[str, Any]:
     """Return the model's configuration as it is published, as far as shapes go."""
     model = MODELS[name]
@@ -45,6 +48,7 @@ def config(name: str) -> dict[str, Any]:
         "num_attention_heads": model.num_heads,
         "num_key_value_heads": model.num_kv_heads,
         "head_dim": model.head_dim,
+        "sliding_window": None,
         "max_position_embeddings": model.context_limit,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
@@ -115,7 +119,7 @@ def test_a_catalogue_model_weighs_what_its_checkpoint_weighs(
 def test_gpt_oss_alternates_windows_and_holds_its_published_kv() -> None:
     model = MODELS["gpt-oss-20b"]
     spec = model.spec(WeightFormat.MXFP4)
-    assert spec.block_kinds == ("sliding", "full") * 12
+    assert spec.block_kinds == ("sliding-moe", "full-moe") * 12
     assert sum(spec.kv_bytes) == 49_152
     # As published, it runs in 16 GB.
     assert 12e9 < spec.weight_bytes < 16e9
@@ -125,21 +129,23 @@ def test_gpt_oss_alternates_windows_and_holds_its_published_kv() -> None:
 
 def test_a_batch_soon_touches_every_expert() -> None:
     model = MODELS["gpt-oss-20b"]
-    touched = [model.touched_experts(rows) for rows in (1, 2, 8, 64)]
+    touched = [model.touched_experts("full-moe", rows) for rows in (1, 2, 8, 64)]
     assert touched[0] == pytest.approx(4)
     assert touched == sorted(touched)
     assert touched[1] < 8
     assert touched[-1] == pytest.approx(32, rel=0.01)
-    assert MODELS["llama-3.2-1b"].touched_experts(64) == 1
+    assert MODELS["llama-3.2-1b"].touched_experts("full", 64) == 1
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"kinds": ("sliding",), "window": 0}, "need a window"),
-        ({"kinds": ("round",)}, "kinds are full or sliding"),
-        ({"experts": 4}, "active_experts must be 1 to experts"),
-        ({"experts": 4, "active_experts": 5}, "active_experts must be 1 to experts"),
+        ({"kinds": ("sliding-moe",), "window": 0}, "need a window"),
+        ({"kinds": ("round",)}, "kinds are of full, sliding"),
+        ({**EXPERTS, "active_experts": 0}, "active_experts, 1 to experts"),
+        ({**EXPERTS, "active_experts": 5}, "active_experts, 1 to experts"),
+        ({**EXPERTS, "expert_size": 0}, "need expert_size"),
     ],
 )
 def test_an_impossible_model_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -231,14 +237,14 @@ def test_a_sliding_block_does_not_slow_down_with_context_and_a_full_one_does() -
         times = spec.blocks[kind].decode
         return next(t.seconds for t in times if (t.batch, t.context) == (16, context))
 
-    assert step("sliding", 256) == step("sliding", 16384)
-    assert step("full", 16384) > 1.2 * step("full", 256)
+    assert step("sliding-moe", 256) == step("sliding-moe", 16384)
+    assert step("full-moe", 16384) > 1.2 * step("full-moe", 256)
 
 
 def test_experts_in_host_memory_are_slower_and_only_where_memory_is_not_unified() -> None:
     model = MODELS["gpt-oss-20b"]
     card = DEVICES["rtx-5070"].spec("d", model, WeightFormat.MXFP4)
-    own, host = (side["full"].decode[0].seconds for side in (card.blocks, card.offloaded))
+    own, host = (side["full-moe"].decode[0].seconds for side in (card.blocks, card.offloaded))
     assert host > 2 * own
     unified = DEVICES["apple-m2-max-32gb"].spec("d", model, WeightFormat.MXFP4)
     assert not unified.offloaded

@@ -107,6 +107,34 @@ FAMILIES: Final[Mapping[str, Mapping[str, Any]]] = {
         "attention_bias": False,
         "tie_word_embeddings": False,
     },
+    # A dense block among the experts, more of them than a row of the batch can visit.
+    "qwen3_moe": {
+        **_SHAPE,
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "head_dim": 10,
+        "rope_theta": 1000000.0,
+        "rms_norm_eps": 1e-6,
+        "moe_intermediate_size": 28,
+        "num_experts": 7,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [1],
+        "tie_word_embeddings": False,
+    },
+    "qwen3_moe_sparse": {
+        **_SHAPE,
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "rope_theta": 10000.0,
+        "moe_intermediate_size": 24,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": False,
+        "decoder_sparse_step": 2,
+        "tie_word_embeddings": True,
+    },
 }
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from broker import codec
 from broker.events import Event, Granted, GrantState, Lost, Opened, Tokens
-from broker.model_config import ModelConfig, parse_config
+from broker.model_config import ModelConfig
 from broker.placement import replica_id
 from broker.plan import BatchSeconds, LayerRange, Plan, PlanState, Replica, Role, Stage
+from broker.registry import parse_config
 from broker.topics import GATEWAY_EVENTS, STAGE_CREDIT, STAGE_KV, STAGE_WORK
 from broker.work import (
     Data,

@@ -19,6 +19,7 @@ from planner.live.settings import PlannerSettings
 from planner.live.target import NoModelError, chosen_model, fitted_workload
 from planner.model import Bucket, DeviceSpec, Objective, Roles, Workload
 from tests.planner import fogs
+from tests.support.checkpoints import FAMILIES
 
 MODEL = model_spec(fogs.manifest())
 
@@ -38,6 +39,15 @@ def test_tied_ends_on_one_device_are_held_once() -> None:
     tied = model_spec(ModelManifest(name="t", revision="r", config=config, tensors={}))
     assert MODEL.weight_bytes - tied.weight_bytes == MODEL.embedding_bytes
     assert tied.stage_bytes(0, 4) == MODEL.stage_bytes(0, 4)
+
+
+def test_blocks_of_experts_are_a_kind_of_their_own_with_bytes_of_their_own() -> None:
+    config = {**FAMILIES["qwen3_moe"], "num_hidden_layers": 3}
+    mixed = model_spec(ModelManifest(name="m", revision="r", config=config, tensors={}))
+    assert mixed.block_kinds == ("full-moe", "full", "full-moe")
+    router, expert = 7 * 48, 3 * 48 * 28
+    dense = 3 * 48 * 72
+    assert mixed.block_bytes[0] - mixed.block_bytes[1] == 4 * (router + 7 * expert - dense)
 
 
 def test_telemetry_changes_speed_and_link() -> None:
