@@ -32,8 +32,8 @@ def replicas_from_plan(
     """Return a plan's replicas with the times that its devices measured.
 
     Prefill follows the measured lengths and decode the measured batches and contexts, so the
-    simulation knows more than the plan, which has one prompt length and one mean context. It
-    knows the star only: direct ways between devices (`DeviceSpec.peers`) are left out.
+    simulation knows more than the plan, which has one prompt length and one mean context.
+    Hops take the direct ways between devices (`DeviceSpec.peers`); KV caches know the star only.
 
     Args:
         plan: Who holds which layers, in which role, with how many slots.
@@ -97,14 +97,24 @@ def _measured_stage(
         parts.append((1, device.embedding))
     if layers.end == model.num_layers:
         parts.append((1, device.head))
-    seconds = 1 / before.link.bytes_per_second + 1 / device.link.bytes_per_second
+    hop_seconds, byte_seconds = _way(before, device)
     return SimStage(
         device=device.id,
         prefill_seconds=_prefill_curve(parts, device.speed),
         decode_seconds=_decode_table(parts, device.speed),
         layers=(layers.start, layers.end),
-        hop_seconds=before.link.latency_seconds + device.link.latency_seconds,
-        hop_row_seconds=model.activation_bytes * seconds,
+        hop_seconds=hop_seconds,
+        hop_row_seconds=model.activation_bytes * byte_seconds,
+    )
+
+
+def _way(sender: DeviceSpec, receiver: DeviceSpec) -> tuple[float, float]:
+    """Return latency and seconds per byte, as `planner.cost.hop_seconds` has them."""
+    direct = sender.peers.get(receiver.id)
+    links = [sender.link, receiver.link] if direct is None else [direct]
+    return (
+        sum(link.latency_seconds for link in links),
+        sum(1 / link.bytes_per_second for link in links),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from broker.control import Link
 from broker.plan import Plan, Role
 from planner import DeviceSpec, ModelSpec, Objective, Roles, Workload, plan
 from planner.simulation import Scenario, SimReplica, SimRequest, simulate
@@ -73,6 +74,27 @@ def test_a_saturated_fog_delivers_what_the_plan_predicts(seed: int) -> None:
     ends = sorted(record.finish for record in result.records)[100:300]
     rate = (len(ends) - 1) / (ends[-1] - ends[0])
     assert rate == pytest.approx(predicted, rel=0.12)
+
+
+def test_a_hop_takes_the_direct_way_where_there_is_one() -> None:
+    model = fogs.model()
+    whole = model.stage_bytes(0, model.num_layers, WORK.context_tokens)
+    devices = [fogs.device(f"d{n}", 0.002, int(0.6 * whole)) for n in range(2)]
+    direct = Link(latency_seconds=0.00001, bytes_per_second=1e9)
+    near = [replace(devices[0], peers={"d1": direct}), devices[1]]
+    made = plan(near, model, WORK)
+
+    (replica,) = replicas_from_plan(made, near, model, WORK)
+    (star,) = replicas_from_plan(made, devices, model, WORK)
+
+    # One way only is direct: the ring goes back over the broker.
+    places = {stage.device: index for index, stage in enumerate(replica.stages)}
+    into_d1, into_d0 = replica.stages[places["d1"]], replica.stages[places["d0"]]
+    assert into_d1.hop_seconds == direct.latency_seconds
+    per_byte = 1 / direct.bytes_per_second
+    assert into_d1.hop_row_seconds == pytest.approx(model.activation_bytes * per_byte)
+    assert into_d0.hop_seconds == star.stages[places["d0"]].hop_seconds > direct.latency_seconds
+    assert star.stages[places["d1"]].hop_seconds > direct.latency_seconds
 
 
 def test_rates_alone_give_nearly_the_same_throughput_as_profiles() -> None:
