@@ -47,6 +47,7 @@ _BITS: Final = {
     WeightFormat.INT4: _Bits(4.5, 4.5, 4.5),
     WeightFormat.MXFP4: _Bits(16, 4.25, 16),
 }
+_WHOLE_NUMBERS: Final = (WeightFormat.INT8, WeightFormat.INT4)
 _ITEM_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -216,7 +217,9 @@ class CatalogueModel:
             kv_bytes=tuple(in_window if kind.startswith(SLIDING) else position for kind in kinds),
             embedding_bytes=matrix,
             head_bytes=matrix + norm,
-            shared_bytes=matrix if self.tied else 0,
+            # Our nodes hold a matrix in whole numbers twice: packed for products in the head, by
+            # rows for look-ups (`broker.architecture.shared_bytes`).
+            shared_bytes=matrix if self.tied and weights not in _WHOLE_NUMBERS else 0,
             activation_bytes=self.hidden_size * activations,
             context_limit=self.context_limit,
             ffn_bytes=ffn,

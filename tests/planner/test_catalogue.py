@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 
 import planner
+from broker.architecture import parse_config, shared_bytes
 from broker.control import Link, ModelManifest
 from planner.catalogue import WeightFormat, load_devices, load_models
 from planner.cost import device_cost
@@ -93,6 +94,13 @@ def decode_rate(device: str, model: str, weights: WeightFormat, rows: int, conte
 )
 def test_models_have_the_parameters_that_their_publishers_count(name: str, parameters: int) -> None:
     assert MODELS[name].num_parameters == parameters
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
+def test_a_tied_matrix_is_held_once_or_twice_as_nodes_hold_it(weights: str) -> None:
+    name = "qwen2.5-0.5b"
+    is_shared = shared_bytes(parse_config(config(name)), weights) > 0
+    assert (MODELS[name].spec(WeightFormat(weights)).shared_bytes > 0) is is_shared
 
 
 @pytest.mark.parametrize("name", LLAMA_LIKE)
