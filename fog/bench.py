@@ -26,7 +26,7 @@ from fog.model_choice import DEMO_MODEL, DEMO_QUESTION
 from fog.output import write_json
 from fog.quantities import format_bytes
 from fog.services import PACKAGE_ROOT, python_command, python_path
-from fog.shapes import SHAPES
+from fog.shapes import shapes
 
 if TYPE_CHECKING:
     from nodes.bench.task import BenchTask, Said
@@ -97,7 +97,7 @@ def checkpoint_folder(shape: str, cache: Path) -> Path:
     folder = cache / shape
     if not (folder / "config.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)  # one that was interrupted
-        make_model(SHAPES[shape], folder)
+        make_model(shapes()[shape], folder)
     return folder
 
 

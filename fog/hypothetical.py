@@ -18,6 +18,7 @@ from broker.control import Link, ModelManifest
 from fog.config import DeviceConfig
 from fog.model_choice import DEMO_MODEL, DEMO_NAME, ModelChoiceError
 from fog.quantities import Memory, suggest
+from fog.shapes import config_of
 from fog.tomlreader import ConfigError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _from_catalogue(shape: CatalogueModel, weights: WeightFormat, kv_format: str
     manifest = ModelManifest(
         name=shape.name,
         revision=spec.revision,
-        config=_hub_config(shape),
+        config=config_of(shape),
         tensors={},
         weights=str(weights),
         kv_format=kv_format,
@@ -160,24 +161,6 @@ def _shape(name: str, config: ModelConfig) -> CatalogueModel:
         kinds=tuple(layer.kind for layer in config.layers),
         window=next((layer.window for layer in config.layers if layer.window), 0),
     )
-
-
-def _hub_config(shape: CatalogueModel) -> dict[str, object]:
-    """Return the part of the ``config.json`` that its times depend on."""
-    family = "Qwen3" if shape.qk_norm else "Qwen2" if shape.qkv_bias else "Llama"
-    return {
-        "architectures": [f"{family}ForCausalLM"],
-        "model_type": family.lower(),
-        "hidden_size": shape.hidden_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "head_dim": shape.head_dim,
-        "intermediate_size": shape.intermediate_size,
-        "vocab_size": shape.vocab_size,
-        "tie_word_embeddings": shape.tied,
-        "max_position_embeddings": shape.context_limit,
-    }
 
 
 def device_specs(

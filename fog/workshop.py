@@ -38,12 +38,12 @@ def engine(
     """Tokens per second of prefill and decode, beside transformers in the same run."""
     from fog.bench import DEFAULT_SHAPES, BenchFailedError, BenchOptions, run_bench
     from fog.quantities import suggest
-    from fog.shapes import SHAPES
+    from fog.shapes import shapes as known_shapes
 
     shapes = shape or DEFAULT_SHAPES[: 1 if quick else None]
     formats = weights or (["int8"] if quick else WEIGHT_FORMATS)
     for option, names, known in (
-        ("shape", shapes, list(SHAPES)),
+        ("shape", shapes, list(known_shapes())),
         ("weights", formats, list(WEIGHT_FORMATS)),
     ):
         for name in names:
@@ -74,11 +74,11 @@ def make_model(
 
     from fog import made_model
     from fog.quantities import suggest
-    from fog.shapes import SHAPES
+    from fog.shapes import shapes
 
-    config = SHAPES.get(like)
+    config = shapes().get(like)
     if config is None:
-        give_up(f"e2llm: --like {like}: no such shape{suggest(like, list(SHAPES))}", EXIT_USAGE)
+        give_up(f"e2llm: --like {like}: no such shape{suggest(like, list(shapes()))}", EXIT_USAGE)
     console = make_console()
     total = made_model.checkpoint_bytes(config)
     columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())

@@ -28,7 +28,7 @@ FIELDS = {
 
 @pytest.fixture(autouse=True)
 def small_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "SHAPES", {"small": SMALL})
+    monkeypatch.setattr(bench, "shapes", lambda: {"small": SMALL})
     quick = {"batches": [1, 2], "seconds": 0.0, "prompt_tokens": 130}
     monkeypatch.setattr(bench, "_QUICK", quick)
     # Importing it takes longer than all that is measured here; tests/nodes measures with it.

@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 from fog.commands import app
 from fog.made_model import NotEmptyError, checkpoint_bytes, make_model
 from fog.made_tokenizer import BOS_ID, EOS_ID, SPECIAL_TOKENS, make_tokenizer
-from fog.shapes import SHAPES
+from fog.shapes import shapes
 from gateway.template import ChatTemplate
 from gateway.text import Tokenizer
 from tests.support.oracle import Oracle
 
 SMALL = {
-    **SHAPES["qwen2.5-0.5b"],
+    **shapes()["qwen2.5-0.5b"],
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -46,7 +46,7 @@ SMALL_MIXTURE = {
     ],
 )
 def test_a_shape_has_as_many_parameters_as_the_real_model(shape: str, num_parameters: int) -> None:
-    assert checkpoint_bytes(SHAPES[shape]) == 2 * num_parameters
+    assert checkpoint_bytes(shapes()[shape]) == 2 * num_parameters
 
 
 def test_the_mixture_of_experts_fits_into_three_gigabytes_in_float32() -> None:
