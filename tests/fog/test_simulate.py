@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -374,9 +375,28 @@ def test_the_paper_command_writes_plans_cells_and_figures(
 
     assert result.exit_code == 0, result.output
     found = json.loads(target.read_text("utf-8"))
-    assert len(found["plans"]) == 4
-    assert len(found["cells"]) == 32
     assert len(list(figures.glob("*.png"))) == 4
+    workloads, policies = ("extended", "custom"), ("e2llm", "adapted-splitwise")
+    assert [(plan["workload"], plan["policy"]) for plan in found["plans"]] == list(
+        product(workloads, policies)
+    )
+    for plan in found["plans"]:
+        assert isinstance(plan["decoder_slots"], int)
+        assert 0 < plan["objective"] <= plan["published_plan_objective"]
+        assert {replica["role"] for replica in plan["replicas"]} == {"prefill", "decode"}
+        assert plan["decoder_slots"] == sum(
+            replica["slots"] for replica in plan["replicas"] if replica["role"] == "decode"
+        )
+    cells = {
+        (cell["workload"], cell["period_s"], cell["policy"], cell["model"]): cell
+        for cell in found["cells"]
+    }
+    assert set(cells) == set(
+        product(workloads, (0.5, 1.0, 2.0, 3.0), policies, ("ideal", "with-error"))
+    )
+    for cell in cells.values():
+        assert 0 < cell["waiting_p5_s"] <= cell["waiting_mean_s"] <= cell["waiting_p95_s"]
+        assert cell["published_waiting_mean_s"] > 0
 
 
 def test_many_runs_are_spread_over_processes_and_come_out_the_same() -> None:
