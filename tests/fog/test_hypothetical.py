@@ -12,7 +12,7 @@ from broker.control import ModelManifest, Telemetry
 from fog.config import load_config
 from fog.hypothetical import LOOPBACK, choose_planned_model, device_specs
 from fog.model_choice import DEMO_MODEL, ModelChoiceError
-from fog.shapes import SHAPES
+from fog.shapes import shapes
 from fog.tomlreader import ConfigError
 from nodes.calibration import Calibration
 from nodes.calibrator import Calibrated, CalibrationFailed
@@ -98,7 +98,7 @@ def test_a_folder_with_experts_is_planned_by_the_experts_that_work(
     fog_file: Callable[[str], Path], tmp_path: Path
 ) -> None:
     config = load_config(fog_file(OWN_NUMBERS), catalogue=CATALOGUE)
-    (tmp_path / "config.json").write_text(json.dumps(SHAPES["qwen3-moe-small"]), "utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(shapes()["qwen3-moe-small"]), "utf-8")
     model = choose_planned_model(str(tmp_path), "bfloat16")
 
     (spec,) = device_specs(config.devices, model, 128, fake_calibration)

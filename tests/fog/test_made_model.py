@@ -26,7 +26,7 @@ SMALL = {
 }
 
 SMALL_MIXTURE = {
-    **SHAPES["qwen3-moe-small"],
+    **shapes()["qwen3-moe-small"],
     "hidden_size": 64,
     "head_dim": 16,
     "moe_intermediate_size": 24,
@@ -50,7 +50,7 @@ def test_a_shape_has_as_many_parameters_as_the_real_model(shape: str, num_parame
 
 
 def test_the_mixture_of_experts_fits_into_three_gigabytes_in_float32() -> None:
-    assert 2.5e9 < 2 * checkpoint_bytes(SHAPES["qwen3-moe-small"]) < 3e9
+    assert 2.5e9 < 2 * checkpoint_bytes(shapes()["qwen3-moe-small"]) < 3e9
 
 
 @pytest.mark.parametrize("config", [SMALL, SMALL_MIXTURE], ids=["dense", "mixture"])
