@@ -104,6 +104,12 @@ class Setting:
     candidates: list[Candidate]
     periods_seconds: dict[str, float]
 
+    @property
+    def least_request_seconds(self) -> float:
+        """Of all candidates: where all groupings are enumerated, no plan of any roles has less."""
+        work = self.site.table.workload
+        return min(request_seconds(candidate.members, work) for candidate in self.candidates)
+
 
 @cache
 def setting(fog: str, workload: str) -> Setting:
@@ -163,11 +169,13 @@ def compare(cell: Cell, size: Size) -> dict[str, Any]:
                 "plan": described(here.site, candidate),
                 "routing": routing_name(candidate),
                 "origin": candidate.origin,
+                "request_seconds": request_seconds(candidate.members, here.site.table.workload),
             }
         )
     return {
         **asdict(cell),
         "period_seconds": period,
+        "least_request_seconds": here.least_request_seconds,
         "cpu_seconds": round(time.process_time() - began, 1),
         "systems": rows,
     }

@@ -401,6 +401,7 @@ def row(name: str, waiting: float, end_to_end: float) -> dict[str, object]:
         "slow_share": 0.1,
         "plan": ["both a (3)"],
         "routing": "jsq",
+        "request_seconds": 2.0,
     }
 
 
@@ -411,6 +412,7 @@ def entry(ours: float) -> dict[str, object]:
         "workload": "w",
         "load": "light",
         "period_seconds": 1.0,
+        "least_request_seconds": 1.5,
         "systems": [*family, row(E2LLM, 9, 40), row(PIPELINE, 10, 15)],
     }
 
@@ -438,6 +440,12 @@ def test_a_cell_that_breaks_a_condition_says_no() -> None:
     line = next(x for x in conditions([entry(12.0)]).splitlines() if x.startswith("| f, w, light"))
     assert "| one pipeline (EdgeShard) | 25.00 / 29.00 |" in line
     assert line.endswith("| no | no |")
+
+
+def test_what_no_routing_gets_below_stands_once_for_each_workload() -> None:
+    lines = conditions([entry(1.0), {**entry(2.0), "load": "heavy"}]).splitlines()
+    (line,) = [line for line in lines if line.startswith("| f | w | ")]
+    assert line == "| f | w | 2.000 | 2.000 | 1.500 |"
 
 
 def test_waiting_never_stands_alone_in_the_table() -> None:

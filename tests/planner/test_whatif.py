@@ -9,7 +9,7 @@ import planner
 from broker.control import Link
 from planner.catalogue import WeightFormat, load_devices, load_models
 from planner.model import Objective, Workload
-from planner.whatif.loads import choose_load
+from planner.whatif.loads import choose_load, cut_to_context
 from planner.whatif.outcomes import NOTICE_SECONDS, Problem, what_if
 from planner.whatif.places import single_text
 from planner.whatif.random_places import random_place
@@ -74,6 +74,30 @@ def test_after_a_loss_the_new_plan_waits_for_the_device_that_fetches_longest() -
     assert following.slowest == "pi"
     assert following.load_seconds == pytest.approx(problem.model.weight_bytes / 1e6, rel=0.01)
     assert following.active_from_seconds == 10.0 + NOTICE_SECONDS + following.load_seconds
+
+
+@pytest.mark.parametrize("seed", [0, 3, 5])
+def test_planned_goodput_holds_without_queues_and_not_with_them(seed: int) -> None:
+    problem, devices = random_place(seed)
+    lone = problem.plan(devices).predicted
+    assert lone.ttft_seconds is not None
+    targets = replace(problem.objective, ttft_seconds=3 * lone.ttft_seconds)
+    problem = replace(problem, objective=targets)
+    plan = problem.plan(devices)
+    rate, good = plan.predicted.requests_per_second, plan.predicted.good_requests_per_second
+    assert rate is not None
+    assert good is not None
+    work = problem.workload
+    load = choose_load("chat", work.prompt_tokens, work.answer_tokens)
+
+    def within(share: float) -> float:
+        requests, _ = cut_to_context(load.requests(60, share * rate, seed), work.context_tokens)
+        found = what_if(problem, devices, requests, plan=plan).within_targets
+        assert found is not None
+        return found
+
+    assert within(0.02) == pytest.approx(good / rate, abs=0.1)
+    assert within(1.5) < good / rate - 0.1
 
 
 def test_only_requests_that_finish_in_time_are_within_the_targets() -> None:
