@@ -28,6 +28,7 @@ from broker.topics import (
     GATEWAY_STATUS,
     MODEL,
     PLAN,
+    PLAN_HISTORY,
     PLANNER_STATUS,
     PLANNER_USER,
     PREFIX,
@@ -134,6 +135,7 @@ def rules(site: str) -> tuple[Rule, ...]:
         ),
         (Kind.PLANNER, Action.WRITE): (
             PLAN.filter(site),
+            PLAN_HISTORY.filter(site),
             PLANNER_STATUS.filter(site),
             DEVICE_ASSIGNMENT.filter(site),
             # To clear what a device that was removed for good has left behind.
@@ -146,6 +148,7 @@ def rules(site: str) -> tuple[Rule, ...]:
             # Its own: the next version follows the retained one, and an older planner's
             # status tells that there is one.
             PLAN.filter(site),
+            PLAN_HISTORY.filter(site),
             PLANNER_STATUS.filter(site),
             MODEL.filter(site),
             GATEWAY_STATUS.filter(site),
@@ -159,6 +162,7 @@ def rules(site: str) -> tuple[Rule, ...]:
         ),
         (Kind.GATEWAY, Action.READ): (
             PLAN.filter(site),
+            PLAN_HISTORY.filter(site),
             PLANNER_STATUS.filter(site),
             all_devices,
             MODEL.filter(site),

@@ -185,28 +185,22 @@ class DeviceProfile(Control, frozen=True, kw_only=True):
             raise ValueError("slowdown must be greater than 0")
 
 
-class Telemetry(Control, frozen=True, kw_only=True):
-    """Plain JSON from a node or any IoT agent; every field is optional.
+class MeasuredLengths(Control, frozen=True, kw_only=True):
+    """How long the prompts and answers of recent requests were.
 
     Attributes:
-        speed_ratio: Speed now relative to the profile; 0.25 means four times slower.
-        stage_seconds: Replica id to the mean seconds of its stage's decode step here.
-        queue_length: Work items waiting on the device.
+        num_requests: Over which the means are taken.
+        prompt_tokens: Mean.
+        answer_tokens: Mean.
     """
 
-    cpu_load_ratio: float | None = None
-    memory_available_bytes: int | None = None
-    temperature_celsius: float | None = None
-    battery_ratio: float | None = None
-    speed_ratio: float | None = None
-    stage_seconds: dict[str, float] | None = None
-    queue_length: int | None = None
-    link_latency_seconds: float | None = None
-    link_bytes_per_second: float | None = None
-    tokens_per_second: float | None = None
-    kv_used_tokens: int | None = None
-    dropped_messages: int | None = None
-    late_steps: int | None = None
+    num_requests: int
+    prompt_tokens: float
+    answer_tokens: float
+
+    def __post_init__(self) -> None:
+        if self.num_requests < 1 or not (self.prompt_tokens > 0 and self.answer_tokens > 0):
+            raise ValueError("lengths need at least one request and are greater than 0")
 
 
 class GatewayStatus(Control, frozen=True, kw_only=True):
@@ -214,9 +208,11 @@ class GatewayStatus(Control, frozen=True, kw_only=True):
 
     Attributes:
         addresses: Base URLs under which the gateway answers.
+        lengths: Of its recent requests; None until there are enough.
     """
 
     state: DeviceState
     session: int
     addresses: list[str] = field(default_factory=list)
     software: str = ""
+    lengths: MeasuredLengths | None = None

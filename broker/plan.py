@@ -220,6 +220,10 @@ class Plan(Control, frozen=True, kw_only=True):
         reasons: Device to the reason for its place.
         optimality: ``"certified optimal"`` or the gap to the bound, in words.
         trigger: What changed, so that this plan was made.
+        speeds: Speed of each device, relative to its own profile, that the plan was made
+            with; 1 for those that are not named.
+        prompt_tokens: Mean prompt that was planned for; 0: not said.
+        answer_tokens: Mean answer, likewise.
     """
 
     version: int
@@ -238,6 +242,9 @@ class Plan(Control, frozen=True, kw_only=True):
     optimality: str = ""
     trigger: str = ""
     created_at: float = 0.0
+    speeds: dict[str, float] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
 
     def replica(self, replica_id: str) -> Replica | None:
         """Return the replica of that id, or None."""
@@ -258,3 +265,48 @@ class PlannerStatus(Control, frozen=True, kw_only=True):
     session: int
     problem: str | None = None
     redis: bool = True
+
+
+class Considered(Control, frozen=True, kw_only=True):
+    """A plan that the planner thought of.
+
+    Attributes:
+        name: ``running``: the stages that serve, with the predictions of now; ``best``: the
+            best that was found for the devices of now.
+        requests_per_second: Predicted.
+        objective_seconds: Per request, with what loading costs; what decides.
+    """
+
+    name: str
+    num_replicas: int
+    num_devices: int
+    requests_per_second: float
+    objective_seconds: float
+    optimality: str = ""
+
+
+class PlanDecision(Control, frozen=True, kw_only=True):
+    """What the planner decided, and why.
+
+    Attributes:
+        at: UTC seconds.
+        trigger: What had changed; empty for what became of an earlier decision.
+        outcome: ``adopted``: a plan with other replicas or roles; ``kept``: the same replicas
+            with the predictions of now; ``none``: no plan.
+        reason: Why.
+        version: Of the plan; None without one.
+        considered: What was compared.
+    """
+
+    at: float
+    trigger: str
+    outcome: str
+    reason: str
+    version: int | None = None
+    considered: list[Considered] = field(default_factory=list)
+
+
+class PlanHistory(Control, frozen=True, kw_only=True):
+    """The planner's latest decisions, oldest first; retained."""
+
+    decisions: list[PlanDecision] = field(default_factory=list)

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final, Generic, TypeVar
 
-from broker.control import DeviceProfile, DeviceStatus, GatewayStatus, ModelManifest, Telemetry
+from broker.control import DeviceProfile, DeviceStatus, GatewayStatus, ModelManifest
 from broker.events import Event
-from broker.plan import Assignment, Loaded, Plan, PlannerStatus
+from broker.plan import Assignment, Loaded, Plan, PlanHistory, PlannerStatus
+from broker.telemetry import Telemetry
 from broker.work import KvChunk, KvCredit, Work
 
 PREFIX: Final = "e2llm/v1"
@@ -101,6 +102,9 @@ DEVICE_LOADED: Final = Topic[Loaded](
     "devices/{device}/loaded", Loaded, QoS.AT_LEAST_ONCE, retained=True
 )
 PLAN: Final = Topic[Plan]("plan", Plan, QoS.AT_LEAST_ONCE, retained=True)
+PLAN_HISTORY: Final = Topic[PlanHistory](
+    "plan/history", PlanHistory, QoS.AT_LEAST_ONCE, retained=True
+)
 PLANNER_STATUS: Final = Topic[PlannerStatus](
     "planner/status", PlannerStatus, QoS.AT_LEAST_ONCE, retained=True
 )
@@ -133,6 +137,7 @@ ALL_TOPICS: Final = (
     DEVICE_ASSIGNMENT,
     DEVICE_LOADED,
     PLAN,
+    PLAN_HISTORY,
     PLANNER_STATUS,
     GATEWAY_STATUS,
     DEVICE_TELEMETRY,

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from broker.control import DeviceProfile, DeviceState, DeviceStatus, ModelManifest, Telemetry
+from broker.control import DeviceProfile, DeviceState, DeviceStatus, ModelManifest
 from broker.plan import Loaded, Plan, PlannerStatus, PlanState, Replica
+from broker.telemetry import Telemetry
 
 
 @dataclass(frozen=True, slots=True)

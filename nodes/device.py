@@ -123,6 +123,10 @@ class DeviceCore:
                 except UnexpectedMessageError as error:
                     self.dropped[str(error)] += 1
 
+    def num_layers(self, key: StageKey) -> int:
+        """Return the layers of a stage that is held."""
+        return len(self.stages[key].executor.layers)
+
     @property
     def queue_length(self) -> int:
         """Work items that wait to be computed."""

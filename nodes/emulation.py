@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from broker.topics import QoS
 from broker.transport import (
@@ -27,6 +28,18 @@ from broker.transport import (
 logger = logging.getLogger(__name__)
 
 
+class Took(NamedTuple):
+    """What a computation took.
+
+    Attributes:
+        seconds: By the clock, waiting included.
+        active_seconds: What it would have taken with a core whenever it wanted one.
+    """
+
+    seconds: float
+    active_seconds: float
+
+
 class Pacer:
     """Makes computations take their time.
 
@@ -34,6 +47,7 @@ class Pacer:
         slowdown: How many times slower than this machine the device is; 1 never waits.
         wait: Sleeps for seconds; may return early when the node stops.
         clock: Monotonic seconds.
+        core_clock: Seconds of a core that the computing thread has used.
 
     Attributes:
         late_steps: Computations that were not done when they should have been.
@@ -44,32 +58,45 @@ class Pacer:
         slowdown: float,
         wait: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        core_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self.slowdown = slowdown
         self.late_steps = 0
         self._wait = wait
         self._clock = clock
+        self._core_clock = core_clock
         self._started = clock()
+        self._core_started = core_clock()
 
     def begin(self) -> None:
         """A computation begins now."""
         self._started = self._clock()
+        self._core_started = self._core_clock()
 
-    def finish(self, calibrated_seconds: float | None) -> float:
+    def finish(self, calibrated_seconds: float | None, core_share: float = 1.0) -> Took:
         """Wait until the computation may be done, and return how long it took.
 
         Another one that follows without `begin` starts where this one should have ended.
+
+        Args:
+            calibrated_seconds: What it takes without slowdown; None when nobody knows.
+            core_share: Share of a core that the thread used when the device measured
+                itself; less than 1 where it waits for something else, as for other threads.
         """
-        now = self._clock()
+        now, core_now = self._clock(), self._core_clock()
+        active = (core_now - self._core_started) / core_share
         if calibrated_seconds is not None and self.slowdown > 1:
-            due = self._started + calibrated_seconds * self.slowdown
+            # Its host may be slow for other reasons than the device that it stands for.
+            seconds = active = calibrated_seconds * self.slowdown
+            due = self._started + seconds
             if due > now:
                 self._wait(due - now)
                 now = self._clock()
             else:
                 self.late_steps += 1
-        took, self._started = now - self._started, now
-        return took
+        took = now - self._started
+        self._started, self._core_started = now, self._core_clock()
+        return Took(took, min(active, took))
 
 
 class LinkSchedule:

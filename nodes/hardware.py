@@ -18,7 +18,7 @@ from broker.architecture import (
     kv_bytes_per_token,
     stage_bytes,
 )
-from broker.control import Telemetry
+from broker.telemetry import Telemetry
 from nodes.settings import MemoryOffer
 
 DEFAULT_SHARE_OF_FREE: Final = 0.7
@@ -105,16 +105,34 @@ def offered_bytes(
     return int(offer.share * (model + context * kv_bytes_per_token(config, kv_format, layers)))
 
 
-def read_sensors() -> Telemetry:
-    """Return load, free memory, temperature and battery, as far as they can be read here."""
-    battery = _battery_ratio()
-    return Telemetry(
-        # Since the last call; the first one says 0.
-        cpu_load_ratio=psutil.cpu_percent(None) / 100,
-        memory_available_bytes=free_memory_bytes(),
-        temperature_celsius=_temperature(),
-        battery_ratio=battery,
-    )
+class Sensors:
+    """Load, memory, temperature and battery, as far as they can be read here."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._base_bytes: int | None = None
+
+    def reset_memory(self) -> None:
+        """What the process takes now, the first time, is not the model."""
+        if self._base_bytes is None:
+            self._base_bytes = self._resident_bytes()
+
+    def read(self) -> Telemetry:
+        """Return the readings of now."""
+        base = self._base_bytes
+        battery, is_charging = _battery()
+        return Telemetry(
+            # Since the last call; the first one says 0.
+            cpu_load_ratio=psutil.cpu_percent(None) / 100,
+            memory_available_bytes=free_memory_bytes(),
+            memory_used_bytes=None if base is None else max(self._resident_bytes() - base, 0),
+            temperature_celsius=_temperature(),
+            battery_ratio=battery,
+            is_charging=is_charging,
+        )
+
+    def _resident_bytes(self) -> int:
+        return int(self._process.memory_info().rss)
 
 
 def _temperature() -> float | None:
@@ -130,12 +148,17 @@ def _temperature() -> float | None:
     return max(plausible, default=None)
 
 
-def _battery_ratio() -> float | None:
+def _battery() -> tuple[float | None, bool | None]:
+    """Return charge, and whether there is mains power; None where there is no battery."""
     try:
         battery = psutil.sensors_battery()
     except (OSError, RuntimeError, AttributeError):
-        return None
-    return None if battery is None else min(max(battery.percent / 100, 0.0), 1.0)
+        return None, None
+    if battery is None:
+        return None, None
+    charging = battery.power_plugged
+    ratio = min(max(battery.percent / 100, 0.0), 1.0)
+    return ratio, None if charging is None else bool(charging)
 
 
 def cpu_quota_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:

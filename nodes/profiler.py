@@ -6,7 +6,7 @@ The newest manifest is the one that counts. Measuring runs in the background.
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from typing import Final, Protocol
 
 from broker.architecture import parse_config
 from broker.control import DeviceProfile, Link, ModelManifest
@@ -17,6 +17,9 @@ from nodes.hardware import free_memory_bytes, offered_bytes
 from nodes.settings import MemoryOffer
 
 logger = logging.getLogger(__name__)
+
+# Less would say that other programs kept the device from measuring anything.
+_LEAST_SHARE: Final = 0.1
 
 
 class Events(Protocol):
@@ -127,6 +130,12 @@ class Profiler:
         """Return what a computation takes on this machine without slowdown, if measured."""
         table = self._tables.get(revision or "")
         return None if table is None else table.seconds(cost)
+
+    @property
+    def core_share(self) -> float:
+        """Share of a core that computing took when the device measured itself."""
+        known = self._calibration
+        return 1.0 if known is None else max(known.cpu_seconds_per_second, _LEAST_SHARE)
 
     def profile(self, session: int) -> DeviceProfile | None:
         """Return the profile for the newest model; None until all is measured."""

@@ -6,12 +6,13 @@ Decides when; `nodes.profiler`, `nodes.holdings` and the others know what.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from broker.codec import encode_control
-from broker.control import Control, DeviceState
+from broker.control import Control, DeviceState, Link
 from broker.plan import Loaded, LoadState
 from broker.topics import DEVICE_LOADED, DEVICE_PROFILE, DEVICE_TELEMETRY, Topic
 from broker.transport import Publication
@@ -19,17 +20,33 @@ from nodes.complaints import Complaints
 from nodes.connections import Connections
 from nodes.device import DeviceCore
 from nodes.emulation import Pacer
-from nodes.hardware import read_sensors
+from nodes.hardware import Sensors
 from nodes.holdings import Holdings
 from nodes.presence import Presence
 from nodes.profiler import Profiler
-from nodes.steps import StepLog
+from nodes.speed import SpeedGauge
+from nodes.steps import RunLog
 
 logger = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS: Final = 0.25
 # Two processes under one id would otherwise answer each other as fast as the broker can.
 _STATUS_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What telemetry is made of, beside sensors and stages.
+
+    Attributes:
+        link: As it is now; None before it was measured.
+    """
+
+    pacer: Pacer
+    runs: RunLog
+    gauge: SpeedGauge
+    link: Link | None
+    complaints: Complaints
 
 
 class Reports:
@@ -51,6 +68,7 @@ class Reports:
         self._holdings = holdings
         self._core = core
         self._telemetry_seconds = telemetry_seconds
+        self._sensors = Sensors()
         self._status_due = False
         self._status_at = self._loaded_at = self._telemetry_at = 0.0
         self._loaded: Loaded | None = None
@@ -70,6 +88,8 @@ class Reports:
     def publish_profile(self) -> None:
         """Publish what was measured, once all is."""
         profile = self._profiler.profile(self._presence.session)
+        # What the process takes from now on is the model.
+        self._sensors.reset_memory()
         if profile is not None and self._presence.is_announced:
             logger.info(
                 "measured: %s per block and token, %.1f MiB offered, link of %.3g ms",
@@ -82,7 +102,7 @@ class Reports:
             )
             self._publish(DEVICE_PROFILE, profile)
 
-    def tick(self, now: float, pacer: Pacer, steps: StepLog, complaints: Complaints) -> None:
+    def tick(self, now: float, vitals: Vitals) -> None:
         """Publish what is due."""
         if self._status_due and now - self._status_at >= _STATUS_SECONDS:
             self.announce(now)
@@ -91,7 +111,7 @@ class Reports:
             self._publish_loaded(loaded, now)
         if now - self._telemetry_at >= self._telemetry_seconds:
             self._telemetry_at = now
-            self._publish_telemetry(now, pacer, steps, complaints)
+            self._publish_telemetry(vitals)
 
     def _is_due(self, loaded: Loaded, now: float) -> bool:
         is_progress = (
@@ -116,20 +136,25 @@ class Reports:
             )
         self._publish(DEVICE_LOADED, loaded)
 
-    def _publish_telemetry(
-        self, now: float, pacer: Pacer, steps: StepLog, complaints: Complaints
-    ) -> None:
-        steps.forget_old(now)
+    def _publish_telemetry(self, vitals: Vitals) -> None:
+        runs, link = vitals.runs, vitals.link
         stages = self._core.stages.values()
+        # An emulated device waits for the cores of a host that is not its own.
+        is_emulated = vitals.pacer.slowdown > 1
         telemetry = replace(
-            read_sensors(),
-            speed_ratio=steps.speed_ratio(),
-            stage_seconds=steps.stage_seconds(),
+            self._sensors.read(),
+            speed_ratio=vitals.gauge.ratio,
+            core_wait_ratio=None if is_emulated else runs.core_wait_ratio(),
+            stage_seconds=runs.stage_seconds(),
+            stage_rows=runs.stage_rows(),
+            prefill_token_seconds=runs.prefill_token_seconds(),
+            link_latency_seconds=None if link is None else link.latency_seconds,
+            link_bytes_per_second=None if link is None else link.bytes_per_second,
             queue_length=self._core.queue_length,
-            tokens_per_second=steps.tokens_per_second(),
+            tokens_per_second=runs.tokens_per_second(),
             kv_used_tokens=self._core.kv_used_tokens,
-            late_steps=pacer.late_steps,
-            dropped_messages=complaints.num_dropped
+            late_steps=vitals.pacer.late_steps,
+            dropped_messages=vitals.complaints.num_dropped
             + self._core.dropped.total()
             + sum(stage.dropped.total() for stage in stages),
         )

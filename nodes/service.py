@@ -36,6 +36,7 @@ from broker.transport import (
     TransportClosedError,
     TransportEvent,
 )
+from nodes.canary import canary_seconds
 from nodes.complaints import Complaints
 from nodes.compute import JobCost
 from nodes.connections import Connections
@@ -44,13 +45,14 @@ from nodes.device import DeviceCore
 from nodes.emulation import Pacer
 from nodes.gateways import GatewayWatch
 from nodes.holdings import Holdings
-from nodes.link import FALLBACK, LinkProbe, kv_chunk_bytes
+from nodes.link import FALLBACK, LinkProbe, LinkWatch, kv_chunk_bytes
 from nodes.loader import Loader
 from nodes.outbound import Outbound
 from nodes.presence import Presence, Reaction
 from nodes.profiler import Profiler
-from nodes.reports import Reports
-from nodes.steps import StepLog
+from nodes.reports import Reports, Vitals
+from nodes.speed import SpeedGauge
+from nodes.steps import Run, RunLog
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ class NodeService:
         loader: Started by the caller.
         heartbeat: Tells a health check that the device is on the bus.
         stop: Ends the loop, also out of an emulated wait.
+        canary: Computes a little, and returns the seconds of a core that it took.
         clock: Monotonic seconds.
     """
 
@@ -91,6 +94,7 @@ class NodeService:
         telemetry_seconds: float = 2.0,
         heartbeat: Heartbeat | None = None,
         stop: threading.Event | None = None,
+        canary: Callable[[], float] = canary_seconds,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connections = connections
@@ -101,7 +105,9 @@ class NodeService:
         self._heartbeat = heartbeat or Heartbeat(None)
         self._stop = stop or threading.Event()
         self._pacer = Pacer(slowdown, self._stop.wait, clock)
-        self._steps = StepLog()
+        self._runs = RunLog()
+        self._gauge = SpeedGauge()
+        self._canary = canary
         self._complaints = Complaints(logger)
         self.core = DeviceCore(connections.device, StageSettings(), self._pace)
         self.holdings = Holdings(self.core, loader.want, lambda: presence.session)
@@ -116,6 +122,8 @@ class NodeService:
         self._gateways = GatewayWatch(self.core.settings.timers.gateway_loss)
         self._outbound = Outbound(connections.site, connections.device)
         self._probe = LinkProbe()
+        self._watch: LinkWatch | None = None
+        self._num_jobs = 0
         self._plan_version = 0
         self._connected: set[str] = set()
         self._may_announce_at: float | None = None
@@ -205,6 +213,9 @@ class NodeService:
         self, topic: Topic[Any], names: dict[str, str], message: Received, now: float
     ) -> None:
         if names["replica"] == _PROBE_REPLICA:
+            if self._watch is not None:
+                self._watch.take_echo(message.payload, now, self._num_jobs)
+                return
             self._probe.take_echo(message.payload, now)
             self._send_probe(now)
             return
@@ -273,9 +284,10 @@ class NodeService:
             self._reports.publish_profile()
 
     def _send_probe(self, now: float) -> None:
-        if self._profiler.link is not None:
-            return
-        payload = self._probe.next_payload(now)
+        if self._watch is None:
+            payload = self._probe.next_payload(now)
+        else:
+            payload = None if self._is_busy else self._watch.next_payload(now, self._num_jobs)
         if payload is not None:
             device = self.core.device
             path = STAGE_CREDIT.path(
@@ -286,11 +298,12 @@ class NodeService:
                 sender=device,
             )
             self._connections.publish(Publication(path, payload, STAGE_CREDIT.qos))
-        elif self._probe.is_done:
+        elif self._watch is None and self._probe.is_done:
             link = self._probe.link()
             if link is None:
                 logger.warning("no message to myself came back; assuming %s", FALLBACK)
             self._profiler.take_link(link or FALLBACK)
+            self._watch = LinkWatch(link or FALLBACK)
             chunk = kv_chunk_bytes(link or FALLBACK)
             self.core.settings = replace(
                 self.core.settings, kv_chunk_bytes=chunk, kv_window_bytes=_WINDOW_CHUNKS * chunk
@@ -301,7 +314,9 @@ class NodeService:
     def _compute(self) -> bool:
         self._pacer.begin()
         try:
-            return self.core.run_next(self._clock)
+            did_run = self.core.run_next(self._clock)
+            self._num_jobs += did_run
+            return did_run
         except Exception:
             # The job is gone from the queue; its request times out at its master.
             logger.exception("a job failed")
@@ -314,12 +329,20 @@ class NodeService:
         assert key is not None, "only a running stage paces"
         revision = self.holdings.revision_of(key)
         calibrated = self._profiler.calibrated_seconds(revision, cost)
-        late_before = self._pacer.late_steps
-        took = self._pacer.finish(calibrated)
-        if cost.is_decode:
-            predicted = None if calibrated is None else calibrated * self._pacer.slowdown
-            is_late = self._pacer.late_steps > late_before
-            self._steps.add(self._clock(), key[0], cost.rows, took, predicted, is_late=is_late)
+        took = self._pacer.finish(calibrated, self._profiler.core_share)
+        predicted = None if calibrated is None else calibrated * self._pacer.slowdown
+        share = 1.0 if cost.is_decode else cost.num_layers / self.core.num_layers(key)
+        self._runs.add(
+            Run(
+                at=self._clock(),
+                replica=key[0],
+                is_decode=cost.is_decode,
+                rows=cost.rows * share,
+                seconds=took.seconds,
+                active_seconds=took.active_seconds,
+                predicted_seconds=predicted,
+            )
+        )
 
     # --- time ------------------------------------------------------------------------------
 
@@ -338,7 +361,14 @@ class NodeService:
         if self._connections.work_client in self._connected:
             self._heartbeat.beat(now)
         self._send_probe(now)
-        self._reports.tick(now, self._pacer, self._steps, self._complaints)
+        self._runs.forget_old(now)
+        self._gauge.computed(self._runs.speed_ratio(), now)
+        if self._pacer.slowdown == 1 and not self._is_busy and self._gauge.wants_canary(now):
+            self._gauge.take_canary(self._canary(), now)
+        link = self._watch.link() if self._watch is not None else None
+        self._reports.tick(
+            now, Vitals(self._pacer, self._runs, self._gauge, link, self._complaints)
+        )
 
     # --- sending ---------------------------------------------------------------------------
 

@@ -8,31 +8,40 @@ the lease publishes; another one listens and knows everything when it takes over
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
+from typing import Final
 
 import msgspec.structs
 
 from broker.placement import kv_reserved_tokens
-from broker.plan import IdleDevice, LoadState, Plan
+from broker.plan import IdleDevice, LoadState, Plan, PlanDecision
 from broker.transport import Publication
 from planner.live.authority import Authority
+from planner.live.demand import RULE, Demand
 from planner.live.events import (
     AssignmentSeen,
     BusDown,
     BusUp,
     Event,
+    HistorySeen,
     LoadedSeen,
     PlannerSeen,
     PlanSeen,
     StoreSeen,
 )
+from planner.live.history import History
 from planner.live.knowledge import Failure, Knowledge
+from planner.live.proposals import Proposal, Question, propose
 from planner.live.rollout import Rollout
 from planner.live.settings import PlannerSettings
 from planner.live.target import NoModelError, chosen_model, fitted_workload
-from planner.live.triggers import count_looks, decide, relative_speeds, speed_text
-from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec
-from planner.planning import plan_outcome, reassess
+from planner.live.triggers import changes, drift_text
+from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec, Objective, Workload
+
+_RECENT_SECONDS: Final = 600.0
+_FEW_PLANS: Final = 3
+"""More plans within `_RECENT_SECONDS` say that the next one will not last either."""
 
 
 class Control:
@@ -43,8 +52,7 @@ class Control:
         session: Grows with every start of a planner.
 
     Attributes:
-        decisions: Plans started and problems met, oldest first, for log and history; the
-            shell takes them out.
+        history: Plans started and problems met.
         wants_look: A search has ended, which may have taken longer than the lease lasts:
             nothing is published before the next look into the store.
     """
@@ -52,19 +60,21 @@ class Control:
     def __init__(self, settings: PlannerSettings, session: int) -> None:
         self.settings = settings
         self.session = session
-        self.knowledge = Knowledge()
+        self.knowledge = Knowledge(settings.limits)
         self.rollout = Rollout(settings.site, settings.drain_seconds)
         self.authority = Authority(settings.site, session, settings.lease_seconds)
-        self.decisions: list[str] = []
+        self.history = History(settings.site)
+        self.demand = Demand()
         self.wants_look = False
         self._up_seconds: float | None = None
         self._heard_store = False
         self._must_republish = False
-        self._counts: dict[str, int] = {}
-        self._ratios: dict[str, float] = {}
-        self._idle_speeds: dict[str, float] = {}
-        # A plan that nobody has heard of yet, and what the log is told when it starts.
-        self._found: tuple[Plan, str] | None = None
+        self._utc_seconds = 0.0
+        # The devices as they were when the latest plan was made.
+        self._planned_with: dict[str, DeviceSpec] = {}
+        self._adopted: deque[float] = deque()
+        # A plan that nobody has heard of yet.
+        self._found: Proposal | None = None
         self._blocked: tuple[object, ...] | None = None
         self._infeasible: str | None = None
         self._problem_told: str | None = None
@@ -90,7 +100,9 @@ class Control:
                 self._must_republish = True
             case PlanSeen(plan) if plan is not None:
                 if self.rollout.hear(plan):
-                    self._counts, self._idle_speeds = {}, {}
+                    self._take_over(plan)
+            case HistorySeen(history):
+                self.history.hear(history)
             case PlannerSeen(status):
                 self.authority.hear_planner(status, now)
             case StoreSeen():
@@ -113,38 +125,27 @@ class Control:
         return view is not None and view.loaded is not None and view.loaded == event.loaded
 
     def _note_failure(self, device: str, error: str, now: float) -> None:
-        view = self.knowledge.view(device)
-        loaded, status, assigned = view.loaded, view.status, view.assigned
-        stale = (
-            loaded is None
-            or loaded.state is not LoadState.FAILED
-            or (status is not None and loaded.session < status.session)
-            or (assigned is not None and loaded.version < assigned.version)
-        )
-        if stale:
-            return
-        times = view.failure.times + 1 if view.failure is not None else 1
-        wait = self.settings.retry_seconds * 2 ** min(times - 1, 6)
-        view.failure = Failure(error, times, now + wait)
-        self.decisions.append(f"{device} failed to load: {error}; left out for {wait:g} s")
+        wait = self.knowledge.note_failure(device, error, now, self.settings.retry_seconds)
+        if wait is not None:
+            self._note(f"{device} failed to load: {error}; left out for {wait:g} s")
+
+    def _take_over(self, plan: Plan) -> None:
+        """Go on with a plan that another planner made, with what it was made with."""
+        self._planned_with = {}
+        self.knowledge.planned_speeds = dict(plan.speeds)
+        if self.demand.ratio is None and plan.prompt_tokens and plan.answer_tokens:
+            self.demand = Demand.planned(plan.prompt_tokens, plan.answer_tokens)
 
     def _look(self, now: float) -> None:
-        """Compare speeds with those that the active plan was made with."""
-        self._counts, counts = {}, self._counts
-        active = self.rollout.active
-        try:
-            model = chosen_model(self.knowledge.models, self.settings.model)
-        except NoModelError:
-            return
-        if active is None or self.rollout.coming is not None or active.revision != model.revision:
-            return
-        usable, _ = self.knowledge.usable(model, now)
-        workload = fitted_workload(self.settings.workload, model)
-        ratios = relative_speeds(active, usable, model, workload, self._idle_speeds)
-        for device, spec in usable.items():
-            self._idle_speeds.setdefault(device, spec.speed)
-        self._counts = count_looks(counts, ratios, self.settings.speed_threshold)
-        self._ratios = ratios
+        """Take in what gateways measured; devices are the business of `Knowledge`."""
+        if self.settings.follow_lengths:
+            measured = self.knowledge.measured_lengths()
+            self.demand = self.demand.after(measured, self.settings.workload, now)
+
+    def _note(self, text: str) -> None:
+        """Remember what became of a plan, or why there is none."""
+        record = PlanDecision(at=self._utc_seconds, trigger="", outcome="none", reason=text)
+        self.history.add(text, record)
 
     # --- time -----------------------------------------------------------------------------
 
@@ -154,6 +155,7 @@ class Control:
         A tick that searches for a plan publishes nothing. The next one does, when the look
         that `wants_look` asks for has renewed the lease.
         """
+        self._utc_seconds = utc_seconds
         if self._up_seconds is None or not self._heard_store or self.wants_look:
             return []
         if now - self._up_seconds < self.settings.settle_seconds:
@@ -166,6 +168,7 @@ class Control:
         if self._must_republish:
             self._must_republish = False
             self.authority.forget_announced()
+            self.history.republish()
             publications += self.rollout.republished(self.knowledge)
         try:
             model = chosen_model(self.knowledge.models, self.settings.model)
@@ -175,7 +178,7 @@ class Control:
             usable, left_out = self.knowledge.usable(model, now)
             publications += self._give_up(model, usable, now)
             publications += self.rollout.step(self.knowledge, model, now)
-            publications += self._start_found(model, usable, now, utc_seconds)
+            publications += self._start_found(model, usable, now)
             if not publications and self._search(model, usable, left_out, now):
                 self.wants_look = True
                 return []
@@ -183,9 +186,13 @@ class Control:
         # Numbers of a progress change often; the log is told of each kind of problem once.
         kind = problem.partition(":")[0] if problem is not None else None
         if problem is not None and kind != self._problem_told and self._infeasible is None:
-            self.decisions.append(problem)
+            self.history.tell(problem)
         self._problem_told = kind
-        return [*publications, *self.authority.announce(problem, now)]
+        return [
+            *publications,
+            *self.history.announce(),
+            *self.authority.announce(problem, now),
+        ]
 
     # --- planning -------------------------------------------------------------------------
 
@@ -197,28 +204,67 @@ class Control:
         if trigger is None:
             self._blocked = self._infeasible = None
             return False
+        workload = self._workload(model)
         signature = (
             model.revision,
-            *((d.id, d.memory_bytes, round(d.speed, 2)) for d in usable.values()),
+            workload,
+            *((d.id, d.memory_bytes, d.speed, d.link) for d in usable.values()),
         )
         if signature == self._blocked:
             return False
+        question = Question(
+            devices=list(usable.values()),
+            model=model,
+            workload=workload,
+            objective=self._objective(now),
+            left_out=[
+                IdleDevice(device=device, reason=reason)
+                for device, reason in left_out.items()
+                if self.knowledge.devices[device].is_ready
+            ],
+            running=self._running(model),
+            min_gain=self.settings.min_gain,
+            seed=self.settings.seed,
+            trigger=trigger,
+            version=self.rollout.version + 1,
+        )
         try:
-            self._found = self._next_plan(model, list(usable.values()), left_out, trigger)
+            self._found = propose(question)
         except InfeasiblePlanError as error:
             self._blocked, self._infeasible = signature, f"no plan: {error}"
-            self.decisions.append(f"{trigger}: {self._infeasible}")
+            self._note(f"{trigger}: {self._infeasible}")
         else:
             self._blocked = self._infeasible = None
         return True
 
+    def _running(self, model: ModelSpec) -> Plan | None:
+        running = self.rollout.active
+        same = (model.revision, model.weights)
+        if running is None or (running.revision, running.weights) != same:
+            return None
+        return running
+
+    def _workload(self, model: ModelSpec) -> Workload:
+        return fitted_workload(self.demand.workload(self.settings.workload), model)
+
+    def _objective(self, now: float) -> Objective:
+        """Return the objective; where plans follow each other, none repays much loading."""
+        objective = self.settings.objective
+        while self._adopted and now - self._adopted[0] > _RECENT_SECONDS:
+            self._adopted.popleft()
+        if len(self._adopted) <= _FEW_PLANS or not objective.horizon_seconds:
+            return objective
+        lasts = _RECENT_SECONDS / len(self._adopted)
+        return replace(objective, horizon_seconds=min(objective.horizon_seconds, lasts))
+
     def _start_found(
-        self, model: ModelSpec, usable: dict[str, DeviceSpec], now: float, utc_seconds: float
+        self, model: ModelSpec, usable: dict[str, DeviceSpec], now: float
     ) -> list[Publication]:
         """Carry out what the last search found, unless the fog changed meanwhile."""
-        if self._found is None:
+        found = self._found
+        if found is None:
             return []
-        plan, decision = self._found
+        plan = found.plan
         is_next = plan.version == self.rollout.version + 1
         is_same_model = (plan.revision, plan.weights) == (model.revision, model.weights)
         are_here = all(s.device in usable for r in plan.replicas for s in r.stages)
@@ -226,15 +272,18 @@ class Control:
             self._give_up_found("the fog changed while it was searched for")
             return []
         self._found = None
-        self.decisions.append(decision)
-        self._counts = {}
-        self._idle_speeds = {name: spec.speed for name, spec in usable.items()}
-        plan = msgspec.structs.replace(plan, created_at=utc_seconds)
+        at = self._utc_seconds
+        self.history.add(found.text, msgspec.structs.replace(found.record, at=at))
+        if found.record.outcome == "adopted":
+            self._adopted.append(now)
+        self._planned_with = dict(usable)
+        self.knowledge.planned_speeds = dict(plan.speeds)
+        plan = msgspec.structs.replace(plan, created_at=at)
         return self.rollout.start(plan, self.knowledge, model, now)
 
     def _give_up_found(self, why: str) -> None:
         if self._found is not None:
-            self.decisions.append(f"plan {self._found[0].version} is not published: {why}")
+            self._note(f"plan {self._found.plan.version} is not published: {why}")
             self._found = None
 
     def _give_up(
@@ -255,7 +304,7 @@ class Control:
         stale = (coming.revision, coming.weights) != (model.revision, model.weights)
         if not stale and all(s.device in usable for r in coming.replicas for s in r.stages):
             return []
-        self.decisions.append(f"plan {coming.version} is given up before it was active")
+        self._note(f"plan {coming.version} is given up before it was active")
         return self.rollout.drop_coming(self.knowledge, model, now)
 
     def _trigger(
@@ -285,10 +334,14 @@ class Control:
         joined = sorted(set(usable) - set(current.reasons))
         if joined and quiet:
             return f"{', '.join(joined)} joined"
-        changed = sorted(d for d, n in self._counts.items() if n >= self.settings.looks)
-        if changed:
-            return "; ".join(speed_text(device, self._ratios[device]) for device in changed)
-        return None
+        for name, spec in usable.items():
+            speed = self.knowledge.planned_speeds.get(name, 1.0)
+            self._planned_with.setdefault(name, replace(spec, speed=speed))
+        changed = changes(self._planned_with, usable, self.settings.speed_threshold)
+        workload = self._workload(model).fitted_to(model.context_limit)
+        if drift := drift_text(current, workload, RULE.threshold):
+            changed.append(drift)
+        return "; ".join(changed) or None
 
     def _too_small(self, plan: Plan, model: ModelSpec, usable: dict[str, DeviceSpec]) -> list[str]:
         tokens = kv_reserved_tokens(plan.context_tokens)
@@ -305,63 +358,7 @@ class Control:
     ) -> bool:
         if now - self.knowledge.changed_seconds >= self.settings.wait_seconds:
             return False
-        return len(usable) < self.settings.expect_devices or bool(self._measuring(model))
-
-    def _measuring(self, model: ModelSpec) -> list[str]:
-        return sorted(
-            device
-            for device, view in self.knowledge.devices.items()
-            if view.is_ready
-            and view.failure is None
-            and (view.profile is None or view.profile.model_revision != model.revision)
-        )
-
-    def _next_plan(
-        self,
-        model: ModelSpec,
-        devices: list[DeviceSpec],
-        left_out: dict[str, str],
-        trigger: str,
-    ) -> tuple[Plan, str]:
-        settings = self.settings
-        workload, objective = fitted_workload(settings.workload, model), settings.objective
-        running = self.rollout.active
-        if running is not None and (running.revision, running.weights) != (
-            model.revision,
-            model.weights,
-        ):
-            running = None
-        dark = sorted(device.id for device in devices if device.idle_watts is None)
-        if objective.energy_weight and dark:
-            objective = replace(objective, energy_weight=0.0)
-        best = plan_outcome(devices, model, workload, objective, settings.seed, running)
-        kept = None
-        if running is not None:
-            kept = reassess(running, devices, model, workload, objective)
-        decision = decide(running, kept, best, settings.min_gain)
-        plan = decision.outcome.plan
-        out = [
-            IdleDevice(device=device, reason=reason)
-            for device, reason in left_out.items()
-            if self.knowledge.devices[device].is_ready
-        ]
-        version = self.rollout.version + 1
-        what = "keeps the replicas" if decision.is_kept else "plans"
-        rate = plan.predicted.requests_per_second or 0.0
-        text = (
-            f"plan {version}: {trigger}; {what}: {decision.reason}; {len(plan.replicas)} replicas "
-            f"on {len(plan.reasons) - len(plan.idle)} devices, {rate:.3g} requests per second; "
-            f"{plan.optimality}"
-        )
-        if settings.energy_weight and dark:
-            text += f"; energy does not count, as nobody says the power of {', '.join(dark)}"
-        plan = msgspec.structs.replace(
-            plan,
-            version=version,
-            trigger=f"{trigger}; {decision.reason}",
-            idle=[*plan.idle, *out],
-        )
-        return plan, text
+        return len(usable) < self.settings.expect_devices or bool(self.knowledge.measuring(model))
 
     # --- status ---------------------------------------------------------------------------
 
@@ -379,7 +376,7 @@ class Control:
         progress = self.rollout.progress(self.knowledge)
         if progress is None:
             usable, _ = self.knowledge.usable(model, now)
-            measuring = self._measuring(model)
+            measuring = self.knowledge.measuring(model)
             expected = max(self.settings.expect_devices, len(usable) + len(measuring))
             progress = f"waiting for devices: {len(usable)} of {expected} profiles"
             if not expected:

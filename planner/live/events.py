@@ -7,20 +7,22 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from broker.codec import decode_control
-from broker.control import DeviceProfile, DeviceStatus, ModelManifest, Telemetry
-from broker.plan import Assignment, Loaded, Plan, PlannerStatus
+from broker.control import DeviceProfile, DeviceStatus, GatewayStatus, ModelManifest
+from broker.plan import Assignment, Loaded, Plan, PlanHistory, PlannerStatus
+from broker.telemetry import Telemetry, parse_telemetry
 from broker.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_LOADED,
     DEVICE_PROFILE,
     DEVICE_STATUS,
     DEVICE_TELEMETRY,
+    GATEWAY_STATUS,
     MODEL,
     PLAN,
+    PLAN_HISTORY,
     PLANNER_STATUS,
     Topic,
 )
-from planner.live.inputs import parse_telemetry
 
 # A payload of None below is a retained message that was cleared.
 
@@ -92,6 +94,21 @@ class PlanSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class HistorySeen:
+    """Decisions on the bus, of this planner or one before it."""
+
+    history: PlanHistory | None
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySeen:
+    """A gateway, or its will, says how it is, and how long its requests are."""
+
+    gateway: str
+    status: GatewayStatus | None
+
+
+@dataclass(frozen=True, slots=True)
 class PlannerSeen:
     """A planner's status, its own echo included."""
 
@@ -124,6 +141,8 @@ Event = (
     | AssignmentSeen
     | TelemetrySeen
     | PlanSeen
+    | HistorySeen
+    | GatewaySeen
     | PlannerSeen
     | StoreSeen
 )
@@ -135,7 +154,9 @@ TOPICS: Final[tuple[Topic[Any], ...]] = (
     DEVICE_LOADED,
     DEVICE_ASSIGNMENT,
     DEVICE_TELEMETRY,
+    GATEWAY_STATUS,
     PLAN,
+    PLAN_HISTORY,
     PLANNER_STATUS,
 )
 """What a planner subscribes to."""
@@ -168,6 +189,12 @@ def event_of(topic: str, payload: bytes) -> Event | None:
         )
     if names := DEVICE_TELEMETRY.match(topic):
         return TelemetrySeen(names["device"], *parse_telemetry(payload))
+    if names := GATEWAY_STATUS.match(topic):
+        return GatewaySeen(
+            names["gateway"], decode_control(payload, GatewayStatus) if payload else None
+        )
+    if PLAN_HISTORY.match(topic):
+        return HistorySeen(decode_control(payload, PlanHistory) if payload else None)
     if PLAN.match(topic):
         return PlanSeen(decode_control(payload, Plan) if payload else None)
     if PLANNER_STATUS.match(topic):

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec.structs
+
 from broker.control import (
     PROTOCOL_VERSION,
     DeviceProfile,
     DeviceState,
     DeviceStatus,
+    GatewayStatus,
+    Link,
+    MeasuredLengths,
     ModelManifest,
-    Telemetry,
 )
 from broker.plan import Assignment, Loaded, LoadState
+from broker.telemetry import Telemetry
+from planner.live.conditions import Condition, Limits
 from planner.live.events import (
     AssignmentSeen,
     Event,
+    GatewaySeen,
     LoadedSeen,
     ModelSeen,
     ProfileSeen,
@@ -53,7 +60,7 @@ class DeviceView:
     profile: DeviceProfile | None = None
     loaded: Loaded | None = None
     assigned: Assignment | None = None
-    telemetry: Telemetry = field(default_factory=Telemetry)
+    condition: Condition = field(default_factory=Condition)
     failure: Failure | None = None
     # When it last said something about loading; a device that says nothing has hung.
     heard_seconds: float = 0.0
@@ -75,11 +82,22 @@ class DeviceView:
 
 
 class Knowledge:
-    """Models and devices as the bus tells them."""
+    """Models, devices and gateways as the bus tells them.
 
-    def __init__(self) -> None:
+    Args:
+        limits: From when on a device has changed, or is left alone.
+
+    Attributes:
+        planned_speeds: Speeds that the latest plan was made with; those of devices of which
+            nothing was read yet.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
         self.models: dict[str, ModelManifest] = {}
         self.devices: dict[str, DeviceView] = {}
+        self.planned_speeds: dict[str, float] = {}
+        self._limits = limits or Limits()
+        self._gateways: dict[str, GatewayStatus] = {}
         # When the last device became ready or published a profile that was not known.
         self.changed_seconds = 0.0
 
@@ -110,7 +128,18 @@ class Knowledge:
                     view.assigned = assignment
             case StoreSeen(telemetry=telemetry):
                 for device, view in self.devices.items():
-                    view.telemetry = telemetry.get(device, Telemetry())
+                    if view.profile is not None:
+                        view.condition = self._condition(device, view).after(
+                            telemetry.get(device, Telemetry()),
+                            view.profile.link,
+                            now,
+                            self._limits,
+                        )
+            case GatewaySeen(gateway, status):
+                if status is None or status.state is DeviceState.LOST:
+                    self._gateways.pop(gateway, None)
+                else:
+                    self._gateways[gateway] = status
             case _:
                 pass
 
@@ -138,6 +167,10 @@ class Knowledge:
             return
         if profile is not None and (known is None or known != profile):
             self.changed_seconds = now
+        if profile is not None and known is not None and _times(known) != _times(profile):
+            # It measured itself anew: what was slow then may be what it measured now.
+            view.condition = Condition.planned(1.0)
+            self.planned_speeds.pop(device, None)
         view.profile = profile
 
     def _hear_loaded(self, view: DeviceView, loaded: Loaded | None, now: float) -> None:
@@ -157,7 +190,8 @@ class Knowledge:
             reason = self._obstacle(view, now)
             if reason is None and view.profile is not None:
                 try:
-                    usable[device] = device_spec(device, view.profile, view.telemetry, model)
+                    condition = self._condition(device, view)
+                    usable[device] = device_spec(device, view.profile, condition, model)
                 except UnusableProfileError as error:
                     reason = str(error)
             if reason is not None:
@@ -176,4 +210,58 @@ class Knowledge:
             return f"it failed to load: {view.failure.error}"
         if view.profile is None:
             return "it has not measured itself yet"
+        if view.condition.rest is not None:
+            return view.condition.rest.reason
         return None
+
+    def _condition(self, device: str, view: DeviceView) -> Condition:
+        if view.condition.levels:
+            return view.condition
+        return Condition.planned(self.planned_speeds.get(device, 1.0))
+
+    def note_failure(
+        self, device: str, error: str, now: float, retry_seconds: float
+    ) -> float | None:
+        """Leave a device out that failed to load; return for how long.
+
+        Twice as long with each failure in a row. None when it failed at something else than
+        what it was told last, or in an earlier session.
+        """
+        view = self.view(device)
+        loaded, status, assigned = view.loaded, view.status, view.assigned
+        is_stale = (
+            loaded is None
+            or loaded.state is not LoadState.FAILED
+            or (status is not None and loaded.session < status.session)
+            or (assigned is not None and loaded.version < assigned.version)
+        )
+        if is_stale:
+            return None
+        times = view.failure.times + 1 if view.failure is not None else 1
+        wait: float = retry_seconds * 2 ** min(times - 1, 6)
+        view.failure = Failure(error, times, now + wait)
+        return wait
+
+    def measuring(self, model: ModelSpec) -> list[str]:
+        """Return the devices that have not measured themselves for a model yet."""
+        return sorted(
+            device
+            for device, view in self.devices.items()
+            if view.is_ready
+            and view.failure is None
+            and (view.profile is None or view.profile.model_revision != model.revision)
+        )
+
+    def measured_lengths(self) -> dict[str, MeasuredLengths]:
+        """Return how long requests are, by the gateways that can say."""
+        return {
+            gateway: status.lengths
+            for gateway, status in sorted(self._gateways.items())
+            if status.lengths is not None
+        }
+
+
+def _times(profile: DeviceProfile) -> DeviceProfile:
+    """Return what was measured, whenever that was and over whatever link."""
+    reference = Link(latency_seconds=0.0, bytes_per_second=1.0)
+    return msgspec.structs.replace(profile, session=0, memory_bytes=0, link=reference)

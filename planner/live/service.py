@@ -155,9 +155,9 @@ class PlannerService:
             self._transport.publish(publication)
 
     def _record(self, now: float) -> None:
-        decisions, self.control.decisions = self.control.decisions, []
+        decisions, self.control.history.fresh = self.control.history.fresh, []
         for decision in decisions:
-            logger.info("%s", decision)
+            logger.info("%s", decision.text)
         plan = self.control.rollout.current
         mark = None if plan is None else (plan.version, plan.state.value)
         news = mark is not None and mark != self._recorded_version

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planner.lengths import parse_buckets
+from planner.live.conditions import Limits
+from planner.live.levels import Rule
 from planner.model import Objective, Roles, Workload
 
 
@@ -23,9 +25,16 @@ class PlannerSettings:
         wait_seconds: Longest wait for one more device or profile before the first plan.
         settle_seconds: Quiet time after a device joined, so that several join together.
         look_seconds: Time between two looks at telemetry.
-        speed_threshold: A device whose speed is off by more than this share of what was
-            planned ...
-        looks: ... at so many looks in a row starts planning.
+        speed_threshold: A device whose times are off by more than this share of what was
+            planned for long enough starts planning.
+        speed_seconds: How long is enough when it is off by far (a factor of three or more);
+            what is off less counts later (`planner.live.levels`).
+        core_seconds: The same for a device that waits for cores which others use.
+        follow_lengths: Whether plans follow the lengths of prompts and answers that gateways
+            measure, where no ``buckets`` are set.
+        battery_limit: A device with less charge, and not on mains power, is left out.
+        heat_limit_celsius: A device that is hotter is left out ...
+        rest_seconds: ... for at least so long.
         min_gain: Predicted gain in requests per second that repays a move of weights, after
             the time that devices load within ``horizon_seconds``.
         prompt_tokens: Mean prompt that is planned for.
@@ -67,7 +76,12 @@ class PlannerSettings:
     settle_seconds: float = 1.0
     look_seconds: float = 2.0
     speed_threshold: float = 0.25
-    looks: int = 2
+    speed_seconds: float = 4.0
+    core_seconds: float = 60.0
+    follow_lengths: bool = True
+    battery_limit: float = 0.15
+    heat_limit_celsius: float = 95.0
+    rest_seconds: float = 300.0
     min_gain: float = 0.10
     prompt_tokens: int = 128
     answer_tokens: int = 128
@@ -93,16 +107,17 @@ class PlannerSettings:
 
     def __post_init__(self) -> None:
         positive = ("look_seconds", "telemetry_seconds", "lease_seconds", "load_seconds")
-        for name in (*positive, "retry_seconds"):
+        for name in (*positive, "retry_seconds", "speed_seconds", "core_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0")
-        for name in ("wait_seconds", "settle_seconds", "drain_seconds", "min_gain"):
+        not_negative = ("wait_seconds", "settle_seconds", "drain_seconds", "min_gain")
+        for name in (*not_negative, "battery_limit", "rest_seconds"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative")
         if not 0 < self.speed_threshold < 1:
             raise ValueError("speed_threshold must be between 0 and 1, as 0.25")
-        if self.looks < 1 or self.expect_devices < 0:
-            raise ValueError("looks must be at least 1 and expect_devices at least 0")
+        if self.expect_devices < 0:
+            raise ValueError("expect_devices must be at least 0")
         # Both check their own values.
         _ = self.workload, self.objective
 
@@ -116,6 +131,17 @@ class PlannerSettings:
             min_tps=self.min_tps,
             chunk_tokens=self.chunk_tokens,
             buckets=parse_buckets(self.buckets) if self.buckets else (),
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """From when on a device has changed, or is left alone."""
+        return Limits(
+            speed=Rule(threshold=self.speed_threshold, seconds=self.speed_seconds),
+            cores=Rule(threshold=self.speed_threshold, seconds=self.core_seconds),
+            battery=self.battery_limit,
+            heat_celsius=self.heat_limit_celsius,
+            rest_seconds=self.rest_seconds,
         )
 
     @property

@@ -11,7 +11,8 @@ Keys, for other writers and readers (``<site>`` is E2LLM_SITE):
 - ``e2llm:<site>:telemetry``, a stream: history (``device``, ``telemetry``), about the last
   ten thousand entries.
 - ``e2llm:<site>:plan``, a hash: ``version`` and ``plan`` (JSON) of the last plan.
-- ``e2llm:<site>:plans``, a stream: the planner's decisions in words, about the last thousand.
+- ``e2llm:<site>:plans``, a stream: the planner's decisions, about the last thousand, in words
+  (``decision``) and as JSON (``record``, a `broker.plan.PlanDecision`).
 - ``e2llm:<site>:planner:lease``, a string: the session of the planner that may publish.
 
 Redis is memory, never authority: without it telemetry is kept here, and `look` says so with
@@ -30,10 +31,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from broker.codec import encode_control
-from broker.control import Telemetry
 from broker.plan import Plan
+from broker.telemetry import Telemetry, parse_telemetry, valid_telemetry
 from planner.live.events import StoreSeen
-from planner.live.inputs import parse_telemetry, valid_telemetry
+from planner.live.history import Decided
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +220,7 @@ class Store:
         values = {**self._current(name, now), "source": "mqtt"}
         return msgspec.json.encode(values).decode()
 
-    def record(self, plan: Plan | None, decisions: Iterable[str], now: float) -> None:
+    def record(self, plan: Plan | None, decisions: Iterable[Decided], now: float) -> None:
         """Write the last plan and what was decided; nothing without Redis."""
         if self._client is None or now < self._try_again_seconds:
             return
@@ -229,10 +230,13 @@ class Store:
                 text = encode_control(plan).decode()
                 fields = ["version", str(plan.version), "plan", text]
                 pipeline.hset(f"{self._prefix}:plan", items=fields)
-            for text in decisions:
+            for text, record in decisions:
+                entry: dict[Any, Any] = {"decision": text}
+                if record is not None:
+                    entry["record"] = encode_control(record).decode()
                 pipeline.xadd(
                     f"{self._prefix}:plans",
-                    {"decision": text},
+                    entry,
                     maxlen=_DECISIONS_LENGTH,
                     approximate=True,
                 )

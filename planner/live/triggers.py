@@ -2,60 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec.structs
 
 from broker.plan import Plan
-from planner.cost import device_cost
-from planner.model import DeviceSpec, ModelSpec, Workload
+from planner.explain import format_bytes, format_seconds
+from planner.model import DeviceSpec, Workload
 from planner.planning import Outcome
 
+_LINK_FACTOR: Final = 1.5
+"""A link that differs less is within what probes vary."""
+_MEMORY_FACTOR: Final = 1.25
 
-def relative_speeds(
-    plan: Plan,
-    devices: Mapping[str, DeviceSpec],
-    model: ModelSpec,
-    workload: Workload,
-    idle_speeds: Mapping[str, float],
-) -> dict[str, float]:
-    """Return each device's speed now over the speed that ``plan`` was made with.
 
-    Read from the plan itself, so it holds after a restart of the planner: the predicted
-    time of a device's decode step then, over that of now. Idle devices have no stage in a
-    plan; theirs is the speed in ``idle_speeds``, 1 when that is unknown.
+def changes(
+    then: Mapping[str, DeviceSpec], now: Mapping[str, DeviceSpec], threshold: float
+) -> list[str]:
+    """Return in words how devices differ from what the plan was made with.
+
+    Args:
+        then: The devices that the plan was made with.
+        now: The devices of now, as levels have it; those that are new or gone do not count.
+        threshold: Share by which times must differ.
     """
-    workload = workload.fitted_to(model.context_limit)
-    ratios: dict[str, float] = {}
-    for replica in plan.replicas:
-        for stage in replica.stages:
-            device = devices.get(stage.device)
-            if device is None or not stage.decode_seconds:
-                continue
-            then = stage.decode_seconds[0].seconds
-            cost = device_cost(device, model, workload, 1)
-            now = cost.decode_table(stage.layers.start, stage.layers.end)[0].seconds
-            ratios[device.id] = then / now if now > 0 and then > 0 else 1.0
-    for name, device in devices.items():
-        if name not in ratios:
-            ratios[name] = device.speed / idle_speeds.get(name, device.speed)
-    return ratios
+    found = []
+    for name in sorted(set(then) & set(now)):
+        before, after = then[name], now[name]
+        ratio = _block_seconds(before) / _block_seconds(after)
+        # Within rounding: a level moves to where its readings are, or not at all.
+        if max(ratio, 1 / ratio) > (1 + threshold) * (1 - 1e-9):
+            found.append(speed_text(name, ratio))
+        found += _link_changes(name, before, after)
+        if after.memory_bytes > before.memory_bytes * _MEMORY_FACTOR:
+            found.append(f"{name} has {format_bytes(after.memory_bytes)} for the model again")
+    return found
 
 
-def count_looks(
-    counts: Mapping[str, int], ratios: Mapping[str, float], threshold: float
-) -> dict[str, int]:
-    """Return for each device at how many looks in a row its speed was off.
+def _block_seconds(device: DeviceSpec) -> float:
+    """Return the time of one row in one block, which stands for all that it computes."""
+    times = next(iter(device.blocks.values()))
+    return max(times.decode[0].seconds, 1e-12) / device.speed
 
-    One look may be a hiccup; a device that is back in time starts at zero again.
-    """
-    return {
-        device: counts.get(device, 0) + 1
-        for device, ratio in ratios.items()
-        if abs(ratio - 1) > threshold
-    }
+
+def _link_changes(name: str, before: DeviceSpec, after: DeviceSpec) -> Iterable[str]:
+    old, new = before.link, after.link
+    for what, factor in (
+        (
+            f"delay {format_seconds(new.latency_seconds)}",
+            (new.latency_seconds + 1e-9) / (old.latency_seconds + 1e-9),
+        ),
+        (
+            f"rate {format_bytes(new.bytes_per_second)}/s",
+            new.bytes_per_second / old.bytes_per_second,
+        ),
+    ):
+        if max(factor, 1 / factor) > _LINK_FACTOR:
+            yield f"the link of {name} has changed: {what}"
 
 
 def speed_text(device: str, ratio: float) -> str:
@@ -63,6 +68,23 @@ def speed_text(device: str, ratio: float) -> str:
     change = "slower" if ratio < 1 else "faster"
     factor = 1 / ratio if ratio < 1 else ratio
     return f"{device} is {factor:.3g} times {change} than planned"
+
+
+def drift_text(plan: Plan, workload: Workload, threshold: float) -> str | None:
+    """Return in words that requests have another shape than the plan was made for.
+
+    What counts is the ratio of prompts to answers: it decides how many devices do what.
+    """
+    if not plan.prompt_tokens or not plan.answer_tokens:
+        return None
+    before = plan.prompt_tokens / plan.answer_tokens
+    after = workload.prompt_tokens / workload.answer_tokens
+    if max(before / after, after / before) <= 1 + threshold:
+        return None
+    return (
+        f"requests have {workload.prompt_tokens} tokens of prompt and {workload.answer_tokens} of "
+        f"answer, the plan is for {plan.prompt_tokens} and {plan.answer_tokens}"
+    )
 
 
 @dataclass(frozen=True, slots=True)

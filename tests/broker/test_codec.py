@@ -18,8 +18,9 @@ from broker.codec import (
     encode_control,
     encode_frame,
 )
-from broker.control import DeviceState, DeviceStatus, Telemetry
+from broker.control import DeviceState, DeviceStatus
 from broker.plan import LayerRange, Plan
+from broker.telemetry import Telemetry
 from broker.topics import ALL_TOPICS
 from broker.work import ITEMSIZE, Forward, KvChunk, Reserve, ReserveKind, TensorMeta, Work
 

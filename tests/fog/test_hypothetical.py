@@ -8,7 +8,7 @@ from queue import SimpleQueue
 import pytest
 
 from broker.architecture import parse_config, stage_bytes
-from broker.control import ModelManifest, Telemetry
+from broker.control import ModelManifest
 from fog.config import load_config
 from fog.hypothetical import LOOPBACK, choose_planned_model, device_specs
 from fog.model_choice import DEMO_MODEL, ModelChoiceError
@@ -19,6 +19,7 @@ from nodes.calibrator import Calibrated, CalibrationFailed
 from nodes.profiler import Profiler
 from nodes.profiles import calibration_key
 from nodes.settings import MemoryOffer
+from planner.live.conditions import Condition
 from planner.live.inputs import device_spec
 from tests.fog.what_if_rig import CATALOGUE, CATALOGUE_FOG, FOG, OWN_NUMBERS, fake_calibration
 
@@ -256,7 +257,7 @@ def test_what_is_planned_is_what_the_planner_would_hear_from_the_nodes(
         node.poll()
         profile = node.profile(session=1)
         assert profile is not None
-        assert device_spec(device.id, profile, Telemetry(), model.spec) == spec
+        assert device_spec(device.id, profile, Condition(), model.spec) == spec
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from broker.control import DeviceState, DeviceStatus, ModelManifest, Telemetry
+from broker.control import DeviceState, DeviceStatus, ModelManifest
 from broker.plan import (
     IdleDevice,
     Loaded,
@@ -11,6 +11,7 @@ from broker.plan import (
     Rates,
     SingleDevice,
 )
+from broker.telemetry import Telemetry
 from gateway.fogview import FogView
 from gateway.report import devices_body, load_progress, plan_body, readiness
 from tests.gateway.scripted_fog import plan, replica, view_of

@@ -7,12 +7,12 @@ import pytest
 
 from broker.architecture import kv_bytes_per_token, parse_config, stage_bytes
 from nodes.hardware import (
+    Sensors,
     cpu_quota_cores,
     describe_hardware,
     free_memory_bytes,
     give_memory_back,
     offered_bytes,
-    read_sensors,
 )
 from nodes.settings import MemoryOffer
 from tests.support.checkpoints import FAMILIES
@@ -93,7 +93,12 @@ def test_a_board_without_model_name_is_described_by_what_the_platform_knows(
 
 
 def test_sensors_that_are_absent_are_left_out_and_the_rest_is_plausible() -> None:
-    sensors = read_sensors()
+    found = Sensors()
+    assert found.read().memory_used_bytes is None
+    found.reset_memory()
+    sensors = found.read()
+    assert sensors.memory_used_bytes is not None
+    assert 0 <= sensors.memory_used_bytes < 1 << 30
     assert sensors.memory_available_bytes is not None
     assert sensors.memory_available_bytes > 0
     assert sensors.cpu_load_ratio is not None

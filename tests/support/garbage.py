@@ -13,7 +13,6 @@ import msgspec
 
 from broker.access import Action, Credential, is_allowed
 from broker.codec import MAGIC, encode_control, encode_frame
-from broker.control import Telemetry
 from broker.events import (
     Granted,
     GrantState,
@@ -24,6 +23,7 @@ from broker.events import (
     Tokens,
 )
 from broker.plan import LayerRange
+from broker.telemetry import Telemetry
 from broker.topics import (
     ALL_TOPICS,
     GATEWAY_EVENTS,

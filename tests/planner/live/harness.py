@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from broker.codec import decode_control
-from broker.control import DeviceState, Telemetry
-from broker.plan import Assignment, LoadState, Plan, PlannerStatus, PlanState
-from broker.topics import DEVICE_ASSIGNMENT, PLAN, PLANNER_STATUS
+from broker.control import DeviceState
+from broker.plan import Assignment, LoadState, Plan, PlanHistory, PlannerStatus, PlanState
+from broker.telemetry import Telemetry
+from broker.topics import DEVICE_ASSIGNMENT, PLAN, PLAN_HISTORY, PLANNER_STATUS
 from broker.transport import Publication
 from planner.live.control import Control
 from planner.live.events import (
     AssignmentSeen,
     BusUp,
     Event,
+    HistorySeen,
     LoadedSeen,
     ModelSeen,
     PlannerSeen,
@@ -50,6 +52,7 @@ class Bench:
         self.plans: list[Plan] = []
         self.assignments: dict[str, Assignment] = {}
         self.statuses: list[PlannerStatus] = []
+        self.history = PlanHistory()
         self.sessions: dict[str, int] = {}
         self.obedient = True
         self.last_version = 0
@@ -154,6 +157,9 @@ class Bench:
             elif PLAN.match(publication.topic):
                 self.plans.append(decode_control(payload, Plan))
                 self.handle(PlanSeen(self.plans[-1]))
+            elif PLAN_HISTORY.match(publication.topic):
+                self.history = decode_control(payload, PlanHistory)
+                self.handle(HistorySeen(self.history))
             elif PLANNER_STATUS.match(publication.topic):
                 self.statuses.append(decode_control(payload, PlannerStatus))
                 self.handle(PlannerSeen(self.statuses[-1]))
@@ -161,6 +167,11 @@ class Bench:
     @property
     def plan(self) -> Plan:
         return self.plans[-1]
+
+    @property
+    def decisions(self) -> list[str]:
+        """What the log was told."""
+        return [decided.text for decided in self.control.history.fresh]
 
     @property
     def problem(self) -> str | None:

@@ -10,11 +10,14 @@ from typing import Any
 import msgspec.structs
 import pytest
 
-from broker.control import DecodeTime, LayerTimes, ModelManifest, PrefillTime, Telemetry
+from broker.control import DecodeTime, LayerTimes, ModelManifest, PrefillTime
 from broker.settings import SettingsError, read_settings
+from broker.telemetry import Telemetry, parse_telemetry
+from planner.live.conditions import Condition
 from planner.live.events import LoadedSeen, ProfileSeen, StatusSeen
-from planner.live.inputs import UnusableProfileError, device_spec, model_spec, parse_telemetry
+from planner.live.inputs import UnusableProfileError, device_spec, model_spec
 from planner.live.knowledge import Knowledge
+from planner.live.levels import Level
 from planner.live.settings import PlannerSettings
 from planner.live.target import NoModelError, chosen_model, fitted_workload
 from planner.model import Bucket, DeviceSpec, Objective, Roles, Workload
@@ -50,13 +53,14 @@ def test_blocks_of_experts_are_a_kind_of_their_own_with_bytes_of_their_own() -> 
     assert mixed.block_bytes[0] - mixed.block_bytes[1] == 4 * (router + 7 * expert - dense)
 
 
-def test_telemetry_changes_speed_and_link() -> None:
-    spec = device_spec("a", fogs.profile(), Telemetry(speed_ratio=0.5), MODEL)
-    assert spec.speed == 0.5
-    assert spec.link.latency_seconds == 0.0005
-    slow_link = Telemetry(link_latency_seconds=0.1, link_bytes_per_second=10.0)
-    spec = device_spec("a", fogs.profile(), slow_link, MODEL)
-    assert (spec.speed, spec.link.latency_seconds, spec.link.bytes_per_second) == (1.0, 0.1, 10.0)
+def test_a_device_is_planned_with_the_speed_link_and_memory_of_now() -> None:
+    profile = fogs.profile(memory_bytes=1_000_000)
+    assert device_spec("a", profile, Condition(), MODEL).link == profile.link
+    levels = {"speed": 0.5, "cores": 0.5, "latency": 0.1, "rate": 10.0, "room": 400_000.0}
+    now = Condition({name: Level(value) for name, value in levels.items()})
+    spec = device_spec("a", profile, now, MODEL)
+    assert (spec.speed, spec.link.latency_seconds, spec.link.bytes_per_second) == (0.25, 0.1, 10.0)
+    assert spec.memory_bytes == 400_000
 
 
 @pytest.mark.parametrize(
@@ -84,7 +88,7 @@ def test_a_profile_that_does_not_fit_is_refused_by_name(
 ) -> None:
     profile = msgspec.structs.replace(fogs.profile(), **changes)
     with pytest.raises(UnusableProfileError, match=f"^a .*{reason}"):
-        device_spec("a", profile, Telemetry(), MODEL)
+        device_spec("a", profile, Condition(), MODEL)
 
 
 def test_every_field_of_telemetry_can_be_read() -> None:
@@ -102,7 +106,13 @@ def test_every_field_of_telemetry_can_be_read() -> None:
         kv_used_tokens=4,
         dropped_messages=5,
         late_steps=6,
+        memory_used_bytes=7,
+        is_charging=False,
+        core_wait_ratio=0.1,
+        stage_rows={"r": 2.5},
+        prefill_token_seconds={"r": 0.01},
     )
+    assert None not in msgspec.structs.astuple(full)
     assert parse_telemetry(msgspec.json.encode(full)) == (full, ())
 
 
@@ -216,7 +226,8 @@ def test_settings_come_from_the_environment() -> None:
     [
         ("E2LLM_PLANNER_ROLES", "some"),
         ("E2LLM_PLANNER_SPEED_THRESHOLD", "1.5"),
-        ("E2LLM_PLANNER_LOOKS", "0"),
+        ("E2LLM_PLANNER_SPEED_SECONDS", "0"),
+        ("E2LLM_PLANNER_REST_SECONDS", "-1"),
         ("E2LLM_PLANNER_LEASE_SECONDS", "0"),
         ("E2LLM_PLANNER_MIN_GAIN", "-1"),
         ("E2LLM_PLANNER_MIN_TPS", "0"),
@@ -236,7 +247,7 @@ def test_a_wrong_setting_is_refused(name: str, value: str) -> None:
         ({}, "E2LLM_BROKER is not set"),
         ({"E2LLM_BROKER": "http://host"}, "mqtt://user:password@host:port"),
         ({"E2LLM_BROKER": "mqtt://host", "E2LLM_LOG": "loud"}, "E2LLM_LOG='loud'"),
-        ({"E2LLM_BROKER": "mqtt://host", "E2LLM_PLANNER_LOOKS": "x"}, "E2LLM_PLANNER_LOOKS"),
+        ({"E2LLM_BROKER": "mqtt://host", "E2LLM_PLANNER_SEED": "x"}, "E2LLM_PLANNER_SEED"),
     ],
 )
 def test_the_process_stops_with_the_name_of_a_wrong_setting(
@@ -259,11 +270,11 @@ def test_a_device_spec_is_frozen() -> None:
 
 def test_power_comes_from_the_profile_and_half_of_it_counts_as_unknown() -> None:
     known = msgspec.structs.replace(fogs.profile(), idle_watts=3.0, busy_watts=8.0)
-    spec = device_spec("a", known, Telemetry(), MODEL)
+    spec = device_spec("a", known, Condition(), MODEL)
     assert (spec.idle_watts, spec.busy_watts) == (3.0, 8.0)
     for half in ({"busy_watts": None}, {"busy_watts": 1.0}, {"busy_watts": float("inf")}):
         odd = msgspec.structs.replace(known, **half)
-        assert device_spec("a", odd, Telemetry(), MODEL).idle_watts is None
+        assert device_spec("a", odd, Condition(), MODEL).idle_watts is None
 
 
 def test_lengths_and_targets_are_settings() -> None:

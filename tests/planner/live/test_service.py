@@ -10,8 +10,9 @@ from typing import Any
 import fakeredis
 import pytest
 
-from broker.control import DeviceState, Telemetry
+from broker.control import DeviceState
 from broker.plan import PlannerStatus, PlanState
+from broker.telemetry import Telemetry
 from broker.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_PROFILE,
@@ -127,7 +128,9 @@ GARBAGE = [b"", b"{", b"null", b"[]", b"{}", b"\xff\xfe", b'{"state": 3}', b"x" 
 @pytest.mark.parametrize("payload", GARBAGE)
 def test_garbage_on_every_topic_is_counted_and_changes_nothing(fog: Fog, payload: bytes) -> None:
     for topic in TOPICS:
-        names = {name: "x" for name in ("model", "device") if f"{{{name}}}" in topic.template}
+        names = {
+            name: "x" for name in ("model", "device", "gateway") if f"{{{name}}}" in topic.template
+        }
         fog.devices.publish(Publication(topic.path(SITE, **names), payload))
     fog.run(5)
     assert fog.plan.version == 1

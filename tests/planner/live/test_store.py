@@ -12,8 +12,9 @@ import pytest
 import redis
 
 from broker.codec import decode_control
-from broker.control import Telemetry
-from broker.plan import Plan, PlanState
+from broker.plan import Plan, PlanDecision, PlanState
+from broker.telemetry import Telemetry
+from planner.live.history import Decided
 from planner.live.store import Store, telemetry_key
 
 
@@ -153,12 +154,16 @@ def test_a_closed_planner_gives_back_only_its_own_lease() -> None:
 
 def test_the_last_plan_and_decisions_are_recorded(client: redis.Redis) -> None:
     ours = store(client)
-    ours.record(plan(7), ["plan 7: pi joined"], now=0.0)
+    record = PlanDecision(at=1.5, trigger="pi joined", outcome="kept", reason="none is better")
+    told = [Decided("plan 7: pi joined", record), Decided("waiting")]
+    ours.record(plan(7), told, now=0.0)
     assert ours.look([], now=0.0).last_version == 7
     text = client.hget("e2llm:home:plan", "plan")
     assert isinstance(text, str)
     assert decode_control(text.encode(), Plan) == plan(7)
-    assert entries(client, "e2llm:home:plans") == [{"decision": "plan 7: pi joined"}]
+    first, second = entries(client, "e2llm:home:plans")
+    assert (first["decision"], second) == ("plan 7: pi joined", {"decision": "waiting"})
+    assert decode_control(first["record"].encode(), PlanDecision) == record
     client.hset("e2llm:home:plan", "version", "garbage")
     assert ours.look([], now=0.0).last_version == 0
 

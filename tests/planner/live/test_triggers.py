@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import msgspec.structs
 import pytest
 
 from broker.plan import Plan
-from planner.live.triggers import count_looks, decide, relative_speeds, speed_text
+from planner.live.triggers import changes, decide, drift_text, speed_text
 from planner.model import Workload
 from planner.planning import Outcome, plan_outcome
 from planner.roles import Score
@@ -18,8 +22,6 @@ def outcome(seconds: float, replicas: str = "ab", is_mixed: int = 0, num_slow: i
     """An outcome with one replica per letter, which is the replica's id."""
     devices, model = fogs.random_fog(1, 4)
     (any_replica, *_) = plan_outcome(devices, model, WORKLOAD).plan.replicas
-    import msgspec.structs
-
     chosen = [msgspec.structs.replace(any_replica, id=letter) for letter in replicas]
     plan = msgspec.structs.replace(plan_outcome(devices, model, WORKLOAD).plan, replicas=chosen)
     return Outcome(plan, Score(0, is_mixed, num_slow, seconds, seconds, 1.0, 4))
@@ -54,37 +56,57 @@ def test_the_first_plan_needs_no_reason() -> None:
     assert not decide(None, None, outcome(9.0), 0.10).is_kept
 
 
-def test_only_looks_in_a_row_count() -> None:
-    counts: dict[str, int] = {}
-    for ratio in (0.5, 0.5, 0.9, 0.5):
-        counts = count_looks(counts, {"a": ratio, "b": 1.2}, 0.25)
-    assert counts == {"a": 1}
+def changed(**change: Any) -> list[str]:
+    before = fogs.device("d1", 0.01, 1_000_000)
+    return changes({"d1": before}, {"d1": replace(before, **change)}, 0.25)
 
 
 @pytest.mark.parametrize(
-    ("ratio", "is_off"), [(0.74, True), (0.76, False), (1.24, False), (1.26, True), (4.0, True)]
+    ("speed", "is_off"), [(0.79, True), (0.81, False), (1.24, False), (1.26, True), (4.0, True)]
 )
-def test_speed_is_off_beyond_the_threshold_in_both_directions(ratio: float, is_off: bool) -> None:
-    assert bool(count_looks({}, {"a": ratio}, 0.25)) is is_off
+def test_speed_is_off_beyond_the_threshold_in_both_directions(speed: float, is_off: bool) -> None:
+    assert bool(changed(speed=speed)) is is_off
 
 
-def test_speed_is_read_from_the_plan_itself() -> None:
-    devices, model = fogs.random_fog(2, 4)
-    plan = plan_outcome(devices, model, WORKLOAD).plan
-    specs = {device.id: device for device in devices}
-    same = relative_speeds(plan, specs, model, WORKLOAD, {})
-    assert same == pytest.approx(dict.fromkeys(specs, 1.0))
-    slow = fogs.device("d1", 0.1, 1)
-    specs["d1"] = type(slow)(
-        id="d1",
-        memory_bytes=devices[1].memory_bytes,
-        blocks=devices[1].blocks,
-        embedding=devices[1].embedding,
-        head=devices[1].head,
-        link=devices[1].link,
-        speed=0.25,
-    )
-    assert relative_speeds(plan, specs, model, WORKLOAD, {})["d1"] == pytest.approx(0.25)
+def test_a_device_that_measured_itself_anew_is_compared_by_its_times() -> None:
+    twice = {"full": fogs.layer_times(0.02)}
+    assert changed(blocks=twice) == ["d1 is 2 times slower than planned"]
+    assert changed(blocks=twice, speed=2.0) == []
+
+
+def test_a_link_that_changed_by_far_is_named() -> None:
+    old = fogs.device("d1", 0.01, 1).link
+    slow = msgspec.structs.replace(old, bytes_per_second=old.bytes_per_second / 10)
+    assert changed(link=slow) == ["the link of d1 has changed: rate 10.0 MB/s"]
+    far = msgspec.structs.replace(old, latency_seconds=0.02)
+    assert changed(link=far) == ["the link of d1 has changed: delay 20 ms"]
+    near = msgspec.structs.replace(old, latency_seconds=old.latency_seconds * 1.4)
+    assert changed(link=near) == []
+
+
+def test_memory_that_came_back_is_named_and_less_memory_is_not() -> None:
+    assert changed(memory_bytes=2_000_000) == ["d1 has 2.0 MB for the model again"]
+    assert changed(memory_bytes=500_000) == []
+
+
+def test_devices_that_joined_or_left_are_no_change_of_a_device() -> None:
+    one, other = fogs.device("d1", 0.01, 1), fogs.device("d2", 0.01, 1)
+    assert changes({"d1": one}, {"d2": other}, 0.25) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "is_drift"),
+    [(64, 64, False), (90, 64, False), (32, 32, False), (200, 64, True), (64, 200, True)],
+)
+def test_requests_of_another_shape_are_a_drift(prompt: int, answer: int, is_drift: bool) -> None:
+    plan = msgspec.structs.replace(RUNNING, prompt_tokens=64, answer_tokens=64)
+    found = Workload(prompt_tokens=prompt, answer_tokens=answer)
+    assert (drift_text(plan, found, 0.5) is not None) is is_drift
+
+
+def test_a_plan_that_does_not_say_its_lengths_has_no_drift() -> None:
+    plan = msgspec.structs.replace(RUNNING, prompt_tokens=0, answer_tokens=0)
+    assert drift_text(plan, Workload(prompt_tokens=1, answer_tokens=999), 0.5) is None
 
 
 def test_a_change_is_put_in_words() -> None:

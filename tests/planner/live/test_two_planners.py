@@ -17,7 +17,7 @@ from broker.topics import DEVICE_STATUS, PLANNER_STATUS
 from broker.transport import Received
 from gateway.fogview import FogView
 from planner import planning
-from planner.live import control
+from planner.live import proposals
 from planner.planning import Outcome
 from tests.planner import fogs
 from tests.planner.live.planner_rig import SITE, Fog, store
@@ -78,7 +78,7 @@ def slow_search(fog: Fog, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], 
             meanwhile.pop(0)()
         return search(*args)
 
-    monkeypatch.setattr(control, "plan_outcome", slow)
+    monkeypatch.setattr(proposals, "plan_outcome", slow)
     return meanwhile
 
 

@@ -1,0 +1,264 @@
+"""A whole planner under noise, slow devices, pressure and drift, with a simulated clock."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from broker.control import DeviceState, GatewayStatus, MeasuredLengths
+from broker.plan import Plan, PlanState, Role
+from broker.telemetry import Telemetry
+from planner.live.events import GatewaySeen
+from tests.planner.live.harness import Bench, active
+
+HALF_AN_HOUR = 1800.0
+STEADY: dict[str, float] = {
+    "cpu_load_ratio": 0.6,
+    "memory_available_bytes": 3e9,
+    "memory_used_bytes": 1e9,
+    "temperature_celsius": 60.0,
+    "battery_ratio": 0.7,
+    "speed_ratio": 1.0,
+    "core_wait_ratio": 0.1,
+    "queue_length": 4,
+    "link_latency_seconds": 0.0005,
+    "link_bytes_per_second": 1e8,
+    "tokens_per_second": 50.0,
+    "kv_used_tokens": 400,
+}
+WHOLE = ("memory_available_bytes", "memory_used_bytes", "queue_length", "kv_used_tokens")
+
+
+def serving(**settings: object) -> Bench:
+    bench = Bench(**settings).connect().model().join(*"abcdef").run(8)
+    assert active(bench)
+    return bench
+
+
+def noisy(rng: random.Random, **changes: float) -> Telemetry:
+    """Telemetry of a steady device, every field off by up to 15 %."""
+    values = {name: v * rng.uniform(0.85, 1.15) for name, v in {**STEADY, **changes}.items()}
+    return Telemetry(**{n: int(v) if n in WHOLE else v for n, v in values.items()})  # type: ignore[arg-type]
+
+
+def lengths(prompt: float, answer: float, requests: int = 64) -> GatewaySeen:
+    measured = MeasuredLengths(num_requests=requests, prompt_tokens=prompt, answer_tokens=answer)
+    return GatewaySeen("g", GatewayStatus(state=DeviceState.READY, session=1, lengths=measured))
+
+
+def stages(plan: Plan) -> set[str]:
+    return {replica.id for replica in plan.replicas}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_of_15_percent_on_all_telemetry_changes_no_plan_in_half_an_hour(seed: int) -> None:
+    rng = random.Random(seed)
+    bench = serving()
+    for _ in range(int(HALF_AN_HOUR / 2)):
+        bench.telemetry = {name: noisy(rng) for name in "abcdef"}
+        bench.handle(lengths(64 * rng.uniform(0.85, 1.15), 64 * rng.uniform(0.85, 1.15)))
+        bench.run(2, step=1)
+    assert bench.plan.version == 1
+    assert [entry.version for entry in bench.history.decisions] == [1]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_device_slowed_to_a_quarter_in_noise_is_planned_for_once_and_used_again_later(
+    seed: int,
+) -> None:
+    rng = random.Random(seed)
+    bench = serving()
+    fastest = "a"
+    versions = []
+    for speed in (0.25, 1.0):
+        for _ in range(300):
+            bench.telemetry = {
+                name: noisy(rng, speed_ratio=speed if name == fastest else 1.0) for name in "abcdef"
+            }
+            bench.run(2, step=1)
+        versions.append(bench.plan.version)
+    assert versions == [2, 3]
+    first, slow, again = (p for p in bench.plans if p.state is PlanState.ACTIVE)
+    assert stages(slow) != stages(first)
+    assert slow.speeds[fastest] == pytest.approx(0.25, rel=0.16)
+    assert again.predicted.requests_per_second == pytest.approx(
+        first.predicted.requests_per_second or 0.0, rel=0.2
+    )
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.1])
+def test_a_slow_device_is_noticed_planned_and_switched_within_15_seconds(ratio: float) -> None:
+    bench = serving()
+    began = bench.now
+    bench.telemetry["a"] = Telemetry(speed_ratio=ratio)
+    while not (active(bench) and bench.plan.version == 2):
+        bench.run(0.5)
+        assert bench.now - began < 15
+
+
+def test_waiting_for_a_core_is_no_slowness_unless_it_lasts() -> None:
+    bench = serving()
+    waits, runs = Telemetry(speed_ratio=1.0, core_wait_ratio=0.7), Telemetry(speed_ratio=1.0)
+    for _ in range(20):
+        bench.telemetry["a"] = waits
+        bench.run(20)
+        bench.telemetry["a"] = runs
+        bench.run(40)
+    assert bench.plan.version == 1
+    bench.telemetry["a"] = waits
+    bench.run(90)
+    assert bench.plan.version == 2
+    assert "a is 3.33 times slower than planned" in bench.plan.trigger
+
+
+def test_a_slow_link_is_planned_for_once() -> None:
+    bench = serving()
+    bench.telemetry["a"] = Telemetry(link_bytes_per_second=1e6)
+    bench.run(120)
+    assert bench.plan.version == 2
+    assert "the link of a has changed: rate 1.0 MB/s" in bench.plan.trigger
+
+
+def test_memory_that_others_took_is_planned_for_and_used_again_when_it_is_back() -> None:
+    bench = serving()
+    before = stages(bench.plan)
+    plenty = Telemetry(memory_available_bytes=5_000_000, memory_used_bytes=0)
+    bench.telemetry["a"] = plenty
+    bench.run(20)
+    assert bench.plan.version == 1
+    bench.telemetry["a"] = Telemetry(memory_available_bytes=150_000, memory_used_bytes=0)
+    bench.run(20)
+    assert bench.plan.version == 2
+    assert "a cannot hold its stage any more" in bench.plan.trigger
+    assert "a" not in bench.devices()
+    bench.telemetry["a"] = plenty
+    bench.run(60)
+    assert stages(bench.plan) == before
+    assert "a has 1.1 MB for the model again" in bench.plan.trigger
+
+
+@pytest.mark.parametrize(
+    ("pressed", "relieved", "reason"),
+    [
+        (
+            Telemetry(battery_ratio=0.12, is_charging=False),
+            Telemetry(battery_ratio=0.12, is_charging=True),
+            "its battery is at 12%, the limit is 15%",
+        ),
+        (
+            Telemetry(temperature_celsius=99.0),
+            Telemetry(temperature_celsius=70.0),
+            "it is at 99 °C, the limit is 95 °C",
+        ),
+    ],
+)
+def test_a_device_rests_from_heat_and_on_an_empty_battery(
+    pressed: Telemetry, relieved: Telemetry, reason: str
+) -> None:
+    bench = serving()
+    bench.telemetry["a"] = pressed
+    bench.run(60)
+    assert "a" not in bench.devices()
+    assert any(entry.device == "a" and reason in entry.reason for entry in bench.plan.idle)
+    bench.telemetry["a"] = relieved
+    bench.run(400)
+    assert "a" in bench.devices()
+    assert bench.plan.version == 3
+
+
+def test_a_battery_between_the_limit_and_ten_percent_more_changes_nothing() -> None:
+    bench = serving()
+    for charge in (0.16, 0.2, 0.16, 0.24):
+        bench.telemetry["a"] = Telemetry(battery_ratio=charge)
+        bench.run(120)
+    assert bench.plan.version == 1
+
+
+def test_a_device_that_must_rest_serves_on_where_nobody_can_do_without_it() -> None:
+    bench = Bench().connect().model().join("a", "b", memory_bytes=1_000_000).run(8)
+    before = stages(bench.plan)
+    bench.telemetry["a"] = Telemetry(temperature_celsius=99.0)
+    bench.run(60)
+    assert stages(bench.plan) == before
+    assert "no plan" in (bench.problem or "")
+
+
+def test_requests_of_another_shape_lead_to_one_plan_for_their_lengths() -> None:
+    bench = serving()
+    for _ in range(60):
+        bench.handle(lengths(200, 20))
+        bench.run(5)
+    assert bench.plan.version == 2
+    assert (bench.plan.prompt_tokens, bench.plan.answer_tokens) == (200, 20)
+    assert "200 tokens of prompt and 20 of answer, the plan is for 64 and 64" in bench.plan.trigger
+
+
+def test_lengths_are_not_followed_when_a_person_says_so() -> None:
+    bench = serving(follow_lengths=False)
+    for _ in range(60):
+        bench.handle(lengths(200, 20))
+        bench.run(5)
+    assert bench.plan.version == 1
+
+
+def test_gateways_count_by_their_requests_and_lost_ones_not_at_all() -> None:
+    bench = serving()
+    lost = GatewayStatus(state=DeviceState.LOST, session=2)
+    bench.handle(lengths(5000, 10, requests=200))
+    bench.handle(GatewaySeen("g", lost))
+    bench.run(300)
+    assert bench.plan.version == 1
+
+
+def test_a_restarted_planner_knows_what_the_plan_was_made_with() -> None:
+    bench = serving()
+    bench.telemetry["a"] = Telemetry(speed_ratio=0.25)
+    for _ in range(30):
+        bench.handle(lengths(200, 20))
+        bench.run(5)
+    version = bench.plan.version
+    later = Bench(session=200)
+    later.connect()
+    bench.retained_for(later)
+    later.telemetry["a"] = Telemetry(speed_ratio=0.25)
+    later.handle(lengths(200, 20))
+    later.run(300)
+    assert {plan.version for plan in later.plans} <= {version}
+    assert later.control.rollout.version == version
+
+
+def test_every_decision_is_recorded_with_what_was_compared() -> None:
+    bench = serving()
+    bench.telemetry["a"] = Telemetry(speed_ratio=0.1)
+    bench.run(10)
+    first, second = bench.history.decisions
+    assert (first.version, first.outcome, first.reason) == (1, "adopted", "the first plan")
+    assert [c.name for c in first.considered] == ["best"]
+    assert second.trigger == "a is 10 times slower than planned"
+    assert [c.name for c in second.considered] == ["running", "best"]
+    running, best = second.considered
+    assert best.objective_seconds < running.objective_seconds
+    assert second.at > first.at > 1.7e9
+
+
+def test_a_plan_that_was_not_carried_out_is_recorded_as_well() -> None:
+    bench = serving()
+    bench.obedient = False
+    bench.telemetry["a"] = Telemetry(speed_ratio=0.1)
+    bench.run(7)
+    bench.leave("b").run(2)
+    outcomes = [(d.outcome, d.reason) for d in bench.history.decisions]
+    assert ("none", "plan 2 is given up before it was active") in outcomes
+
+
+def test_roles_that_change_alone_move_no_weights() -> None:
+    bench = serving()
+    before = {r.id: r.role for r in bench.plan.replicas}
+    for _ in range(60):
+        bench.handle(lengths(20, 200))
+        bench.run(5)
+    after = {r.id: r.role for r in bench.plan.replicas}
+    assert {Role.PREFILL, Role.DECODE} <= set(after.values())
+    (record,) = (d for d in bench.history.decisions if d.version == 2)
+    assert (record.outcome == "kept") == (before == after)
