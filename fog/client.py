@@ -190,6 +190,11 @@ class FogClient:
         plan: dict[str, Any] = self._get("/fog/plan")
         return plan
 
+    def plan_history(self) -> list[dict[str, Any]]:
+        """Return the body of ``GET /fog/plans``: decisions of the planner, oldest first."""
+        decisions: list[dict[str, Any]] = self._get("/fog/plans")
+        return decisions
+
     def devices(self) -> list[dict[str, Any]]:
         """Return the body of ``GET /fog/devices``."""
         devices: list[dict[str, Any]] = self._get("/fog/devices")

@@ -94,6 +94,14 @@ def plan(
             "without it, and a comparison with the best single device.",
         ),
     ] = False,
+    history: Annotated[
+        bool,
+        typer.Option(
+            "--history",
+            help="What the planner of the running fog decided lately: what had changed, which "
+            "plans it compared, and why one was adopted or not.",
+        ),
+    ] = False,
     model: PlannedModelOption = None,
     weights: WeightsOption = None,
     ttft: TtftOption = None,
@@ -104,6 +112,9 @@ def plan(
 ) -> None:
     """Show which device holds which layers, running or planned (--fog)."""
     from fog.tables import plan_view
+
+    if history and (fog is not None or explain):
+        give_up("e2llm: --history is about a running fog, without --fog", EXIT_USAGE)
 
     if fog is not None:
         with planning_errors():
@@ -120,6 +131,14 @@ def plan(
             "e2llm: --explain, --model, --weights, --ttft and --tpot need --fog FILE", EXIT_USAGE
         )
     client = FogClient(url)
+    if history:
+        from fog.history import history_view
+
+        decisions = client.plan_history()
+        write_json(json_target, decisions)
+        if json_target is None:
+            make_console().print(history_view(decisions))
+        return
     current = client.plan()
     write_json(json_target, current)
     if json_target is None:

@@ -77,12 +77,17 @@ def _plan_table(plan: Json) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     measured: Json = (plan.get("measured") or {}).get("replicas") or {}
     rates = {replica_id: rates_text(rates) for replica_id, rates in measured.items()}
-    has_measured = any(rates.values())
+    has_rates = any(rates.values())
+    has_measured = any(
+        stage_text(stage) for r in plan.get("replicas") or () for stage in r["stages"]
+    )
     for column in ("replica", "role", "device", "layers"):
         table.add_column(column, no_wrap=True)
     table.add_column("predicted", justify="right")
     if has_measured:
-        table.add_column("measured")
+        table.add_column("measured, and by how much it is longer")
+    if has_rates:
+        table.add_column("requests had")
     for replica in plan.get("replicas") or ():
         role = str(replica.get("role", "?"))
         for index, stage in enumerate(replica["stages"]):
@@ -95,9 +100,30 @@ def _plan_table(plan: Json) -> Table:
                 _seconds(stage.get("predicted_seconds")),
             ]
             if has_measured:
+                cells.append(stage_text(stage))
+            if has_rates:
                 cells.append(rates.get(replica["id"], "") if first else "")
             table.add_row(*cells, end_section=index == len(replica["stages"]) - 1)
     return table
+
+
+def stage_text(stage: Json) -> str:
+    """Return what a stage's device measured, beside the prediction for the same rows."""
+    measured: Json = stage.get("measured") or {}
+    parts = []
+    if decode := measured.get("decode"):
+        share = _share_text(decode.get("error"))
+        parts.append(
+            f"{format_seconds(decode['measured_seconds'])}{share} with {decode['rows']:.1f} rows"
+        )
+    if prefill := measured.get("prefill"):
+        share = _share_text(prefill.get("error"))
+        parts.append(f"{format_seconds(prefill['measured_seconds'])}{share} per prompt token")
+    return ", ".join(parts)
+
+
+def _share_text(error: object) -> str:
+    return f" ({error:+.0%})" if isinstance(error, int | float) else ""
 
 
 def _idle_lines(idle: Sequence[Json]) -> list[Text]:
@@ -116,10 +142,28 @@ def _rate_lines(plan: Json) -> list[Text]:
         window = measured.get("window_seconds")
         label = f"measured over the last {window:g} s" if window else "measured"
         lines.append(Text(f"{label}: {text}"))
+    if text := _errors(plan.get("errors") or {}):
+        lines.append(Text(f"measured over predicted: {text}"))
     if best := plan.get("best_single_device"):
         text = _promise(best.get("predicted") or {})
         lines.append(Text(f"best single device: {best.get('device')}, {text}", "dim"))
     return lines
+
+
+def _errors(errors: Json) -> str:
+    names = {
+        "ttft_seconds": "TTFT",
+        "tpot_seconds": "time per token",
+        "requests_per_second": "requests/s",
+    }
+    parts = [
+        f"{name}{_share_text(errors.get(key))}"
+        for key, name in names.items()
+        if errors.get(key) is not None
+    ]
+    if (stages := errors.get("stage_seconds")) is not None:
+        parts.insert(0, f"stages off by {stages:.0%} (median)")
+    return ", ".join(parts)
 
 
 def _promise(rates: Json) -> str:

@@ -140,6 +140,7 @@ def _add_state_routes(
             "/v1/completions",
             "/v1/models",
             "/fog/plan",
+            "/fog/plans",
             "/fog/devices",
             "/fog/requests/{id}",
             "/healthz",
@@ -167,6 +168,10 @@ def _add_state_routes(
     @app.get("/fog/plan")
     async def fog_plan() -> JSONResponse:
         return JSONResponse(engine.fog_plan())
+
+    @app.get("/fog/plans")
+    async def fog_plans() -> JSONResponse:
+        return JSONResponse(engine.plan_history())
 
     @app.get("/fog/devices")
     async def fog_devices() -> JSONResponse:

@@ -178,7 +178,10 @@ class Delivery:
             measures.first_token(now - request.submitted_at)
         if request.phase is Phase.PREFILL and request.prefill_was_alone:
             measures.prefilled(
-                request.binding.prefill, request.known_tokens - 1, now - request.opened_at
+                request.binding.prefill,
+                request.known_tokens - 1,
+                now - request.opened_at,
+                self._ledger.view.planned_prompt_tokens,
             )
         if request.phase is Phase.DECODE:
             steps = len(request.generated) - request.sampled_tokens
@@ -190,7 +193,8 @@ class Delivery:
             # The way from prefill to the second token is not a decode step.
             request.sampled_at, request.sampled_tokens = now, len(request.generated)
         if is_last:
-            measures.finished(len(request.generated), now)
+            num_prompt_tokens = request.known_tokens - len(request.generated)
+            measures.finished(num_prompt_tokens, len(request.generated), now)
 
     def _rows_in(self, replica_id: str) -> int:
         return sum(

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from broker.codec import encode_control
-from broker.control import DeviceState, GatewayStatus, ModelManifest
+from broker.control import DeviceState, GatewayStatus, MeasuredLengths, ModelManifest
 from broker.plan import Plan
 from broker.topics import (
     DEVICE_LOADED,
@@ -28,6 +28,7 @@ from broker.topics import (
     GATEWAY_STATUS,
     MODEL,
     PLAN,
+    PLAN_HISTORY,
     PLANNER_STATUS,
 )
 from broker.transport import (
@@ -60,6 +61,8 @@ from gateway.requests import (
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 0.05
+LENGTHS_SECONDS: Final = 5.0
+"""Between two statuses that say how long requests are."""
 TAKE_OVER_SECONDS: Final = 2.0
 """How long a stream may take to end whose answer another connection reads on."""
 
@@ -120,6 +123,8 @@ class FogEngine:
         self._intake = Intake(gateway_id)
         self._manifest: ModelManifest | None = None
         self._bus_problem: str | None = "not connected to the MQTT broker yet"
+        self._lengths: MeasuredLengths | None = None
+        self._lengths_at = 0.0
         self._streams: dict[str, Stream] = {}
         self._closed: dict[str, asyncio.Event] = {}
         self._wake = asyncio.Event()
@@ -134,6 +139,7 @@ class FogEngine:
         self._transport.subscribe(
             [
                 (PLAN.path(site), PLAN.qos),
+                (PLAN_HISTORY.path(site), PLAN_HISTORY.qos),
                 (PLANNER_STATUS.path(site), PLANNER_STATUS.qos),
                 (MODEL.filter(site), MODEL.qos),
                 (DEVICE_STATUS.filter(site), DEVICE_STATUS.qos),
@@ -212,8 +218,13 @@ class FogEngine:
         return self._view.preparing or self._view.active
 
     def fog_plan(self) -> dict[str, Any]:
-        measured = self._measures.body(self._view.replicas, self._clock())
+        is_full = self._dispatcher.num_waiting > 0
+        measured = self._measures.body(self._view.replicas, self._clock(), is_full=is_full)
         return report.plan_body(self._view, measured)
+
+    def plan_history(self) -> list[dict[str, Any]]:
+        decisions: list[dict[str, Any]] = msgspec.to_builtins(self._intake.history.decisions)
+        return decisions
 
     def devices(self) -> list[dict[str, Any]]:
         return report.devices_body(self._view, self._clock())
@@ -301,6 +312,7 @@ class FogEngine:
             session=self._session,
             addresses=self._addresses,
             software=self._software,
+            lengths=self._lengths,
         )
         return status_publication(self._site, self._gateway, status)
 
@@ -361,9 +373,21 @@ class FogEngine:
             await asyncio.sleep(TICK_SECONDS)
             try:
                 self._apply(self._dispatcher.tick(self._clock()))
+                self._tell_lengths(self._clock())
             except Exception:
                 # A bug: without timers every request of this gateway would hang.
                 logger.exception("a timer failed")
+
+    def _tell_lengths(self, now: float) -> None:
+        """Say in the status how long requests are, now and then."""
+        if now - self._lengths_at < LENGTHS_SECONDS:
+            return
+        self._lengths_at = now
+        lengths = self._measures.lengths(now)
+        if lengths != self._lengths:
+            self._lengths = lengths
+            if self._transport.is_connected:
+                self._publish_status()
 
 
 def _slug(name: str) -> str:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from broker.control import DeviceProfile, DeviceState, DeviceStatus, ModelManifest
 from broker.plan import Loaded, Plan, PlannerStatus, PlanState, Replica
-from broker.telemetry import Telemetry
+from broker.telemetry import Reading, Telemetry, merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,8 @@ class DeviceView:
     """What one device said last.
 
     Attributes:
+        telemetry: The latest of each field.
+        refused_fields: Fields of telemetry that could not be read, so far.
         seen_at: When the newest message of the device arrived, on the gateway's clock.
     """
 
@@ -28,6 +30,7 @@ class DeviceView:
     profile: DeviceProfile | None = None
     loaded: Loaded | None = None
     telemetry: Telemetry | None = None
+    refused_fields: int = 0
     seen_at: float = 0.0
 
     @property
@@ -109,9 +112,14 @@ class FogView:
             return self
         return self._with_device(replace(known, loaded=loaded, seen_at=now))
 
-    def with_telemetry(self, device: str, telemetry: Telemetry, now: float) -> FogView:
-        """Take a device's telemetry in."""
-        return self._with_device(replace(self._device(device), telemetry=telemetry, seen_at=now))
+    def with_telemetry(self, device: str, reading: Reading, now: float) -> FogView:
+        """Take a device's telemetry in, field by field: several may speak for one device."""
+        known = self._device(device)
+        telemetry = merged(known.telemetry or Telemetry(), reading.telemetry)
+        refused = known.refused_fields + len(reading.refused)
+        return self._with_device(
+            replace(known, telemetry=telemetry, refused_fields=refused, seen_at=now)
+        )
 
     def without_device(self, device: str) -> FogView:
         """Forget a device whose retained status was cleared."""
@@ -167,6 +175,16 @@ class FogView:
             and device.holds(f"{replica.id}/{index}")
             for index, stage in enumerate(replica.stages)
         )
+
+    @property
+    def planned_prompt_tokens(self) -> int:
+        """Mean prompt that the serving plan is for; 0: not known."""
+        return self.serving.prompt_tokens if self.serving is not None else 0
+
+    def telemetry(self, device: str) -> Telemetry | None:
+        """Return the latest telemetry of a device that is there."""
+        view = self._device(device)
+        return view.telemetry if view.is_ready else None
 
     def absent_devices(self) -> list[str]:
         """Devices of the serving plan that do not answer, in plan order."""

@@ -11,6 +11,8 @@ from typing import Any
 from broker.codec import DecodeError, decode_control, decode_frame
 from broker.control import GatewayStatus, ModelManifest
 from broker.events import Event
+from broker.plan import PlanHistory
+from broker.telemetry import parse_telemetry
 from broker.topics import (
     DEVICE_LOADED,
     DEVICE_PROFILE,
@@ -20,6 +22,7 @@ from broker.topics import (
     GATEWAY_STATUS,
     MODEL,
     PLAN,
+    PLAN_HISTORY,
     PLANNER_STATUS,
     Topic,
 )
@@ -34,6 +37,7 @@ _TOPICS: tuple[Topic[Any], ...] = (
     DEVICE_LOADED,
     DEVICE_PROFILE,
     PLAN,
+    PLAN_HISTORY,
     PLANNER_STATUS,
     MODEL,
     GATEWAY_STATUS,
@@ -47,12 +51,14 @@ class Intake:
     Attributes:
         view: The fog as far as it is known.
         drops: Messages that could not be read, by the topic's template.
+        history: The planner's latest decisions.
         own_models: Topic levels under which this gateway, or one before it with the same
             id, has published a model.
     """
 
     def __init__(self, gateway: str) -> None:
         self.view = FogView()
+        self.history = PlanHistory()
         self.drops = Drops()
         self._gateway = gateway
         self.own_models: set[str] = set()
@@ -77,6 +83,9 @@ class Intake:
         else:
             self.drops.add("other", message.topic, "no topic of the contract")
             return None
+        if topic is DEVICE_TELEMETRY:
+            self._take_telemetry(names["device"], message, now)
+            return None
         try:
             return self._take(topic, names, message.payload, now)
         except DecodeError as error:
@@ -92,13 +101,12 @@ class Intake:
         if not payload:
             return self._clear(topic, names)
         content = decode_control(payload, topic.message)
+        if topic is PLAN_HISTORY:
+            self.history = content
+            return None
         if topic is GATEWAY_STATUS:
             return content if names["gateway"] == self._gateway else None
         before = self.view
-        if topic is DEVICE_TELEMETRY:
-            # Frequent, and nothing is routed by it.
-            self.view = before.with_telemetry(names["device"], content, now)
-            return None
         if topic is DEVICE_STATUS:
             self.view = before.with_status(names["device"], content, now)
         elif topic is DEVICE_LOADED:
@@ -114,6 +122,14 @@ class Intake:
         elif not self._serves_own_model:
             self.view = before.with_model(content)
         return self.view if self.view is not before else None
+
+    def _take_telemetry(self, device: str, message: Received, now: float) -> None:
+        """Any agent may write it, so it is read field by field; nothing is routed by it."""
+        reading = parse_telemetry(message.payload)
+        if reading.refused:
+            reason = f"refused {', '.join(reading.refused)}"
+            self.drops.add(DEVICE_TELEMETRY.template, message.topic, reason)
+        self.view = self.view.with_telemetry(device, reading, now)
 
     def _clear(self, topic: Topic[Any], names: dict[str, str]) -> Taken | None:
         """An empty retained payload takes the knowledge back (MQTT 3.1.1, 3.3.1.3)."""

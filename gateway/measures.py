@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, Final
 
+from broker.control import MeasuredLengths
 from broker.plan import Replica
 from gateway.routing import predicted_prefill_rate, predicted_step_seconds
 
@@ -17,6 +18,10 @@ FACTOR_LIMITS: Final = (0.05, 20.0)
 RECENT: Final = 256
 """Requests, or tokens times 16, over which the fog's figures are taken."""
 DEFAULT_ANSWER_TOKENS: Final = 64.0
+FEWEST_LENGTHS: Final = 20
+"""Requests whose mean lengths say something about the next ones."""
+LENGTHS_SECONDS: Final = 600.0
+"""How long they do."""
 
 
 class _PrefillLine:
@@ -73,6 +78,9 @@ class Measures:
         self._finished: deque[float] = deque(maxlen=RECENT)
         self._prefill: dict[str, _PrefillLine] = {}
         self._step_factor: dict[str, float] = {}
+        self._ttft_ratio: dict[str, float] = {}
+        self._tpot_ratio: dict[str, float] = {}
+        self._lengths: deque[tuple[float, int, int]] = deque(maxlen=RECENT)
         self._prefill_rate: dict[str, float] = {}
         self._step_seconds: dict[str, float] = {}
         self._answer_tokens = DEFAULT_ANSWER_TOKENS
@@ -87,10 +95,18 @@ class Measures:
         """A token was delivered."""
         self._tokens.append(now)
 
-    def prefilled(self, replica: Replica, num_tokens: int, seconds: float) -> None:
-        """A prompt that was alone in its replica took ``seconds`` from `Open` to a token."""
+    def prefilled(
+        self, replica: Replica, num_tokens: int, seconds: float, planned_tokens: int = 0
+    ) -> None:
+        """A prompt that was alone in its replica took ``seconds`` from `Open` to a token.
+
+        ``planned_tokens`` is the prompt that the plan was made for; 0: not known.
+        """
         if seconds <= 0:
             return
+        predicted = predicted_ttft_seconds(replica, num_tokens, planned_tokens)
+        if predicted is not None:
+            _smooth(self._ttft_ratio, replica.id, seconds / predicted)
         _smooth(self._prefill_rate, replica.id, num_tokens / seconds)
         line = self._prefill.setdefault(replica.id, _PrefillLine())
         line.add(num_tokens, seconds, 1 / predicted_prefill_rate(replica))
@@ -104,10 +120,12 @@ class Measures:
         _smooth(self._step_seconds, replica.id, step)
         predicted = predicted_step_seconds(replica, num_rows)
         _smooth(self._step_factor, replica.id, _limited(step / predicted))
+        _smooth(self._tpot_ratio, replica.id, step / predicted)
 
-    def finished(self, num_tokens: int, now: float) -> None:
-        """An answer ended with ``num_tokens`` tokens."""
+    def finished(self, num_prompt_tokens: int, num_tokens: int, now: float) -> None:
+        """An answer of ``num_tokens`` tokens to a prompt of ``num_prompt_tokens`` ended."""
         self._finished.append(now)
+        self._lengths.append((now, num_prompt_tokens, num_tokens))
         self._answer_tokens += 0.1 * (num_tokens - self._answer_tokens)
 
     # --- what they say -----------------------------------------------------------------------
@@ -135,10 +153,25 @@ class Measures:
         """Return how many answers end per second; None when fewer than two did recently."""
         return _rate(self._finished, now, self._window_seconds)
 
-    def body(self, replicas: Sequence[Replica], now: float) -> dict[str, Any]:
+    def lengths(self, now: float) -> MeasuredLengths | None:
+        """Return how long recent requests were; None when there were few lately."""
+        recent = [entry for entry in self._lengths if now - entry[0] <= LENGTHS_SECONDS]
+        if len(recent) < FEWEST_LENGTHS:
+            return None
+        return MeasuredLengths(
+            num_requests=len(recent),
+            prompt_tokens=sum(prompt for _, prompt, _ in recent) / len(recent),
+            answer_tokens=sum(answer for _, _, answer in recent) / len(recent),
+        )
+
+    def body(
+        self, replicas: Sequence[Replica], now: float, *, is_full: bool = False
+    ) -> dict[str, Any]:
         """Return the ``measured`` part of ``GET /fog/plan``; None where nothing is known.
 
-        Rates are those of the last ``window_seconds``, so they follow the demand.
+        Rates are those of the last ``window_seconds``, so they follow the demand. An error is
+        the share by which a time is longer than predicted for the same lengths and rows.
+        ``is_full`` says that requests wait, so that the rate is what the fog can do.
         """
         return {
             "window_seconds": self._window_seconds,
@@ -150,14 +183,33 @@ class Measures:
             or None,
             "decode_tokens_per_second": _rate(self._tokens, now, self._window_seconds),
             "requests_per_second": self.requests_per_second(now),
+            "is_full": is_full,
             "replicas": {
                 replica.id: {
                     "prefill_tokens_per_second": self._prefill_rate.get(replica.id),
                     "tpot_seconds": self._step_seconds.get(replica.id),
+                    "ttft_error": _excess(self._ttft_ratio.get(replica.id)),
+                    "tpot_error": _excess(self._tpot_ratio.get(replica.id)),
                 }
                 for replica in replicas
             },
         }
+
+
+def predicted_ttft_seconds(replica: Replica, num_tokens: int, planned_tokens: int) -> float | None:
+    """Return what the plan says of a lone prompt of another length than the planned one.
+
+    Hops take the same, the rest is in proportion; None when the plan does not say.
+    """
+    planned = replica.predicted.ttft_seconds
+    if not planned or not planned_tokens:
+        return None
+    hops = min(sum(stage.hop_seconds for stage in replica.stages[1:]), planned)
+    return hops + (planned - hops) * num_tokens / planned_tokens
+
+
+def _excess(ratio: float | None) -> float | None:
+    return None if ratio is None else ratio - 1
 
 
 def _smooth(values: dict[str, float], key: str, sample: float) -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from broker.control import DeviceState
 from broker.plan import LoadState, Plan, Replica
+from gateway.comparison import errors_body, stage_body
 from gateway.fogview import DeviceView, FogView
 from gateway.requests import Readiness
 
@@ -18,6 +19,7 @@ def plan_body(view: FogView, measured: dict[str, Any]) -> dict[str, Any]:
     Before any plan it has the same keys, with nothing in them and ``state`` ``"none"``.
     """
     plan = view.active or view.preparing
+    replicas = [] if plan is None else [_replica_body(view, plan, r) for r in plan.replicas]
     preparing = view.preparing
     body: dict[str, Any] = {
         "version": plan.version if plan is not None else None,
@@ -28,6 +30,7 @@ def plan_body(view: FogView, measured: dict[str, Any]) -> dict[str, Any]:
         "idle": [],
         "predicted": {},
         "measured": measured,
+        "errors": {} if plan is None else errors_body(plan, replicas, measured),
         "best_single_device": None,
         "reasons": {},
         "optimality": "",
@@ -41,7 +44,10 @@ def plan_body(view: FogView, measured: dict[str, Any]) -> dict[str, Any]:
             "kv_format": plan.kv_format,
             "chunk_tokens": plan.chunk_tokens,
             "context_tokens": plan.context_tokens,
-            "replicas": [_replica_body(view, replica) for replica in plan.replicas],
+            "prompt_tokens": plan.prompt_tokens,
+            "answer_tokens": plan.answer_tokens,
+            "speeds": plan.speeds,
+            "replicas": replicas,
             "idle": [{"device": idle.device, "reason": idle.reason} for idle in plan.idle],
             "predicted": msgspec.to_builtins(plan.predicted),
             "best_single_device": None
@@ -177,7 +183,7 @@ def _load_errors(view: FogView) -> dict[str, str]:
     }
 
 
-def _replica_body(view: FogView, replica: Replica) -> dict[str, Any]:
+def _replica_body(view: FogView, plan: Plan, replica: Replica) -> dict[str, Any]:
     return {
         "id": replica.id,
         "role": replica.role.value,
@@ -193,6 +199,7 @@ def _replica_body(view: FogView, replica: Replica) -> dict[str, Any]:
                 "embedding": stage.embedding,
                 "head": stage.head,
                 "predicted_seconds": stage.predicted_seconds,
+                "measured": stage_body(plan, replica, stage, view.telemetry(stage.device)),
             }
             for stage in replica.stages
         ],
@@ -222,6 +229,7 @@ def _device_body(device: DeviceView, now: float) -> dict[str, Any]:
         "total_bytes": loaded.total_bytes if loaded is not None else 0,
         "progress": progress,
         "error": loaded.error if loaded is not None else None,
+        "refused_fields": device.refused_fields,
         "telemetry": msgspec.to_builtins(device.telemetry)
         if device.telemetry is not None
         else None,

@@ -157,6 +157,9 @@ class Engine(TokenSource, Protocol):
     def fog_plan(self) -> dict[str, Any]:
         """The body of ``GET /fog/plan``."""
 
+    def plan_history(self) -> list[dict[str, Any]]:
+        """The body of ``GET /fog/plans``: the planner's latest decisions, oldest first."""
+
     def devices(self) -> list[dict[str, Any]]:
         """The body of ``GET /fog/devices``."""
 

@@ -104,6 +104,7 @@ def make_server(port: int, behaviour: Behaviour) -> ThreadingHTTPServer:
                 "/healthz": {},
                 "/readyz": {"reason": ""},
                 "/fog/plan": PLAN,
+                "/fog/plans": [{"version": 3, "outcome": "adopted", "reason": "the first plan"}],
                 "/fog/devices": DEVICES,
                 "/v1/models": {"data": [{"id": "tiny"}]},
             }

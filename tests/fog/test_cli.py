@@ -58,9 +58,11 @@ def test_plan_and_devices_are_tables_or_json_alone_on_standard_output(tmp_path: 
     with serve() as url:
         table = e2llm("plan", "--url", url)
         as_json = e2llm("plan", "--json", "-", environ={"E2LLM_URL": url})
+        history = e2llm("plan", "--history", "--url", url)
         to_file = e2llm("devices", "--url", url, "--json", str(tmp_path / "devices.json"))
     assert "embedding + 0-4" in table.stdout
     assert json.loads(as_json.stdout) == PLAN
+    assert "the first plan" in history.stdout
     assert to_file.stdout == ""
     assert json.loads((tmp_path / "devices.json").read_text())[0]["id"] == "laptop"
 

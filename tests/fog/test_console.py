@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from fog.client import Answer, Readiness
+from fog.history import history_view
 from fog.patience import Patience, Standstill
 from fog.processes import ProcessState
 from fog.progress import LiveDisplay, PlainDisplay, Snapshot, device_text, make_display
@@ -44,6 +45,37 @@ def test_the_plan_shows_who_holds_what_and_who_is_left_out() -> None:
     assert "5 + head" in second
     assert "12 ms" in second
     assert "not used: toaster (too slow [by far])" in text
+
+
+def test_measured_stage_times_stand_beside_the_predicted_ones_with_the_error() -> None:
+    plan = json.loads(json.dumps(PLAN))
+    decode = {"rows": 2.5, "predicted_seconds": 0.01, "measured_seconds": 0.012, "error": 0.2}
+    plan["replicas"][0]["stages"][0]["measured"] = {"decode": decode, "prefill": None}
+    prefill = {"predicted_seconds": 0.002, "measured_seconds": 0.001, "error": -0.5}
+    plan["replicas"][0]["stages"][1]["measured"] = {"decode": None, "prefill": prefill}
+    plan["errors"] = {"stage_seconds": 0.35, "ttft_seconds": None, "tpot_seconds": 0.04}
+    text = rendered(plan_view(plan))
+    assert "12 ms (+20%) with 2.5 rows" in text
+    assert "1 ms (-50%) per prompt token" in text
+    assert "measured over predicted: stages off by 35% (median), time per token (+4%)" in text
+
+
+def test_decisions_say_what_changed_what_was_compared_and_why() -> None:
+    compared = [
+        {"name": name, "num_replicas": 2, "num_devices": 5, "requests_per_second": rate}
+        | {"objective_seconds": 1 / rate, "optimality": ""}
+        for name, rate in (("running", 2.0), ("best", 2.1))
+    ]
+    kept = {"at": 1.8e9, "trigger": "pi is 4 times slower than planned", "outcome": "kept"}
+    kept |= {"reason": "another plan would gain 5.0%", "version": 7, "considered": compared}
+    text = rendered(history_view([kept, {"at": 0, "outcome": "none", "reason": "pi failed"}]))
+    assert "kept  plan 7" in text
+    assert "what changed: pi is 4 times slower than planned" in text
+    assert "why: another plan would gain 5.0%" in text
+    assert "as it is: 2 replicas on 5 devices, 2 requests/s, 500 ms per request" in text
+    assert "best found: 2 replicas on 5 devices, 2.1 requests/s" in text
+    assert "pi failed" in text
+    assert "No decision yet" in rendered(history_view([]))
 
 
 @pytest.mark.parametrize(

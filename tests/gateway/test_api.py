@@ -413,6 +413,7 @@ async def test_another_model_is_not_found(api: Api) -> None:
 
 async def test_the_fog_is_shown(api: Api) -> None:
     assert (await api.get("/fog/plan")).json()["version"] == 3
+    assert (await api.get("/fog/plans")).json() == [{"version": 3, "outcome": "adopted"}]
     assert (await api.get("/fog/devices")).json() == [{"id": "pi", "state": "ready"}]
     assert (await api.get("/healthz")).status_code == 200
     assert "/readyz" in (await api.get("/")).json()["links"]

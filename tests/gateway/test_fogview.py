@@ -11,7 +11,7 @@ from broker.plan import (
     Rates,
     SingleDevice,
 )
-from broker.telemetry import Telemetry
+from broker.telemetry import Reading, Telemetry
 from gateway.fogview import FogView
 from gateway.report import devices_body, load_progress, plan_body, readiness
 from tests.gateway.scripted_fog import plan, replica, view_of
@@ -188,6 +188,7 @@ def test_the_plan_is_shown_with_layers_predictions_and_measurements_side_by_side
             "embedding": True,
             "head": False,
             "predicted_seconds": 0.025,
+            "measured": {"decode": None, "prefill": None},
         },
         {
             "device": "b",
@@ -195,6 +196,7 @@ def test_the_plan_is_shown_with_layers_predictions_and_measurements_side_by_side
             "embedding": False,
             "head": True,
             "predicted_seconds": 0.025,
+            "measured": {"decode": None, "prefill": None},
         },
     ]
     assert body["replicas"][0]["role"] == "both"
@@ -225,7 +227,8 @@ def test_a_plan_in_preparation_is_shown_with_its_progress() -> None:
 def test_devices_are_shown_with_what_they_hold_and_how_long_they_are_silent() -> None:
     view = FogView().with_status("b", status(), 0.0).with_status("a", status(), 1.0)
     view = view.with_loaded("a", loaded("one/0", got=100), 2.0)
-    view = view.with_telemetry("a", Telemetry(speed_ratio=0.5), 3.0)
+    view = view.with_telemetry("a", Reading(Telemetry(speed_ratio=0.5)), 3.0)
+    view = view.with_telemetry("a", Reading(Telemetry(battery_ratio=0.5), ("x", "y")), 3.0)
 
     first, second = devices_body(view, now=5.0)
 
@@ -235,7 +238,9 @@ def test_devices_are_shown_with_what_they_hold_and_how_long_they_are_silent() ->
     assert first["pid"] == 42
     assert (first["stages"], first["tensors"], first["loaded_bytes"]) == (["one/0"], ["t"], 100)
     assert first["progress"] == 1.0
-    assert first["telemetry"]["speed_ratio"] == 0.5
+    # Node and thermometer speak for one device.
+    assert first["telemetry"]["speed_ratio"] == first["telemetry"]["battery_ratio"] == 0.5
+    assert first["refused_fields"] == 2
     assert second["load_state"] is None
 
 

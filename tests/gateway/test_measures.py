@@ -1,9 +1,18 @@
+import msgspec.structs
 import pytest
 
-from gateway.measures import FACTOR_LIMITS, Measures
+from broker.plan import Rates
+from gateway.measures import (
+    FACTOR_LIMITS,
+    FEWEST_LENGTHS,
+    LENGTHS_SECONDS,
+    Measures,
+    predicted_ttft_seconds,
+)
 from tests.gateway.scripted_fog import replica
 
 R = replica("r", ["a"], tpot_seconds=0.1, prefill_rate=100.0)
+TWO = replica("two", ["a", "b"])
 
 
 def test_without_samples_predictions_hold_and_nothing_is_claimed() -> None:
@@ -14,7 +23,8 @@ def test_without_samples_predictions_hold_and_nothing_is_claimed() -> None:
     assert measures.prefill_factor("r") == measures.step_factor("r") == 1.0
     assert body["ttft_seconds"] is None
     assert body["decode_tokens_per_second"] is None
-    assert body["replicas"] == {"r": {"prefill_tokens_per_second": None, "tpot_seconds": None}}
+    assert set(body["replicas"]["r"].values()) == {None}
+    assert measures.lengths(0.0) is None
 
 
 def test_steps_are_measured_over_predicted() -> None:
@@ -27,6 +37,8 @@ def test_steps_are_measured_over_predicted() -> None:
     assert measures.body([R], 0.0)["replicas"]["r"] == {
         "prefill_tokens_per_second": pytest.approx(50.0),
         "tpot_seconds": pytest.approx(0.3),
+        "ttft_error": None,
+        "tpot_error": pytest.approx(2.0),
     }
 
 
@@ -76,7 +88,7 @@ def test_rates_are_of_the_last_minute() -> None:
     for token in range(200):
         measures.token(float(token))
     for second in (190.0, 194.0, 198.0):
-        measures.finished(20, second)
+        measures.finished(5, 20, second)
 
     body = measures.body([R], now=199.0)
     late = measures.body([R], now=1000.0)
@@ -92,7 +104,34 @@ def test_ttft_is_the_median_and_answers_have_a_mean_length() -> None:
     for seconds in (0.1, 0.2, 9.0):
         measures.first_token(seconds)
     for _ in range(100):
-        measures.finished(10, 0.0)
+        measures.finished(5, 10, 0.0)
 
     assert measures.body([], 0.0)["ttft_seconds"] == 0.2
     assert measures.answer_tokens == pytest.approx(10, abs=0.1)
+
+
+def test_lengths_are_means_of_recent_requests_once_there_are_enough() -> None:
+    measures = Measures()
+
+    for index in range(FEWEST_LENGTHS):
+        assert measures.lengths(100.0) is None
+        measures.finished(30 if index % 2 else 10, 4, 100.0)
+
+    found = measures.lengths(100.0)
+    assert found is not None
+    assert (found.num_requests, found.prompt_tokens, found.answer_tokens) == (20, 20.0, 4.0)
+    assert measures.lengths(100.0 + LENGTHS_SECONDS + 1) is None
+
+
+def test_a_prompt_is_compared_with_what_is_predicted_for_its_length() -> None:
+    measures = Measures()
+    stages = [msgspec.structs.replace(stage, hop_seconds=0.1) for stage in TWO.stages]
+    predicted = Rates(ttft_seconds=1.1)
+    known = msgspec.structs.replace(TWO, stages=stages, predicted=predicted)
+
+    # Planned for 100 tokens: 0.1 s of hops and 10 ms for each token.
+    measures.prefilled(known, 50, 0.9, planned_tokens=100)
+
+    assert measures.body([known], 0.0)["replicas"]["two"]["ttft_error"] == pytest.approx(0.5)
+    assert predicted_ttft_seconds(known, 50, 0) is None
+    assert predicted_ttft_seconds(R, 50, 100) is None

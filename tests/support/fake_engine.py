@@ -85,6 +85,9 @@ class FakeEngine:
     def fog_plan(self) -> dict[str, Any]:
         return {"version": 3, "state": "active", "replicas": []}
 
+    def plan_history(self) -> list[dict[str, Any]]:
+        return [{"version": 3, "outcome": "adopted"}]
+
     def devices(self) -> list[dict[str, Any]]:
         return [{"id": "pi", "state": "ready"}]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ STEADY: dict[str, float] = {
 WHOLE = ("memory_available_bytes", "memory_used_bytes", "queue_length", "kv_used_tokens")
 
 
-def serving(**settings: object) -> Bench:
+def serving(**settings: Any) -> Bench:
     bench = Bench(**settings).connect().model().join(*"abcdef").run(8)
     assert active(bench)
     return bench

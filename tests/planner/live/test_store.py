@@ -174,7 +174,7 @@ def test_without_redis_telemetry_is_remembered_and_the_lease_is_unknown() -> Non
     seen = ours.look(["pi", "other"], now=1.0)
     assert seen.lease is None
     assert seen.telemetry == {"pi": Telemetry(speed_ratio=0.5)}
-    ours.record(plan(1), ["x"], now=1.0)
+    ours.record(plan(1), [Decided("x")], now=1.0)
     ours.close()
 
 

@@ -86,7 +86,7 @@ def test_settings_are_named_with_their_defaults() -> None:
         "SPEED_THRESHOLD": (0.25, "25 % of a step's time"),
         "SPEED_SECONDS": (
             4.0,
-            "5 s when a step takes three times as long or a third (`E2LLM_PLANNER_SPEED_SECONDS`: 4)",
+            "or a third (`E2LLM_PLANNER_SPEED_SECONDS`: 4)",
         ),
         "CORE_SECONDS": (60.0, "60 s and more instead of 4"),
         "BATTERY_LIMIT": (0.15, "under 15 %"),
