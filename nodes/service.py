@@ -331,7 +331,7 @@ class NodeService:
         calibrated = self._profiler.calibrated_seconds(revision, cost)
         took = self._pacer.finish(calibrated, self._profiler.core_share)
         predicted = None if calibrated is None else calibrated * self._pacer.slowdown
-        share = 1.0 if cost.is_decode else cost.num_layers / self.core.num_layers(key)
+        share = 1.0 if cost.is_decode else len(cost.kinds) / self.core.num_layers(key)
         self._runs.add(
             Run(
                 at=self._clock(),
