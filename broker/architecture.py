@@ -174,7 +174,9 @@ def block_bytes(config: ModelConfig, weights: str, layer: int) -> int:
 
 def embedding_bytes(config: ModelConfig, weights: str) -> int:
     """Return the bytes of the embedding matrix."""
-    return _bytes(embedding_tensors(config), _outer_format(weights))
+    total = _bytes(embedding_tensors(config), _outer_format(weights))
+    # Rows that are looked up need a step, rows that are multiplied their sum as well.
+    return total - (config.vocab_size * ITEMSIZE["float32"] if is_integer(weights) else 0)
 
 
 def head_bytes(config: ModelConfig, weights: str) -> int:
@@ -237,7 +239,7 @@ def _tensor_bytes(spec: TensorSpec, weights: str) -> int:
         return ITEMSIZE["float32"] * prod(spec.shape)
     rows, columns = spec.shape
     if matrix_format(weights, columns) == "int8":
-        return rows * (columns + ITEMSIZE["float32"])
+        return rows * (columns + 2 * ITEMSIZE["float32"])
     return rows * (columns // 2 + 2 * ITEMSIZE["bfloat16"] * columns // INT4_GROUP)
 
 

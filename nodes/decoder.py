@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from broker.architecture import ModelConfig, Rope
 from nodes.feed_forward import FeedForward
-from nodes.packed import Linear
+from nodes.packed import Linear, Norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +27,19 @@ class BlockWeights:
         qkv: ((num_heads + 2 * num_kv_heads) * head_dim, hidden); rows of q, then k, then v.
     """
 
-    input_norm: torch.Tensor
+    input_norm: Norm
     qkv: Linear
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
+    q_norm: Norm | None
+    k_norm: Norm | None
     output: Linear
-    post_attention_norm: torch.Tensor
+    post_attention_norm: Norm
     feed_forward: FeedForward
 
     @property
     def num_bytes(self) -> int:
         """Bytes in memory."""
         norms = (self.input_norm, self.q_norm, self.k_norm, self.post_attention_norm)
-        total = sum(norm.nbytes for norm in norms if norm is not None)
+        total = sum(norm.num_bytes for norm in norms if norm is not None)
         return total + self.qkv.num_bytes + self.output.num_bytes + self.feed_forward.num_bytes
 
 
@@ -111,25 +111,19 @@ class Block:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return rotated queries (n, heads, head_dim), rotated keys and values of all rows."""
         config, weights = self._config, self._weights
-        x = F.rms_norm(hidden, (config.hidden_size,), weights.input_norm, config.rms_norm_eps)
-        qkv = weights.qkv(x).view(len(x), -1, config.head_dim)
+        qkv = weights.qkv(hidden, weights.input_norm).view(len(hidden), -1, config.head_dim)
         qk, v = torch.split(qkv, [config.num_heads + config.num_kv_heads, config.num_kv_heads], 1)
         if weights.q_norm is not None and weights.k_norm is not None:
             q, k = qk[:, : config.num_heads], qk[:, config.num_heads :]
-            q = F.rms_norm(q, (config.head_dim,), weights.q_norm, config.rms_norm_eps)
-            k = F.rms_norm(k, (config.head_dim,), weights.k_norm, config.rms_norm_eps)
-            qk = torch.cat((q, k), 1)
+            qk = torch.cat((weights.q_norm(q), weights.k_norm(k)), 1)
         rotated = _rotate(qk, rotary)
         return rotated[:, : config.num_heads], rotated[:, config.num_heads :], v
 
     def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Return the block's output from its input and the attention's (n, heads * head_dim)."""
-        config, weights = self._config, self._weights
+        weights = self._weights
         hidden = hidden + weights.output(attended)
-        x = F.rms_norm(
-            hidden, (config.hidden_size,), weights.post_attention_norm, config.rms_norm_eps
-        )
-        return hidden + weights.feed_forward(x)
+        return hidden + weights.feed_forward(hidden, weights.post_attention_norm)
 
 
 def _rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

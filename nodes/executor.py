@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 
 import torch
-import torch.nn.functional as F
 
 from broker.architecture import KV_FORMATS, ModelConfig
 from broker.codec import Buffer
@@ -244,10 +243,7 @@ class StageExecutor:
         if self._head is None:
             raise ValueError("this stage has no head")
         hidden = hidden.to(self._device, self._dtype)
-        x = F.rms_norm(
-            hidden, (self.config.hidden_size,), self._head.norm, self.config.rms_norm_eps
-        )
-        return self._head.linear(x).to("cpu", torch.float32)
+        return self._head.linear(hidden, self._head.norm).to("cpu", torch.float32)
 
     # --- KV transfer ------------------------------------------------------------------
 

@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 
 from broker.architecture import Experts
-from nodes.packed import Linear
+from nodes.packed import Linear, Norm
 
 _UNSHARED: Final = 32768  # elements that torch computes in one thread
 _VECTOR: Final = 64  # a multiple of what torch's vector loops take at a time
 
 
 class FeedForward(Protocol):
-    """What comes after the second norm of a block."""
+    """The second half of a block."""
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (n, hidden) of (n, hidden)."""
+    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+        """Return (n, hidden) of (n, hidden), normalised by ``norm`` on the way in."""
 
     @property
     def num_bytes(self) -> int:
@@ -47,8 +47,8 @@ class Mlp:
     def __init__(self, gate_up: Linear, down: Linear) -> None:
         self._gate_up, self._down = gate_up, down
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self._gate_up(x).chunk(2, -1)
+    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+        gate, up = self._gate_up(x, norm).chunk(2, -1)
         return self._down(_silu(gate) * up)
 
     @property
@@ -72,7 +72,8 @@ class Mixture:
     def __init__(self, config: Experts, router: torch.Tensor, experts: Sequence[Mlp]) -> None:
         self._config, self._router, self._experts = config, router, tuple(experts)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+        x = norm(x) if norm else x
         shares, chosen = self._route(x)
         # Sorted by expert: a stretch of rows for each, and each row's sum in experts' order.
         order = chosen.flatten().argsort(stable=True)

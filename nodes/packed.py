@@ -2,8 +2,8 @@
 
 A row's result never depends on how many other rows come with it (design, section 4):
 
-- int8: each row of activations is divided by its own step, so that its largest magnitude is
-  the largest whole number; rows of weights have a step each. Sums of whole numbers are exact
+- int8: each row of activations has a step and an offset of its own, so that its codes are
+  whole numbers from 0 on; rows of weights have a step each. Sums of whole numbers are exact
   (`nodes.kernels`), so a row's bits are the same in any company.
 - int4: weights in groups of 128 columns with a step each, activations in bfloat16; the kernel
   goes row by row.
@@ -12,16 +12,15 @@ A row's result never depends on how many other rows come with it (design, sectio
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 
 from broker.architecture import INT4_GROUP, UnsupportedModelError
-from nodes.kernels import Int8Kernel
+from nodes.kernels import FULL_BITS, Int8Kernel
 
 _SLICE_ROWS: Final = 256  # what stays in the caches of small processors
 _SMALLEST_STEP: Final = 1e-30
@@ -29,11 +28,37 @@ _INT4_ROWS: Final = 16  # the kernel takes rows of weights by so many
 _INT4_LEVELS: Final = 7
 
 
+class Norm:
+    """A normalisation by root mean square, with a gain for each column."""
+
+    def __init__(self, gains: torch.Tensor, epsilon: float) -> None:
+        self.gains = gains
+        self._epsilon = epsilon
+        self._added = gains.new_full((), epsilon)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (n, columns) of the same, in the element type of ``x``."""
+        return F.rms_norm(x, self.gains.shape, self.gains, self._epsilon)
+
+    def factors(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what each row is multiplied by, beside the gains: (n, 1)."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return torch.addcmul(self._added, length, length, value=1 / x.shape[1]).rsqrt_()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in memory."""
+        return self.gains.nbytes
+
+
 class Linear(Protocol):
     """A matrix (rows, columns) that is multiplied from the right, with its bias."""
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (n, rows) of (n, columns), in the element type of ``x``."""
+    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+        """Return (n, rows) of (n, columns), in the element type of ``x``.
+
+        With ``norm``, of the normalised rows, which then need not be written down.
+        """
 
     @property
     def num_bytes(self) -> int:
@@ -46,12 +71,48 @@ class FloatLinear:
     def __init__(self, matrix: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self.matrix, self._bias = matrix, bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.matrix, self._bias)
+    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+        return F.linear(norm(x) if norm else x, self.matrix, self._bias)
 
     @property
     def num_bytes(self) -> int:
         return self.matrix.nbytes + _nbytes(self._bias)
+
+
+class Codes(NamedTuple):
+    """Rows of activations as whole numbers: ``step * whole + offset``.
+
+    Attributes:
+        whole: uint8 (n, columns).
+        step: float32 (n, 1).
+        offset: float32 (n, 1).
+    """
+
+    whole: torch.Tensor
+    step: torch.Tensor
+    offset: torch.Tensor
+
+
+def encode(x: torch.Tensor, bits: int, norm: Norm | None = None) -> Codes:
+    """Round each row of float32 (n, columns) by itself, between its smallest and its largest.
+
+    A row's codes are the same before and after it is divided by its root mean square, so
+    that ``norm`` reaches only the step and the offset.
+    """
+    columns = x.shape[1]
+    # Made for the rows of an embedding; each row's step and offset stand behind its codes.
+    rounded = torch.ops.quantized.embedding_bag_byte_prepack(x * norm.gains if norm else x)
+    scales = rounded[:, columns:].contiguous()
+    if scales.storage_offset() % 4:
+        scales = scales.clone()
+    # A row that is no number has codes nevertheless; this keeps its result from being one.
+    factors = norm.factors(x) if norm else x.amax(-1, keepdim=True).mul_(0).add_(1)
+    step, offset = (scales.view(torch.float32) * factors).split(1, 1)
+    whole = rounded[:, :columns].contiguous()
+    if bits < FULL_BITS:
+        # Halves lie in the middle of the two codes that they stand for.
+        whole, step, offset = whole >> 1, step * 2, offset + step / 2
+    return Codes(whole, step, offset)
 
 
 class Int8Linear:
@@ -64,27 +125,24 @@ class Int8Linear:
         steps: torch.Tensor,
         bias: torch.Tensor | None = None,
     ) -> None:
-        self._sums, self._ends = kernel.pack(values)
-        self._columns, self._levels = values.shape[1], kernel.levels
-        self._steps, self._bias = steps, bias
-        self._smallest = torch.tensor(_SMALLEST_STEP)
+        self._product, self._bits = kernel.pack(values, steps), kernel.bits
+        # What an offset of 1 in all columns adds.
+        self._ones = values.sum(1, dtype=torch.int32).float().mul_(steps)
+        self._bias = bias
         self._values_bytes = values.nbytes
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        largest = x.abs().amax(-1, keepdim=True)
-        steps = torch.add(self._smallest, largest, alpha=1 / self._levels)
-        whole = x.new_empty((len(x), self._columns + len(self._ends)))
-        whole[:, self._columns :] = self._ends
-        torch.div(x, steps, out=whole[:, : self._columns])
-        if not math.isfinite(steps.sum()):
-            # A row that is no number must not reach the others through a kernel's range.
-            whole.nan_to_num_(0.0, 0.0, 0.0)
-        result = self._sums(whole.round_()).mul_(self._steps).mul_(steps)
+    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+        return self.of_codes(encode(x, self._bits, norm))
+
+    def of_codes(self, codes: Codes) -> torch.Tensor:
+        """Return float32 (n, rows) of rows that are encoded already."""
+        result = self._product(codes.whole).mul_(codes.step).addcmul_(codes.offset, self._ones)
         return result if self._bias is None else result.add_(self._bias)
 
     @property
     def num_bytes(self) -> int:
-        return self._values_bytes + self._steps.nbytes + _nbytes(self._bias)
+        # The steps are the kernel's.
+        return self._values_bytes + 2 * self._ones.nbytes + _nbytes(self._bias)
 
 
 class StackedLinear:
@@ -93,8 +151,8 @@ class StackedLinear:
     def __init__(self, parts: Sequence[Linear]) -> None:
         self._parts = tuple(parts)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([part(x) for part in self._parts], -1)
+    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+        return torch.cat([part(x, norm) for part in self._parts], -1)
 
     @property
     def num_bytes(self) -> int:
@@ -116,9 +174,10 @@ class Int4Linear:
         self._steps = torch.stack((steps, torch.zeros_like(steps)), -1).bfloat16()
         self._bias = bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+        normed = x * norm.gains * norm.factors(x) if norm else x
         result: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x.bfloat16(), self._packed, INT4_GROUP, self._steps
+            normed.bfloat16(), self._packed, INT4_GROUP, self._steps
         )
         result = result[:, : self._rows].to(x.dtype)
         return result if self._bias is None else result.add_(self._bias)

@@ -25,7 +25,7 @@ from broker.plan import LayerRange
 from nodes.decoder import BlockWeights
 from nodes.feed_forward import FeedForward, Mixture, Mlp
 from nodes.kernels import Int8Kernel
-from nodes.packed import Embedding, FloatEmbedding, FloatLinear, Linear
+from nodes.packed import Embedding, FloatEmbedding, FloatLinear, Linear, Norm
 from nodes.packing import Packing
 
 
@@ -42,9 +42,9 @@ class Tensors(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HeadWeights:
-    """Final norm (hidden,) and head matrix (vocab, hidden)."""
+    """Final norm and head matrix (vocab, hidden)."""
 
-    norm: torch.Tensor
+    norm: Norm
     linear: Linear
 
 
@@ -106,7 +106,7 @@ class LayerWeights:
         """Load final norm and head; a tied head shares an embedding that is here already."""
         if self._head is None:
             specs = head_tensors(self.config)
-            norm = self._vector(specs["norm.weight"])
+            norm = self._norm(specs["norm.weight"])
             tied = self._embedding if self.config.tie_word_embeddings else None
             linear: Linear
             if isinstance(tied, FloatEmbedding):
@@ -191,7 +191,7 @@ class LayerWeights:
             total = sum(block.num_bytes for block in self._blocks.values())
             embedding, head = self._embedding, self._head
         if head is not None:
-            total += head.norm.nbytes
+            total += head.norm.num_bytes
             is_shared = (
                 isinstance(embedding, FloatEmbedding)
                 and isinstance(head.linear, FloatLinear)
@@ -209,6 +209,9 @@ class LayerWeights:
 
     def _vector(self, *specs: TensorSpec) -> torch.Tensor:
         return self._packing.merged(self._read(specs), (sum(s.shape[0] for s in specs),))
+
+    def _norm(self, spec: TensorSpec) -> Norm:
+        return Norm(self._vector(spec), self.config.rms_norm_eps)
 
     def _load_block(self, layer: int) -> BlockWeights:
         specs = block_tensors(self.config, layer)
@@ -234,12 +237,12 @@ class LayerWeights:
 
         has_norms = self.config.qk_norm
         return BlockWeights(
-            input_norm=self._vector(specs["input_layernorm.weight"]),
+            input_norm=self._norm(specs["input_layernorm.weight"]),
             qkv=linear("q_proj", "k_proj", "v_proj"),
-            q_norm=self._vector(specs["q_norm.weight"]) if has_norms else None,
-            k_norm=self._vector(specs["k_norm.weight"]) if has_norms else None,
+            q_norm=self._norm(specs["q_norm.weight"]) if has_norms else None,
+            k_norm=self._norm(specs["k_norm.weight"]) if has_norms else None,
             output=linear("o_proj"),
-            post_attention_norm=self._vector(specs["post_attention_layernorm.weight"]),
+            post_attention_norm=self._norm(specs["post_attention_layernorm.weight"]),
             feed_forward=feed_forward(),
         )
 

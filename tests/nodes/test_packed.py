@@ -1,5 +1,6 @@
 """Whole-number weights: what they compute, in any company, and what a broken kernel leads to."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +14,28 @@ from nodes.kernels import (
     EXACT,
     Int8Kernel,
     KernelTimes,
-    PackedInt8,
+    Product,
     candidates,
     choose_int8_kernel,
     exact_kernels,
     is_exact,
 )
-from nodes.packed import Int4Linear, Int8Linear, check_int4, quantise_int4, quantise_int8
+from nodes.packed import (
+    Int4Linear,
+    Int8Linear,
+    Norm,
+    check_int4,
+    encode,
+    quantise_int4,
+    quantise_int8,
+)
 from nodes.weights import LayerWeights
 from tests.support.checkpoints import FAMILIES, random_tensors
 from tests.support.stages import MemoryTensors, fill_weights
 
 ROWS, COLUMNS = 70, 256
+
+NORM = Norm(torch.linspace(0.1, 2, COLUMNS), 1e-6)
 
 Quantise = Callable[[Sequence[torch.Tensor], int], tuple[torch.Tensor, torch.Tensor]]
 
@@ -67,41 +78,61 @@ def test_every_exact_kernel_gives_the_same_bits() -> None:
     matrix, x = random(ROWS, COLUMNS), random(9, COLUMNS, seed=1)
     expected = int8(matrix, EXACT)(x)
     for kernel in exact_kernels():
-        if kernel.levels == EXACT.levels:
+        if kernel.bits == EXACT.bits:
             assert torch.equal(int8(matrix, kernel)(x), expected), kernel.name
 
 
 def test_seven_bits_are_exact_too_where_eight_would_overflow() -> None:
     matrix, x = random(ROWS, COLUMNS), random(9, COLUMNS, seed=1)
-    expected = int8(matrix, replace(EXACT, levels=63))(x)
-    exact = list(filter(is_exact, candidates(63)))
+    expected = int8(matrix, replace(EXACT, bits=7))(x)
+    exact = list(filter(is_exact, candidates(7)))
     assert exact
     for kernel in exact:
         assert torch.equal(int8(matrix, kernel)(x), expected), kernel.name
 
 
+@pytest.mark.parametrize("norm", [None, NORM], ids=["plain", "normalised"])
 @pytest.mark.parametrize("make", [int8, int4])
 def test_a_row_is_the_same_alone_and_among_very_different_ones(
-    make: Callable[[torch.Tensor], Int8Linear | Int4Linear],
+    make: Callable[[torch.Tensor], Int8Linear | Int4Linear], norm: Norm | None
 ) -> None:
     linear = make(random(ROWS, COLUMNS))
     x = random(16, COLUMNS, seed=1) * torch.logspace(-4, 4, 16)[:, None]
     x[3] = 0
-    together = linear(x)
+    together = linear(x, norm)
     for row in range(16):
-        assert torch.equal(linear(x[row : row + 1])[0], together[row])
+        assert torch.equal(linear(x[row : row + 1], norm)[0], together[row])
     assert together[3].abs().max() == 0
 
 
+@pytest.mark.parametrize("columns", [COLUMNS, 250])
+@pytest.mark.parametrize("bits", [7, 8])
+def test_codes_are_the_row_to_half_a_step(bits: int, columns: int) -> None:
+    x = random(6, columns) * torch.logspace(-3, 3, 6)[:, None] + 1
+    codes = encode(x, bits)
+    error = (codes.step * codes.whole + codes.offset - x).abs()
+    assert int(codes.whole.max()) == 2**bits - 1
+    assert (error <= 0.501 * codes.step + 1e-6 * x.abs()).all()
+
+
+@pytest.mark.parametrize("make", [int8, int4])
+def test_normalising_on_the_way_is_normalising_before(
+    make: Callable[[torch.Tensor], Int8Linear | Int4Linear],
+) -> None:
+    linear, x = make(random(ROWS, COLUMNS)), 30 * random(5, COLUMNS, seed=1)
+    expected = linear(NORM(x))
+    assert (linear(x, NORM) - expected).norm() < 2e-3 * expected.norm()
+
+
 def test_a_row_that_is_no_number_stays_alone_with_it() -> None:
-    for kernel in exact_kernels():
+    for kernel, norm in itertools.product(exact_kernels(), (None, NORM)):
         linear = int8(random(ROWS, COLUMNS), kernel)
         x = random(4, COLUMNS, seed=1)
-        expected = linear(x)
-        x[1], x[2, 7] = torch.nan, torch.inf
-        result = linear(x)
+        expected = linear(x, norm)
+        x[1, 3], x[2, 7] = torch.nan, torch.inf
+        result = linear(x, norm)
         assert torch.equal(result[[0, 3]], expected[[0, 3]]), kernel.name
-        assert not result[1].isfinite().any()
+        assert not result[1:3].isfinite().any()
 
 
 def test_a_bias_is_added_unrounded() -> None:
@@ -149,12 +180,12 @@ def test_int8_is_a_quarter_of_float32_and_int4_about_half_of_that() -> None:
 # --- kernels --------------------------------------------------------------------------------
 
 
-def broken(values: torch.Tensor) -> PackedInt8:
-    sums, ends = EXACT.pack(values)
-    return PackedInt8(lambda x: sums(x).clamp(max=32767), ends)
+def broken(values: torch.Tensor, steps: torch.Tensor) -> Product:
+    product = EXACT.pack(values, steps)
+    return lambda codes: product(codes).clamp(max=32767)
 
 
-def missing(values: torch.Tensor) -> PackedInt8:
+def missing(values: torch.Tensor, steps: torch.Tensor) -> Product:
     raise RuntimeError("no such operator\nand a long trace")
 
 
@@ -163,14 +194,14 @@ def missing(values: torch.Tensor) -> PackedInt8:
     ("pack", "reason"), [(broken, "its sums are not exact"), (missing, "no such operator")]
 )
 def test_a_kernel_that_is_absent_or_wrong_is_left_out_with_a_log_line(
-    pack: Callable[[torch.Tensor], PackedInt8],
+    pack: Callable[[torch.Tensor, torch.Tensor], Product],
     reason: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    bad = Int8Kernel("bad", 127, pack)
-    good = Int8Kernel("good", 127, EXACT.pack)
-    monkeypatch.setattr(kernels, "candidates", lambda levels: [bad, good])
+    bad = Int8Kernel("bad", 8, pack)
+    good = Int8Kernel("good", 8, EXACT.pack)
+    monkeypatch.setattr(kernels, "candidates", lambda bits: [bad, good])
     with caplog.at_level("INFO"):
         assert exact_kernels() == (good,)
     assert f"int8 kernel bad is left out: {reason}" in caplog.text
@@ -181,7 +212,7 @@ def test_a_kernel_that_is_absent_or_wrong_is_left_out_with_a_log_line(
 def test_without_any_exact_kernel_int8_is_slow_and_right(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(kernels, "candidates", lambda levels: [Int8Kernel("bad", levels, broken)])
+    monkeypatch.setattr(kernels, "candidates", lambda bits: [Int8Kernel("bad", bits, broken)])
     assert exact_kernels() == (EXACT,)
     assert "int8 will be slow on this device" in caplog.text
 
@@ -189,7 +220,7 @@ def test_without_any_exact_kernel_int8_is_slow_and_right(
 def test_the_fastest_kernel_is_chosen_once_for_all_nodes_of_a_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two = (Int8Kernel("slow", 127, EXACT.pack), Int8Kernel("fast", 127, EXACT.pack))
+    two = (Int8Kernel("slow", 8, EXACT.pack), Int8Kernel("fast", 8, EXACT.pack))
     measured = []
 
     def times(of: tuple[Int8Kernel, ...]) -> KernelTimes:
@@ -203,7 +234,7 @@ def test_the_fastest_kernel_is_chosen_once_for_all_nodes_of_a_host(
 
 
 def test_every_kernel_is_timed() -> None:
-    times = kernels.time_kernels(exact_kernels())
+    times = kernels.time_kernels(exact_kernels(), total_bytes=1)
     assert set(times.seconds) == {kernel.name for kernel in exact_kernels()}
     assert min(times.seconds.values()) > 0
 
