@@ -254,8 +254,8 @@ def test_without_its_kernel_int4_is_refused_with_the_remedy(
 @pytest.mark.usefixtures("no_memory_of_kernels")
 def test_an_int4_kernel_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(Int4Linear):
-        def __call__(self, x: torch.Tensor) -> torch.Tensor:
-            return super().__call__(x) * x.abs().max()
+        def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+            return super().__call__(x, norm) * x.abs().max()
 
     monkeypatch.setattr(packed, "Int4Linear", Wrong)
     with pytest.raises(UnsupportedModelError, match=r"is wrong here; use int8"):
