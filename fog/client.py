@@ -35,6 +35,10 @@ class FogUnreachableError(Exception):
         )
 
 
+class CutOffError(FogUnreachableError):
+    """An answer broke off, and nobody could be asked for the rest of it."""
+
+
 class FogRequestError(Exception):
     """The fog answered with an error.
 
@@ -81,6 +85,9 @@ class Answer:
     Attributes:
         ttft_seconds: From sending the question to the first token, seen by this client.
         tpot_seconds: Mean time per token after the first; None for fewer than two tokens.
+        longest_pause_seconds: Longest time between two tokens; 0 for fewer than two.
+        paused_at: When that began, by the client's clock.
+        prompt_token_ids: The prompt, where the gateway was asked for token ids.
     """
 
     text: str
@@ -88,6 +95,9 @@ class Answer:
     ttft_seconds: float
     tpot_seconds: float | None
     finish_reason: str | None = None
+    longest_pause_seconds: float = 0.0
+    paused_at: float = 0.0
+    prompt_token_ids: list[int] = field(default_factory=list)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -108,11 +118,15 @@ class _Progress:
     finish_reason: str | None = None
     answer_id: str | None = None
     position: str = ""
+    pause_seconds: float = 0.0
+    paused_at: float = 0.0
+    prompt_token_ids: list[int] = field(default_factory=list)
 
     def take(self, chunk: Mapping[str, Any], now: float) -> str:
         """Add one stream chunk and return its text."""
         text = ""
         self.answer_id = chunk.get("id") or self.answer_id
+        self.prompt_token_ids = chunk.get("prompt_token_ids") or self.prompt_token_ids
         for choice in chunk.get("choices") or ():
             piece = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
             new_ids = choice.get("token_ids") or ()
@@ -121,9 +135,11 @@ class _Progress:
             text += piece
             # The first chunk of a chat only names the role. A token may have no text yet.
             if piece or new_ids:
-                self.last_at = now
                 if self.first_at is None:
                     self.first_at, self.tokens_at_first = now, len(self.token_ids)
+                elif now - self.last_at > self.pause_seconds:
+                    self.pause_seconds, self.paused_at = now - self.last_at, self.last_at
+                self.last_at = now
         self.texts.append(text)
         return text
 
@@ -137,6 +153,9 @@ class _Progress:
             ttft_seconds=first_at - self.sent_at,
             tpot_seconds=(self.last_at - first_at) / later_tokens if later_tokens > 0 else None,
             finish_reason=self.finish_reason,
+            longest_pause_seconds=self.pause_seconds,
+            paused_at=self.paused_at,
+            prompt_token_ids=self.prompt_token_ids,
         )
 
 
@@ -150,7 +169,7 @@ class FogClient:
             that was started again has it in its journal.
 
     Raises (all methods):
-        FogUnreachableError: Nothing answers, or it stopped in the middle.
+        FogUnreachableError: Nothing answers, or (`CutOffError`) it stopped in the middle.
         FogRequestError: The gateway refused; the message is the gateway's.
     """
 
@@ -265,13 +284,16 @@ class FogClient:
                 with self._request("GET", path, headers=headers) as response:
                     self._read(response, progress, on_text)
                 return
-            except (FogUnreachableError, _StoppingError):
-                if self._clock() >= deadline:
-                    raise
+            except (FogUnreachableError, _StoppingError) as error:
+                reason: FogUnreachableError | FogRequestError = error
             except FogRequestError as error:
-                # Not prepared yet, or Redis does not answer yet.
-                if error.status != _NOT_READY or self._clock() >= deadline:
+                if error.status != _NOT_READY:
                     raise
+                reason = error  # Not prepared yet, or Redis does not answer yet.
+            if self._clock() >= deadline:
+                raise CutOffError(
+                    self.url, f"an answer was cut off and cannot be read on: {reason}"
+                ) from reason
 
     def _read(
         self,

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from fog import planning_commands
+from fog.chaos.command import chaos
 from fog.cli import missing_module_text
 from fog.client import DEFAULT_URL, FogClient, FogRequestError, FogUnreachableError
 from fog.options import (
@@ -115,6 +116,9 @@ def up(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show the logs of all processes.")
     ] = False,
+    with_chaos: Annotated[
+        bool, typer.Option("--chaos", help="Let `e2llm chaos` cut and slow devices.")
+    ] = False,
 ) -> None:
     """Start a whole fog on this machine: broker, Redis, planner, gateway and devices."""
     from fog.config import DEFAULT_FOG
@@ -139,6 +143,7 @@ def up(
         max_tokens=max_tokens,
         timeout_seconds=timeout,
         verbose=verbose,
+        chaos=with_chaos,
     )
     try:
         exit_code = run_up(options, make_console(json_target))
@@ -207,6 +212,7 @@ def doctor(
         raise typer.Exit(EXIT_FAILED)
 
 
+app.command()(chaos)
 app.command()(planning_commands.plan)
 app.command()(planning_commands.simulate)
 app.command()(planning_commands.catalogue)

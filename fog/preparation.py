@@ -29,6 +29,7 @@ class UpOptions:
         json_target: Where the answer goes as JSON: a file, or ``-`` for standard output.
         timeout_seconds: Time without progress after which the start is given up.
         verbose: Show the children's logs, each line with the name of its process.
+        chaos: Let `e2llm chaos` cut and slow devices: their connections go over relays.
     """
 
     fog: Path = DEFAULT_FOG
@@ -42,6 +43,7 @@ class UpOptions:
     max_tokens: int = 64
     timeout_seconds: float = 180.0
     verbose: bool = False
+    chaos: bool = False
 
 
 def prepare(
@@ -66,6 +68,11 @@ def prepare(
     )
     address = BrokerAddress(LOOPBACK, broker_port, CLIENT_ID, credentials[CLIENT_ID].password)
     write_private(folder.client_url, address.url + "\n")
+    wires: dict[str, int] = {}
+    if options.chaos:
+        taken = {options.port, broker_port, redis_port}
+        for device in config.devices:
+            wires[device.id] = free_port(rng, frozenset({*taken, *wires.values()}))
     redis_config = write_redis_config(folder.redis, redis_port, redis_password)
     return ServicePlan(
         config=config,
@@ -80,4 +87,5 @@ def prepare(
         passwords={user: credential.password for user, credential in credentials.items()},
         base_environ=os.environ,
         weights=options.weights,
+        wires=wires,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +50,7 @@ class ServicePlan:
         passwords: Broker user to password; device ids, ``planner`` and the gateway's id.
         redis_argv: Command that starts the Redis server.
         base_environ: The environment of `up` itself.
+        wires: Ports of the relays between devices and the broker, by device; empty: none.
     """
 
     config: FogConfig
@@ -64,6 +65,7 @@ class ServicePlan:
     passwords: Mapping[str, str]
     base_environ: Mapping[str, str]
     weights: str | None = None
+    wires: Mapping[str, int] = field(default_factory=dict)
 
 
 def build_specs(plan: ServicePlan) -> list[ProcessSpec]:
@@ -95,10 +97,26 @@ def build_specs(plan: ServicePlan) -> list[ProcessSpec]:
             probe=redis_probe(LOOPBACK, plan.redis_port, plan.redis_password),
             stop_rank=STOP_RANKS["redis"],
         ),
+        *([_wires(plan)] if plan.wires else []),
         *(_node(plan, device) for device in plan.config.devices),
         _gateway(plan),
         _planner(plan),
     ]
+
+
+def _wires(plan: ServicePlan) -> ProcessSpec:
+    wires = [f"--wire={device}={port}" for device, port in plan.wires.items()]
+    conditions = str(plan.state.conditions)
+    broker = f"{LOOPBACK}:{plan.broker_port}"
+    return ProcessSpec(
+        name="wires",
+        argv=python_command(
+            "fog.chaos.wires", "--broker", broker, "--conditions", conditions, *wires
+        ),
+        environ=_environ(plan, {}),
+        probe=tcp_probe(LOOPBACK, next(iter(plan.wires.values()))),
+        stop_rank=STOP_RANKS["broker"],
+    )
 
 
 def _gateway(plan: ServicePlan) -> ProcessSpec:
@@ -148,6 +166,8 @@ def _node(plan: ServicePlan, device: DeviceConfig) -> ProcessSpec:
         "E2LLM_NODE_STATE": str(plan.state.device(device.id)),
         "E2LLM_NODE_CACHE": str(plan.state.cache),
     }
+    if plan.wires:
+        settings["E2LLM_NODE_CONDITIONS"] = str(plan.state.conditions)
     if device.link_delay_seconds is not None:
         settings["E2LLM_NODE_LINK_DELAY_SECONDS"] = repr(device.link_delay_seconds)
     if device.link_bytes_per_second is not None:
@@ -161,7 +181,8 @@ def _node(plan: ServicePlan, device: DeviceConfig) -> ProcessSpec:
 
 
 def _bus(plan: ServicePlan, user: str) -> dict[str, str]:
-    address = BrokerAddress(LOOPBACK, plan.broker_port, user, plan.passwords[user])
+    port = plan.wires.get(user, plan.broker_port)
+    address = BrokerAddress(LOOPBACK, port, user, plan.passwords[user])
     return {"E2LLM_BROKER": address.url, "E2LLM_SITE": plan.config.site}
 
 

@@ -47,6 +47,16 @@ class StateFolder:
         return self.path / "cache"
 
     @property
+    def processes(self) -> Path:
+        """Process ids by name, as JSON; written while a fog runs."""
+        return self.path / "processes.json"
+
+    @property
+    def conditions(self) -> Path:
+        """What devices suffer now; see `fog.chaos.conditions`."""
+        return self.path / "conditions.json"
+
+    @property
     def gateway(self) -> Path:
         """What the gateway remembers."""
         return self.path / "gateway"
@@ -88,6 +98,8 @@ class StateFolder:
     def forget_last_run(self) -> None:
         """Remove what must not outlive a run: retained messages and telemetry of old devices."""
         shutil.rmtree(self.redis, ignore_errors=True)
+        self.conditions.unlink(missing_ok=True)
+        self.processes.unlink(missing_ok=True)
 
 
 def default_state(port: int, environ: Mapping[str, str]) -> StateFolder:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import time
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
+from broker.credentials import write_private
 from fog.broker_choice import broker_text
 from fog.client import (
     Answer,
@@ -82,7 +83,7 @@ def run_up(options: UpOptions, console: Console) -> int:
             soft_wrap=True,
         )
         devices = frozenset(device.id for device in config.devices)
-        run = FogRun(options, build_specs(plan), folder.logs, model.question, console, devices)
+        run = FogRun(options, build_specs(plan), folder, model.question, console, devices)
         return asyncio.run(run.run())
 
 
@@ -99,14 +100,15 @@ class FogRun:
         self,
         options: UpOptions,
         specs: Sequence[ProcessSpec],
-        log_folder: Path,
+        folder: StateFolder,
         question: str,
         console: Console,
         devices: Collection[str] = (),
     ) -> None:
         self._options = options
         self._devices = devices
-        self._log_folder = log_folder
+        self._folder = folder
+        self._log_folder = folder.logs
         self._question = options.once if options.once is not None else question
         self._console = console
         self._client = FogClient(
@@ -118,7 +120,7 @@ class FogRun:
         self._was_ready = False
         self._supervisor = Supervisor(
             specs,
-            log_folder,
+            folder.logs,
             observe=self._observe,
             sink=self._print_log_line if options.verbose else None,
         )
@@ -228,6 +230,8 @@ class FogRun:
         before = self._states.get(event.name)
         self._states[event.name] = event.state
         self._details[event.name] = event.detail
+        if event.state in {ProcessState.READY, ProcessState.RESTARTING}:
+            write_private(self._folder.processes, json.dumps(self._supervisor.pids) + "\n")
         if not self._was_ready:
             return
         if event.state is ProcessState.RESTARTING:

@@ -17,7 +17,7 @@ from broker.mqtt import MqttTransport
 from broker.settings import SettingsError, read_settings
 from broker.transport import Inbox, Publication, Transport
 from nodes.connections import Connections, Filters
-from nodes.emulation import EmulatedLink, LinkSchedule
+from nodes.emulation import EmulatedLink, Hardship, LinkSchedule
 from nodes.hardware import software_version
 from nodes.presence import Presence
 from nodes.settings import PREFIX, NodeSettings
@@ -84,6 +84,7 @@ def _run(
         profiler,
         loader,
         slowdown=settings.slowdown,
+        hardship=Hardship(settings.conditions, settings.id).factor,
         telemetry_seconds=settings.telemetry_seconds,
         heartbeat=Heartbeat(settings.state),
         stop=stop,

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from broker.topics import QoS
@@ -26,6 +28,11 @@ from broker.transport import (
 )
 
 logger = logging.getLogger(__name__)
+
+
+def usual() -> float:
+    """Return the hardship of a device that suffers nothing."""
+    return 1.0
 
 
 class Took(NamedTuple):
@@ -45,6 +52,7 @@ class Pacer:
 
     Args:
         slowdown: How many times slower than this machine the device is; 1 never waits.
+        hardship: How many times slower than that it is now.
         wait: Sleeps for seconds; may return early when the node stops.
         clock: Monotonic seconds.
         core_clock: Seconds of a core that the computing thread has used.
@@ -59,8 +67,10 @@ class Pacer:
         wait: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
         core_clock: Callable[[], float] = time.thread_time,
+        hardship: Callable[[], float] = usual,
     ) -> None:
         self.slowdown = slowdown
+        self._hardship = hardship
         self.late_steps = 0
         self._wait = wait
         self._clock = clock
@@ -85,9 +95,10 @@ class Pacer:
         """
         now, core_now = self._clock(), self._core_clock()
         active = (core_now - self._core_started) / core_share
-        if calibrated_seconds is not None and self.slowdown > 1:
+        slowdown = self.slowdown * self._hardship()
+        if calibrated_seconds is not None and slowdown > 1:
             # Its host may be slow for other reasons than the device that it stands for.
-            seconds = active = calibrated_seconds * self.slowdown
+            seconds = active = calibrated_seconds * slowdown
             due = self._started + seconds
             if due > now:
                 self._wait(due - now)
@@ -97,6 +108,46 @@ class Pacer:
         took = now - self._started
         self._started, self._core_started = now, self._core_clock()
         return Took(took, min(active, took))
+
+    def canary(self, measure: Callable[[], float]) -> float:
+        """Return how long a little computing takes the device, by ``measure`` on its host.
+
+        What an emulated device takes is a matter of its emulation alone.
+        """
+        return self._hardship() * (measure() if self.slowdown == 1 else 1.0)
+
+
+class Hardship:
+    """How many times slower than usual the device is now, by a file that `e2llm chaos` writes.
+
+    JSON: ``{"<device id>": {"slowdown": 4.0, ...}}``. Without a file, or without the device
+    in it, 1; what cannot be understood changes nothing.
+    """
+
+    def __init__(self, path: Path | None, device: str) -> None:
+        self._path = path
+        self._device = device
+        self._stamp: tuple[int, int] | None = None
+        self._factor = 1.0
+
+    def factor(self) -> float:
+        """Return it, looking at the file if that has changed."""
+        if self._path is None:
+            return 1.0
+        try:
+            stat = self._path.stat()
+        except FileNotFoundError:
+            self._stamp, self._factor = None, 1.0
+            return 1.0
+        stamp = (stat.st_mtime_ns, stat.st_ino)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                found = json.loads(self._path.read_bytes()).get(self._device, {})
+                self._factor = max(1.0, float(found.get("slowdown", 1.0)))
+            except (ValueError, TypeError, AttributeError):
+                logger.error("%s does not say how slow %s is", self._path, self._device)
+        return self._factor
 
 
 class LinkSchedule:

@@ -42,7 +42,7 @@ from nodes.compute import JobCost
 from nodes.connections import Connections
 from nodes.context import StageSettings, UnexpectedMessageError
 from nodes.device import DeviceCore
-from nodes.emulation import Pacer
+from nodes.emulation import Pacer, usual
 from nodes.gateways import GatewayWatch
 from nodes.holdings import Holdings
 from nodes.link import FALLBACK, LinkProbe, LinkWatch, kv_chunk_bytes
@@ -77,6 +77,7 @@ class NodeService:
         presence: Holds the session with which they were opened.
         profiler: Measures the device.
         loader: Started by the caller.
+        slowdown, hardship: See `Pacer`.
         heartbeat: Tells a health check that the device is on the bus.
         stop: Ends the loop, also out of an emulated wait.
         canary: Computes a little, and returns the seconds of a core that it took.
@@ -91,6 +92,7 @@ class NodeService:
         loader: Loader,
         *,
         slowdown: float = 1.0,
+        hardship: Callable[[], float] = usual,
         telemetry_seconds: float = 2.0,
         heartbeat: Heartbeat | None = None,
         stop: threading.Event | None = None,
@@ -104,7 +106,7 @@ class NodeService:
         self._clock = clock
         self._heartbeat = heartbeat or Heartbeat(None)
         self._stop = stop or threading.Event()
-        self._pacer = Pacer(slowdown, self._stop.wait, clock)
+        self._pacer = Pacer(slowdown, self._stop.wait, clock, hardship=hardship)
         self._runs = RunLog()
         self._gauge = SpeedGauge()
         self._canary = canary
@@ -363,8 +365,8 @@ class NodeService:
         self._send_probe(now)
         self._runs.forget_old(now)
         self._gauge.computed(self._runs.speed_ratio(), now)
-        if self._pacer.slowdown == 1 and not self._is_busy and self._gauge.wants_canary(now):
-            self._gauge.take_canary(self._canary(), now)
+        if not self._is_busy and self._gauge.wants_canary(now):
+            self._gauge.take_canary(self._pacer.canary(self._canary), now)
         link = self._watch.link() if self._watch is not None else None
         self._reports.tick(
             now, Vitals(self._pacer, self._runs, self._gauge, link, self._complaints)

@@ -57,6 +57,7 @@ class NodeSettings:
         memory: What the device offers to the model, as `MemoryOffer.parse` reads it; None:
             70 % of the memory that is free when it measures itself.
         slowdown: Emulate a device this many times slower than this one.
+        conditions: File of `e2llm chaos` that says how much slower still it is now.
         link_delay_seconds: Emulate a link with this one-way delay to the broker.
         link_bytes_per_second: Emulate a link of this rate.
         threads: Threads that torch computes with.
@@ -74,6 +75,7 @@ class NodeSettings:
     log: str = "info"
     memory: str | None = None
     slowdown: float = 1.0
+    conditions: Path | None = None
     link_delay_seconds: float = 0.0
     link_bytes_per_second: float | None = None
     threads: int = 1

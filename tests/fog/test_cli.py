@@ -27,6 +27,7 @@ from fog.ports import free_port
 from fog.preparation import UpOptions
 from fog.probes import http_probe
 from fog.processes import ProcessFailedError, ProcessSpec
+from fog.state import StateFolder
 from fog.up import EXIT_INTERRUPTED, EXIT_OK, FogNotReadyError, FogRun, run_up
 from tests.fog import fake_gateway
 from tests.fog.fake_gateway import PLAN, Behaviour, serve
@@ -182,7 +183,7 @@ def fog_run(
 ) -> tuple[FogRun, io.StringIO]:
     output = io.StringIO()
     shown = Console(file=output, width=200)
-    return FogRun(options, specs, folder, "What is 5 + 7?", shown, devices), output
+    return FogRun(options, specs, StateFolder(folder), "What is 5 + 7?", shown, devices), output
 
 
 @pytest.fixture

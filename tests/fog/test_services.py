@@ -30,6 +30,7 @@ def specs(
     base_environ: dict[str, str] | None = None,
     config: FogConfig = CONFIG,
     weights: str | None = None,
+    wires: dict[str, int] | None = None,
 ) -> dict[str, ProcessSpec]:
     plan = ServicePlan(
         config=config,
@@ -44,12 +45,27 @@ def specs(
         passwords=PASSWORDS,
         base_environ=base_environ or {},
         weights=weights,
+        wires=wires or {},
     )
     return {spec.name: spec for spec in build_specs(plan)}
 
 
 def test_a_fog_is_broker_redis_planner_gateway_and_a_process_per_device() -> None:
     assert set(specs()) == {"broker", "redis", "planner", "gateway", *IDS}
+
+
+def test_for_chaos_devices_reach_the_broker_over_wires_and_nobody_else_does() -> None:
+    ports = {device: 22000 + number for number, device in enumerate(IDS)}
+
+    found = specs(wires=ports)
+
+    assert f"--wire={IDS[0]}=22000" in found["wires"].argv
+    assert "127.0.0.1:21000" in found["wires"].argv
+    for name in [*IDS, "planner", "gateway"]:
+        address = BrokerAddress.parse(found[name].environ["E2LLM_BROKER"])
+        assert address.port == ports.get(name, 21000)
+        conditions = found[name].environ.get("E2LLM_NODE_CONDITIONS")
+        assert conditions == ("/state/conditions.json" if name in IDS else None)
 
 
 def test_every_process_gets_its_own_credential_and_no_other() -> None:

@@ -1,14 +1,23 @@
 """Emulated devices wait, emulated links delay."""
 
+import os
 import queue
 import time
+from pathlib import Path
 
 import pytest
 
 from broker.memory import MemoryBroker, MemoryTransport
 from broker.topics import QoS
 from broker.transport import Connected, Inbox, Publication, Received
-from nodes.emulation import EmulatedInbox, EmulatedLink, EmulatedTransport, LinkSchedule, Pacer
+from nodes.emulation import (
+    EmulatedInbox,
+    EmulatedLink,
+    EmulatedTransport,
+    Hardship,
+    LinkSchedule,
+    Pacer,
+)
 
 
 class FakeTime:
@@ -39,6 +48,28 @@ def test_a_step_ends_at_its_calibrated_time_times_the_slowdown_after_it_began() 
     assert took.seconds == pytest.approx(0.04)
     assert fake.slept == pytest.approx([0.01])
     assert device.late_steps == 0
+
+
+def test_a_device_that_suffers_is_slower_still(tmp_path: Path) -> None:
+    fake, path = FakeTime(), tmp_path / "conditions.json"
+    device = Pacer(2, fake.sleep, fake.clock, Hardship(path, "pi").factor)
+
+    def took() -> float:
+        device.begin()
+        return device.finish(0.01)
+
+    assert took() == pytest.approx(0.02)
+    path.write_text('{"pi": {"slowdown": 4.0, "cut": false}, "pc": {"slowdown": 9.0}}')
+    assert took() == pytest.approx(0.08)
+    os.utime(path, ns=(1, 1))
+    path.write_text("{")
+    assert took() == pytest.approx(0.08)
+    path.write_text("{}")
+    os.utime(path, ns=(2, 2))
+    assert took() == pytest.approx(0.02)
+    path.unlink()
+    assert took() == pytest.approx(0.02)
+    assert device.slowdown == 2
 
 
 def test_a_step_that_could_not_be_kept_is_counted_and_does_not_wait() -> None:

@@ -1,0 +1,161 @@
+"""A load of streamed answers, each of them known from before the faults."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fog.client import Answer, CutOffError, FogClient, FogRequestError, FogUnreachableError
+
+PATIENCE_SECONDS: Final = 180.0
+"""How long a client goes on asking before it calls its request lost."""
+PAUSE_SECONDS: Final = 0.5
+NUM_JOBS: Final = 16
+_COME_AGAIN: Final = (429, 503)
+_TEMPERATURE: Final = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One request, and its answer when nothing disturbs it.
+
+    Attributes:
+        body: Of ``POST /v1/chat/completions``.
+    """
+
+    body: dict[str, Any]
+    undisturbed: Answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one request.
+
+    Attributes:
+        answer: None when it was lost.
+        error: Why it was.
+        num_refused: How often it was told to come again before it was taken.
+        began_at, ended_at: By the clock of the load.
+    """
+
+    job: Job
+    answer: Answer | None
+    error: str = ""
+    num_refused: int = 0
+    began_at: float
+    ended_at: float
+
+
+def make_bodies(
+    model: str, seed: int, max_tokens: int, sampled: float, count: int = NUM_JOBS
+) -> list[dict[str, Any]]:
+    """Return different requests with the same length of answer; some drawn, some greedy."""
+    rng = random.Random(seed)
+    bodies = []
+    for number in range(count):
+        a, b = rng.randrange(1, 100), rng.randrange(1, 100)
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": f"What is {a} plus {b}?"}],
+            "max_tokens": max_tokens,
+            "ignore_eos": True,
+            "return_token_ids": True,
+            "temperature": _TEMPERATURE if (number + 0.5) / count < sampled else 0.0,
+            "seed": rng.randrange(2**31),
+        }
+        bodies.append(body)
+    rng.shuffle(bodies)
+    return bodies
+
+
+def answer_undisturbed(
+    client: FogClient, bodies: Sequence[dict[str, Any]], on_answer: Callable[[int], None]
+) -> list[Job]:
+    """Ask one request after the other, each alone; ``on_answer`` gets how many are done."""
+    jobs = []
+    for number, body in enumerate(bodies, start=1):
+        jobs.append(Job(body=body, undisturbed=client.chat(body)))
+        on_answer(number)
+    return jobs
+
+
+@dataclass
+class Load:
+    """Streams that ask one request after the other until they are told to stop.
+
+    Attributes:
+        outcomes: Of the requests that have ended, in that order.
+    """
+
+    url: str
+    jobs: Sequence[Job]
+    num_streams: int
+    clock: Callable[[], float] = time.monotonic
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._numbers: Iterator[int] = itertools.count()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"stream-{number}", daemon=True)
+            for number in range(self.num_streams)
+        ]
+
+    def start(self) -> None:
+        """Begin to ask."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout_seconds: float = PATIENCE_SECONDS + 60) -> int:
+        """Let the requests that run end; return how many did not within the time."""
+        self._stop.set()
+        deadline = time.monotonic() + timeout_seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return sum(thread.is_alive() for thread in self._threads)
+
+    def _run(self) -> None:
+        client = FogClient(
+            self.url,
+            timeout_seconds=PATIENCE_SECONDS,
+            resume_seconds=PATIENCE_SECONDS,
+            clock=self.clock,
+        )
+        while not self._stop.is_set():
+            job = self.jobs[next(self._numbers) % len(self.jobs)]
+            self.outcomes.append(self._ask(client, job))
+
+    def _ask(self, client: FogClient, job: Job) -> Outcome:
+        began_at = self.clock()
+        num_refused = 0
+        while True:
+            answer: Answer | None = None
+            error = ""
+            try:
+                answer = client.chat(job.body)
+            except CutOffError as problem:
+                error = str(problem)
+                break
+            except FogUnreachableError as problem:
+                error = str(problem)
+            except FogRequestError as problem:
+                error = f"HTTP {problem.status}: {problem}"
+                if problem.status not in _COME_AGAIN:
+                    break
+            if answer is not None or self.clock() - began_at >= PATIENCE_SECONDS:
+                break
+            num_refused += 1
+            time.sleep(PAUSE_SECONDS)
+        return Outcome(
+            job=job,
+            answer=answer,
+            error=error,
+            num_refused=num_refused,
+            began_at=began_at,
+            ended_at=self.clock(),
+        )
