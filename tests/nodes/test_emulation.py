@@ -52,15 +52,17 @@ def test_a_step_ends_at_its_calibrated_time_times_the_slowdown_after_it_began() 
 
 def test_a_device_that_suffers_is_slower_still(tmp_path: Path) -> None:
     fake, path = FakeTime(), tmp_path / "conditions.json"
-    device = Pacer(2, fake.sleep, fake.clock, Hardship(path, "pi").factor)
+    device = Pacer(2, fake.sleep, fake.clock, fake.clock, Hardship(path, "pi").factor)
 
     def took() -> float:
         device.begin()
-        return device.finish(0.01)
+        return device.finish(0.01).active_seconds
 
     assert took() == pytest.approx(0.02)
+    assert device.canary(lambda: 7.0) == 1.0
     path.write_text('{"pi": {"slowdown": 4.0, "cut": false}, "pc": {"slowdown": 9.0}}')
     assert took() == pytest.approx(0.08)
+    assert device.canary(lambda: 7.0) == 4.0
     os.utime(path, ns=(1, 1))
     path.write_text("{")
     assert took() == pytest.approx(0.08)
