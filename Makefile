@@ -53,6 +53,10 @@ check: ## Check formatting, lint and types
 compose-test: $(VENV)/.installed-test ## Check the compose file and its fog
 	@scripts/compose-test $(ARGS)
 
+.PHONY: soak
+soak: $(VENV)/.installed-up ## An hour of faults under load; ARGS goes to `e2llm chaos soak`
+	@exec $(BIN)/e2llm chaos soak $(ARGS)
+
 .PHONY: clean
 clean: ## Remove caches and build output; .venv stays
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov

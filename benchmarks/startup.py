@@ -31,7 +31,8 @@ from pathlib import Path
 
 import psutil
 
-from fog.client import Answer, FogClient, Question
+from fog.answer import Answer
+from fog.client import FogClient, Question
 from fog.ports import free_port
 
 ROOT = Path(__file__).parent.parent

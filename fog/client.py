@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from fog.answer import Answer, StreamedAnswer, server_sent_events
+
 URL_VARIABLE: Final = "E2LLM_URL"
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 RESUME_SECONDS: Final = 60.0
@@ -76,87 +78,6 @@ class Question:
     max_tokens: int | None = None
     temperature: float = 0.0
     seed: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What came back.
-
-    Attributes:
-        ttft_seconds: From sending the question to the first token, seen by this client.
-        tpot_seconds: Mean time per token after the first; None for fewer than two tokens.
-        longest_pause_seconds: Longest time between two tokens; 0 for fewer than two.
-        paused_at: When that began, by the client's clock.
-        prompt_token_ids: The prompt, where the gateway was asked for token ids.
-    """
-
-    text: str
-    token_ids: list[int]
-    ttft_seconds: float
-    tpot_seconds: float | None
-    finish_reason: str | None = None
-    longest_pause_seconds: float = 0.0
-    paused_at: float = 0.0
-    prompt_token_ids: list[int] = field(default_factory=list)
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Rate after the first token."""
-        return 1 / self.tpot_seconds if self.tpot_seconds else None
-
-
-@dataclass(slots=True)
-class _Progress:
-    """An answer that is still being received."""
-
-    sent_at: float
-    texts: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    first_at: float | None = None
-    last_at: float = 0.0
-    tokens_at_first: int = 0
-    finish_reason: str | None = None
-    answer_id: str | None = None
-    position: str = ""
-    pause_seconds: float = 0.0
-    paused_at: float = 0.0
-    prompt_token_ids: list[int] = field(default_factory=list)
-
-    def take(self, chunk: Mapping[str, Any], now: float) -> str:
-        """Add one stream chunk and return its text."""
-        text = ""
-        self.answer_id = chunk.get("id") or self.answer_id
-        self.prompt_token_ids = chunk.get("prompt_token_ids") or self.prompt_token_ids
-        for choice in chunk.get("choices") or ():
-            piece = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
-            new_ids = choice.get("token_ids") or ()
-            self.token_ids.extend(new_ids)
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
-            text += piece
-            # The first chunk of a chat only names the role. A token may have no text yet.
-            if piece or new_ids:
-                if self.first_at is None:
-                    self.first_at, self.tokens_at_first = now, len(self.token_ids)
-                elif now - self.last_at > self.pause_seconds:
-                    self.pause_seconds, self.paused_at = now - self.last_at, self.last_at
-                self.last_at = now
-        self.texts.append(text)
-        return text
-
-    def answer(self, now: float) -> Answer:
-        """Return the whole answer."""
-        first_at = now if self.first_at is None else self.first_at
-        later_tokens = len(self.token_ids) - self.tokens_at_first
-        return Answer(
-            text="".join(self.texts),
-            token_ids=self.token_ids,
-            ttft_seconds=first_at - self.sent_at,
-            tpot_seconds=(self.last_at - first_at) / later_tokens if later_tokens > 0 else None,
-            finish_reason=self.finish_reason,
-            longest_pause_seconds=self.pause_seconds,
-            paused_at=self.paused_at,
-            prompt_token_ids=self.prompt_token_ids,
-        )
 
 
 class FogClient:
@@ -262,7 +183,7 @@ class FogClient:
         return self._stream("/v1/chat/completions", {**body, "stream": True}, on_text)
 
     def _stream(self, path: str, body: dict[str, Any], on_text: Callable[[str], None]) -> Answer:
-        progress = _Progress(self._clock())
+        progress = StreamedAnswer(self._clock())
         try:
             with self._request("POST", path, body) as response:
                 self._read(response, progress, on_text)
@@ -273,7 +194,7 @@ class FogClient:
             self._go_on(progress, on_text)
         return progress.answer(self._clock())
 
-    def _go_on(self, progress: _Progress, on_text: Callable[[str], None]) -> None:
+    def _go_on(self, progress: StreamedAnswer, on_text: Callable[[str], None]) -> None:
         """Read on behind the last event, at this gateway or the one that follows it."""
         deadline = self._clock() + self._resume_seconds
         while True:
@@ -298,7 +219,7 @@ class FogClient:
     def _read(
         self,
         response: http.client.HTTPResponse,
-        progress: _Progress,
+        progress: StreamedAnswer,
         on_text: Callable[[str], None],
     ) -> None:
         """Take the events of a stream up to its end.
@@ -344,23 +265,6 @@ class FogClient:
             raise FogUnreachableError(self.url, error or type(error).__name__) from error
         finally:
             connection.close()
-
-
-def server_sent_events(
-    lines: Iterator[bytes] | http.client.HTTPResponse,
-) -> Iterator[tuple[str | None, str]]:
-    """Yield id and data of each server-sent event; comments and other fields are skipped."""
-    data: list[str] = []
-    event_id: str | None = None
-    for raw in lines:
-        line = raw.decode().rstrip("\r\n")
-        if line.startswith("data:"):
-            data.append(line[5:].removeprefix(" "))
-        elif line.startswith("id:"):
-            event_id = line[3:].removeprefix(" ")
-        elif not line and data:
-            yield event_id, "\n".join(data)
-            data, event_id = [], None
 
 
 def _refusal(status: int, payload: bytes) -> FogRequestError:

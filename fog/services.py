@@ -202,9 +202,13 @@ def _environ(plan: ServicePlan, settings: Mapping[str, str]) -> dict[str, str]:
         for key, value in plan.base_environ.items()
         if not key.startswith("E2LLM_") or key == "E2LLM_LOG"
     }
-    if path := python_path(plan.base_environ.get("PYTHONPATH", ""), PACKAGE_ROOT):
-        inherited["PYTHONPATH"] = path
-    return {**inherited, "PYTHONUNBUFFERED": "1", **settings}
+    return {**child_environ(inherited), "PYTHONUNBUFFERED": "1", **settings}
+
+
+def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which a child finds our packages also when not installed."""
+    path = python_path(environ.get("PYTHONPATH", ""), PACKAGE_ROOT)
+    return {**environ, **({"PYTHONPATH": path} if path else {})}
 
 
 def python_path(inherited: str, root: Path) -> str:

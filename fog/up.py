@@ -20,15 +20,9 @@ from typing import Any, Final
 from rich.console import Console
 
 from broker.credentials import write_private
+from fog.answer import Answer
 from fog.broker_choice import broker_text
-from fog.client import (
-    Answer,
-    FogClient,
-    FogRequestError,
-    FogUnreachableError,
-    Question,
-    Readiness,
-)
+from fog.client import FogClient, FogRequestError, FogUnreachableError, Question, Readiness
 from fog.config import demand_warning, load_config
 from fog.doctor import num_usable_cores
 from fog.model_choice import choose_model

@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from fog.client import DEFAULT_URL, Answer
+from fog.answer import Answer
+from fog.client import DEFAULT_URL
 from fog.quantities import format_seconds
 from fog.tables import plan_view
 

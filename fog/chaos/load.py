@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from fog.client import Answer, CutOffError, FogClient, FogRequestError, FogUnreachableError
+from fog.answer import Answer
+from fog.client import CutOffError, FogClient, FogRequestError, FogUnreachableError
 
 PATIENCE_SECONDS: Final = 180.0
 """How long a client goes on asking before it calls its request lost."""
 PAUSE_SECONDS: Final = 0.5
-NUM_JOBS: Final = 16
 _COME_AGAIN: Final = (429, 503)
 _TEMPERATURE: Final = 0.8
 
@@ -52,7 +52,7 @@ class Outcome:
 
 
 def make_bodies(
-    model: str, seed: int, max_tokens: int, sampled: float, count: int = NUM_JOBS
+    model: str, seed: int, max_tokens: int, sampled: float, count: int
 ) -> list[dict[str, Any]]:
     """Return different requests with the same length of answer; some drawn, some greedy."""
     rng = random.Random(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from fog.chaos.watch import Watch
 from fog.client import FogClient, FogUnreachableError
 from fog.config import load_config
 from fog.ports import LOOPBACK, free_port
-from fog.services import python_command
+from fog.services import child_environ, python_command
 from fog.state import StateFolder
 
 READY_SECONDS: Final = 180.0
@@ -94,7 +95,13 @@ def _attached(options: ChaosOptions, links: dict[str, float]) -> FaultyFog | Non
 def _run(scenario: Scenario, url: str, testbed: FaultyFog, console: Console) -> Report:
     client = FogClient(url)
     plan = client.plan()
-    bodies = make_bodies(client.model(), scenario.seed, scenario.max_tokens, scenario.sampled)
+    bodies = make_bodies(
+        client.model(),
+        scenario.seed,
+        scenario.max_tokens,
+        scenario.sampled,
+        scenario.num_answers,
+    )
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -222,7 +229,11 @@ def _own_fog(options: ChaosOptions, console: Console) -> Iterator[tuple[str, Sta
         output = Path(folder) / "up.log"
         with output.open("wb") as stream:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=child_environ(os.environ),
             )
         try:
             url = f"http://{LOOPBACK}:{port}"

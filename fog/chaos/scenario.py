@@ -82,6 +82,7 @@ class Scenario:
     Attributes:
         seed: Of what is drawn: targets, random faults, prompts.
         streams: Answers that are streamed at once.
+        num_answers: Different answers, each known from before the faults.
         max_tokens: Length of each.
         sampled: Share of the answers that are drawn, not greedy.
         warm_up_seconds: Load before the first fault.
@@ -91,6 +92,7 @@ class Scenario:
 
     seed: int = 1
     streams: int = 16
+    num_answers: int = 16
     max_tokens: int = 120
     sampled: float = 0.5
     warm_up_seconds: float = 5.0
@@ -120,8 +122,8 @@ def load_scenario(path: Path, *, seed: int | None = None) -> Scenario:
 def parse_scenario(text: str, path: Path, *, seed: int | None = None) -> Scenario:
     """Parse the text of a scenario; see `load_scenario`."""
     reader, values = parse_toml(text, path)
-    known = ("seed", "streams", "max_tokens", "sampled", "warm_up", "settle", "fault", "random")
-    reader.check_keys((), values, known)
+    known = ("seed", "streams", "answers", "max_tokens", "sampled", "warm_up", "settle")
+    reader.check_keys((), values, (*known, "fault", "random"))
     own_seed = reader.read((), values, "seed", _whole(0, 2**32), default=1)
     used_seed = own_seed if seed is None else seed
     warm_up = reader.read((), values, "warm_up", parse_seconds, default=5.0)
@@ -134,6 +136,7 @@ def parse_scenario(text: str, path: Path, *, seed: int | None = None) -> Scenari
     scenario = Scenario(
         seed=used_seed,
         streams=reader.read((), values, "streams", _whole(1, 256), default=16),
+        num_answers=reader.read((), values, "answers", _whole(1, 10_000), default=16),
         max_tokens=reader.read((), values, "max_tokens", _whole(1, 100_000), default=120),
         sampled=reader.read((), values, "sampled", _share, default=0.5),
         warm_up_seconds=warm_up,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from fog.client import Answer
+from fog.answer import Answer
 
 TIE_GAP: Final = 1e-3
 """Scores in float64 that are less apart may swap with the order in which a sum is added."""

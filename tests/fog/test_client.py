@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from fog.client import FogClient, FogRequestError, FogUnreachableError, Question, server_sent_events
+from fog.answer import server_sent_events
+from fog.client import FogClient, FogRequestError, FogUnreachableError, Question
 from fog.ports import free_port
 from tests.fog.fake_gateway import PLAN, Behaviour, serve
 

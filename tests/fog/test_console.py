@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fog.client import Answer, Readiness
+from fog.answer import Answer
+from fog.client import Readiness
 from fog.history import history_view
 from fog.patience import Patience, Standstill
 from fog.processes import ProcessState

@@ -21,7 +21,8 @@ from broker.address import BrokerAddress
 from broker.credentials import load_credentials
 from broker.mqtt import MqttTransport
 from broker.transport import Connected
-from fog.client import Answer, FogClient, FogUnreachableError, Question
+from fog.answer import Answer
+from fog.client import FogClient, FogUnreachableError, Question
 from fog.ports import free_port
 from fog.state import StateFolder
 from tests.support.bus import wait_for

@@ -65,6 +65,7 @@ def test_the_scenarios_that_ship_can_be_read(path: Path) -> None:
     ("text", "line", "what"),
     [
         ("streams = 0\n", 1, "whole number from 1"),
+        ("answers = 0\n", 1, "whole number from 1"),
         ("sampled = 2\n", 1, "from 0 to 1"),
         ("seeds = 1\n", 1, "unknown key"),
         ("streams = 3\n", 1, "has no fault"),

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from fog.answer import Answer
 from fog.chaos.load import Job, Outcome
 from fog.chaos.report import Incident, Judged, Report
 from fog.chaos.scenario import Fault, Kind
 from fog.chaos.verdict import Difference, Verdict, first_difference, judge
-from fog.client import Answer
 
 GOOD = Answer(
     text="It is 12.",
