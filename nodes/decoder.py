@@ -141,7 +141,7 @@ def attend_chunk(
 
     Args:
         query: (n, heads, head_dim).
-        keys: (length, kv_heads, head_dim), the n positions included.
+        keys: (length, kv_heads, head_dim), of consecutive positions up to the last of the n.
         values: Like ``keys``.
         mask: From `chunk_mask`.
 
@@ -161,21 +161,21 @@ def attend_chunk(
 def chunk_mask(
     config: ModelConfig,
     window: int | None,
-    start: int,
+    columns: range,
     n: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> torch.Tensor:
-    """Return what `attend_chunk` adds to the scores of positions ``start`` to ``start + n``.
+    """Return what `attend_chunk` adds to the scores of the last ``n`` positions of ``columns``.
 
-    Shape (heads per key head * n, start + n); 0 where a row may look, else minus infinity.
+    Shape (heads per key head * n, len(columns)); 0 where a row may look, else minus infinity.
     """
-    rows = torch.arange(start, start + n, device=device)[:, None]
-    columns = torch.arange(start + n, device=device)[None]
-    hidden = columns > rows
+    keys = torch.arange(columns.start, columns.stop, device=device)
+    rows = keys[-n:, None]
+    hidden = keys > rows
     if window is not None:
-        hidden |= columns <= rows - window
-    mask = torch.zeros((n, start + n), dtype=dtype, device=device)
+        hidden |= keys <= rows - window
+    mask = torch.zeros((n, len(columns)), dtype=dtype, device=device)
     return mask.masked_fill_(hidden, -math.inf).repeat(config.num_heads // config.num_kv_heads, 1)
 
 

@@ -13,10 +13,11 @@ import torch
 
 from broker.architecture import KV_FORMATS, ModelConfig
 from broker.codec import Buffer
+from broker.placement import KV_BLOCK_TOKENS
 from broker.plan import LayerRange
 from broker.work import RequestKey, TensorMeta
 from nodes.decoder import Block, RotaryTable, attend_chunk, attend_position, chunk_mask
-from nodes.kv_cache import KvCache, Slab
+from nodes.kv_cache import KvCache, Slab, first_seen
 from nodes.tensors import DTYPES, from_bytes, meta_of, to_bytes
 from nodes.weights import LayerWeights
 
@@ -77,7 +78,7 @@ class StageExecutor:
         }
         self._windows = frozenset(layer.window for layer in self._layers)
         self.kv = KvCache(
-            len(layers),
+            [layer.window for layer in self._layers],
             config.num_kv_heads,
             config.head_dim,
             kv_tokens,
@@ -87,9 +88,9 @@ class StageExecutor:
 
     # --- requests ---------------------------------------------------------------------
 
-    def open(self, key: RequestKey, num_tokens: int) -> None:
-        """Reserve KV for ``num_tokens`` positions; see `KvCache.open` for what it raises."""
-        self.kv.open(key, num_tokens)
+    def open(self, key: RequestKey, num_tokens: int, most_tokens: int = 0) -> None:
+        """Reserve KV for ``num_tokens`` positions of ``most_tokens``; raises as `KvCache.open`."""
+        self.kv.open(key, num_tokens, most_tokens)
 
     def reserve(self, key: RequestKey, num_tokens: int) -> None:
         """Grow the reservation to ``num_tokens`` positions; `KvFullError` beyond the limit."""
@@ -163,23 +164,18 @@ class StageExecutor:
                 f"of {self.chunk_tokens}; all stages must use one chunk size"
             )
         slab, end = self._append_to(key, hidden, start_position)
-        masks = {
-            window: chunk_mask(
-                self.config, window, start_position, len(hidden), self._kv_dtype, self._device
-            )
-            for window in self._windows
-        }
+        sights = {w: self._chunk_sight(w, start_position, end) for w in self._windows}
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             keys, values = slab.data[layer]
             keys[start_position:end] = k
             values[start_position:end] = v
-            mask = masks[self._layers[layer].window]
-            return attend_chunk(q, keys[:end], values[:end], mask)
+            first, mask = sights[self._layers[layer].window]
+            return attend_chunk(q, keys[first:end], values[first:end], mask)
 
         positions = torch.arange(start_position, end, device=self._device)
         hidden = yield from self._run(hidden, positions, end, attend)
-        slab.length = end
+        self.kv.set_length(slab, end)
         return hidden
 
     @torch.inference_mode()
@@ -202,7 +198,7 @@ class StageExecutor:
 
         positions = torch.arange(start_position, end, device=self._device)
         hidden = yield from self._run(hidden, positions, end, attend)
-        slab.length = end
+        self.kv.set_length(slab, end)
         return hidden
 
     @torch.inference_mode()
@@ -234,7 +230,7 @@ class StageExecutor:
         run = self._run(hidden, positions, max(lengths, default=0) + 1, attend)
         hidden = _run_out(run)
         for slab, position in rows:
-            slab.length = position + 1
+            self.kv.set_length(slab, position + 1)
         return hidden
 
     @torch.inference_mode()
@@ -247,6 +243,10 @@ class StageExecutor:
 
     # --- KV transfer ------------------------------------------------------------------
 
+    def first_positions(self, layers: LayerRange, length: int) -> list[int]:
+        """Return, for each of absolute ``layers``, the first position that ``length`` sees."""
+        return [first_seen(layer.window, length) for layer in self._layers[self._within(layers)]]
+
     def read_kv(
         self, key: RequestKey, layers: LayerRange, start: int, end: int
     ) -> tuple[TensorMeta, memoryview]:
@@ -255,8 +255,9 @@ class StageExecutor:
         Shape (layers, 2, end - start, kv_heads, head_dim); a copy that later steps leave alone.
         """
         slab = self.kv[key]
-        if not 0 <= start <= end <= slab.length:
-            raise ValueError(f"positions [{start}, {end}) of {slab.length} asked")
+        kept = max(self.first_positions(layers, slab.length))
+        if not kept <= start <= end <= slab.length:
+            raise ValueError(f"positions [{start}, {end}) of [{kept}, {slab.length}) asked")
         part = self._part(slab, layers, start, end).clone(memory_format=torch.contiguous_format)
         return meta_of(part), to_bytes(part)
 
@@ -288,7 +289,7 @@ class StageExecutor:
         slab = self.kv[key]
         if not 0 <= length <= slab.capacity:
             raise ValueError(f"length {length} of a slab with {slab.capacity} positions")
-        slab.length = length
+        self.kv.set_length(slab, length)
 
     # --- private ----------------------------------------------------------------------
 
@@ -319,11 +320,19 @@ class StageExecutor:
             yield
         return hidden
 
+    def _chunk_sight(self, window: int | None, start: int, end: int) -> tuple[int, torch.Tensor]:
+        """Return the first position that a chunk's rows see, rounded down, and their mask."""
+        # Whole blocks, so that keys lie aligned in memory as they do from position 0 on.
+        first = first_seen(window, start) // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS
+        columns, n = range(first, end), end - start
+        return first, chunk_mask(self.config, window, columns, n, self._kv_dtype, self._device)
+
     def _sight(self, slab: Slab, position: int) -> Sequence[torch.Tensor]:
         """Return what ``position`` sees, per layer: (2, kv_heads, length, head_dim)."""
-        end = position + 1
         by_window = {
-            window: slab.data[:, :, max(0, end - (window or end)) : end].transpose(2, 3).unbind()
+            window: slab.data[:, :, first_seen(window, position) : position + 1]
+            .transpose(2, 3)
+            .unbind()
             for window in self._windows
         }
         return [by_window[layer.window][index] for index, layer in enumerate(self._layers)]
@@ -335,10 +344,13 @@ class StageExecutor:
         return torch.cat(attended).view(len(q), -1)
 
     def _part(self, slab: Slab, layers: LayerRange, start: int, end: int) -> torch.Tensor:
+        return slab.data[self._within(layers), :, start:end]
+
+    def _within(self, layers: LayerRange) -> slice:
+        """Return where absolute ``layers`` are among those of the stage."""
         if not self.layers.start <= layers.start < layers.end <= self.layers.end:
             raise ValueError(f"layers {layers} of a stage that has {self.layers}")
-        first = layers.start - self.layers.start
-        return slab.data[first : first + len(layers), :, start:end]
+        return slice(layers.start - self.layers.start, layers.end - self.layers.start)
 
 
 def _run_out(computation: ByLayer) -> torch.Tensor:

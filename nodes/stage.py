@@ -272,7 +272,7 @@ class StageCore:
         if self.conductor is not None and not self.conductor.open(message, now):
             return False
         try:
-            self._executor.open(message.key, message.known_tokens + int(decodes))
+            self._executor.open(message.key, *_kv_tokens(message, decodes))
         except KvFullError as error:
             failed = RowFailed(**ids(message.key), error=str(error), retry=True)
             self._context.to_stage(0, failed)
@@ -353,3 +353,10 @@ class StageCore:
             )
         if num_rows is not None and tensor.shape[0] != num_rows:
             raise UnexpectedMessageError(f"{tensor.shape[0]} activations for {num_rows} rows")
+
+
+def _kv_tokens(message: Open, decodes: bool) -> tuple[int, int]:
+    """Return the positions that a request needs at once, and those that it may come to."""
+    if not decodes:
+        return message.known_tokens, message.known_tokens
+    return message.known_tokens + 1, message.num_prompt_tokens + message.max_tokens

@@ -24,22 +24,25 @@ class KvStreams:
         self._settings = context.settings
 
     def open_receiver(self, request: StageRequest) -> None:
-        """Expect KV of all known positions."""
+        """Expect KV of all known positions that decode will see."""
+        own, known = self._executor.layers, request.open.known_tokens
         request.receiver = KvReceiver(
-            self._context.replica.stages[self._context.index].layers,
-            request.open.known_tokens,
+            own,
+            self._executor.first_positions(own, known),
+            known,
             self._settings.kv_window_bytes,
         )
 
     def open_senders(self, request: StageRequest, now: float) -> None:
         """Prepare a stream to every decode stage that holds some of the same layers."""
-        own = self._context.replica.stages[self._context.index].layers
+        own, known = self._executor.layers, request.open.known_tokens
         for index, stage in enumerate(self._context.decode_replica(request).stages):
             shared = stage.layers.overlap(own)
             if shared is not None:
                 request.senders[index] = KvSender(
                     shared,
-                    request.open.known_tokens,
+                    self._executor.first_positions(shared, known),
+                    known,
                     self._executor.kv_entry_bytes,
                     self._settings.kv_chunk_bytes,
                     request.open.kv_credit_bytes,

@@ -8,8 +8,9 @@ of times: its coverage map, not their order, decides when the KV is complete.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from broker.plan import LayerRange
 
@@ -30,7 +31,8 @@ class KvSender:
 
     Args:
         layers: Layers that both stages hold.
-        num_positions: Positions that the whole stream will carry.
+        first_positions: Of each of them, the first position that decode will see.
+        num_positions: Positions that prefill will produce.
         entry_bytes: KV bytes of one position of one layer.
         chunk_bytes: Aim for the size of a chunk; a single entry may be larger.
         credit_bytes: Initial credit, from the decode grant.
@@ -39,6 +41,7 @@ class KvSender:
     def __init__(
         self,
         layers: LayerRange,
+        first_positions: Sequence[int],
         num_positions: int,
         entry_bytes: int,
         chunk_bytes: int,
@@ -46,9 +49,10 @@ class KvSender:
         now: float,
     ) -> None:
         self.layers = layers
-        self.total = len(layers) * num_positions * entry_bytes
+        self.total = sum(num_positions - first for first in first_positions) * entry_bytes
         self.received = 0
         self.repeats = 0
+        self._runs = list(_runs(layers, first_positions))
         self._entry_bytes = entry_bytes
         self._chunk_bytes = chunk_bytes
         # A chunk larger than the credit could never leave.
@@ -65,16 +69,20 @@ class KvSender:
 
     def produce(self, start: int, end: int) -> None:
         """Positions ``[start, end)`` are in the sender's KV now."""
-        layers_at_once = max(1, min(len(self.layers), self._chunk_bytes // self._entry_bytes))
-        for first in range(self.layers.start, self.layers.end, layers_at_once):
-            layers = LayerRange(first, min(first + layers_at_once, self.layers.end))
-            per_position = len(layers) * self._entry_bytes
-            step = max(1, self._chunk_bytes // per_position)
-            for position in range(start, end, step):
-                count = min(step, end - position)
-                size = count * per_position
-                self._places.append(ChunkPlace(layers, position, count, self._produced, size))
-                self._produced += size
+        for run, first in self._runs:
+            for layers in self._groups(run):
+                per_position = len(layers) * self._entry_bytes
+                step = max(1, self._chunk_bytes // per_position)
+                for position in range(max(start, first), end, step):
+                    count = min(step, end - position)
+                    size = count * per_position
+                    self._places.append(ChunkPlace(layers, position, count, self._produced, size))
+                    self._produced += size
+
+    def _groups(self, run: LayerRange) -> Iterator[LayerRange]:
+        layers_at_once = max(1, self._chunk_bytes // self._entry_bytes)
+        for first in range(run.start, run.end, layers_at_once):
+            yield LayerRange(first, min(first + layers_at_once, run.end))
 
     def take(self, now: float) -> Iterator[ChunkPlace]:
         """Yield the chunks that the credit allows to be sent now."""
@@ -121,14 +129,28 @@ class _Stream:
 
 
 class KvReceiver:
-    """All streams into one decode stage for one request, and its coverage map."""
+    """All streams into one decode stage for one request, and its coverage map.
 
-    def __init__(self, layers: LayerRange, num_positions: int, window_bytes: int) -> None:
+    Args:
+        first_positions: Of each of ``layers``, the first position that is awaited.
+        num_positions: Positions before the first that is decoded.
+    """
+
+    def __init__(
+        self,
+        layers: LayerRange,
+        first_positions: Sequence[int],
+        num_positions: int,
+        window_bytes: int,
+    ) -> None:
         self.layers = layers
         self.num_positions = num_positions
         self._window_bytes = window_bytes
-        self._covered = {layer: bytearray(num_positions) for layer in range(*_bounds(layers))}
-        self._missing = len(layers) * num_positions
+        self._covered = {
+            layer: bytearray(b"\x01" * first + bytes(num_positions - first))
+            for layer, first in zip(range(*_bounds(layers)), first_positions, strict=True)
+        }
+        self._missing = sum(row.count(0) for row in self._covered.values())
         self._streams: dict[int, _Stream] = {}
 
     @property
@@ -165,6 +187,15 @@ class KvReceiver:
         while (size := stream.early.pop(stream.received, None)) is not None:
             stream.received += size
         return stream.received, stream.received + self._window_bytes
+
+
+def _runs(layers: LayerRange, firsts: Sequence[int]) -> Iterator[tuple[LayerRange, int]]:
+    """Yield runs of layers that begin at the same position, and that position."""
+    start = layers.start
+    for first, run in groupby(firsts):
+        end = start + sum(1 for _ in run)
+        yield LayerRange(start, end), first
+        start = end
 
 
 def _bounds(layers: LayerRange) -> tuple[int, int]:

@@ -55,7 +55,7 @@ def test_attention_of_a_chunk_is_causal_from_its_offset(
 ) -> None:
     config = config_of(sliding_window=window)
     query, keys, values = random_qkv(config, start + n, n)
-    mask = chunk_mask(config, window, start, n, torch.float32, CPU)
+    mask = chunk_mask(config, window, range(start + n), n, torch.float32, CPU)
     actual = attend_chunk(query, keys, values, mask)
     expected = attend_by_definition(config, query, keys, values)
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
@@ -76,7 +76,7 @@ def test_attention_of_a_position_is_over_all_that_it_sees(length: int, num_kv_he
 
 def test_a_mask_adds_nothing_where_a_row_may_look() -> None:
     config = config_of("llama", num_key_value_heads=6)
-    mask = chunk_mask(config, None, 2, 2, torch.float32, CPU)
+    mask = chunk_mask(config, None, range(4), 2, torch.float32, CPU)
     assert mask.tolist() == [[0, 0, 0, -math.inf], [0, 0, 0, 0]]
 
 

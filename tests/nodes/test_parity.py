@@ -119,15 +119,18 @@ def move_kv(
     key: RequestKey,
     length: int,
 ) -> None:
-    """Send KV in pieces of 20 positions, last piece first."""
+    """Send KV that decode will see, in pieces of 20 positions, last piece first."""
     for sender in senders:
         for receiver in receivers:
             layers = sender.layers.overlap(receiver.layers)
             if layers is None:
                 continue
-            for start in reversed(range(0, length, 20)):
-                meta, data = sender.read_kv(key, layers, start, min(start + 20, length))
-                receiver.write_kv(key, layers, start, bytes(data), meta)
+            for layer in range(layers.start, layers.end):
+                one = LayerRange(layer, layer + 1)
+                (first,) = receiver.first_positions(one, length)
+                for start in reversed(range(first, length, 20)):
+                    meta, data = sender.read_kv(key, one, start, min(start + 20, length))
+                    receiver.write_kv(key, one, start, bytes(data), meta)
     for receiver in receivers:
         receiver.set_length(key, length)
 
@@ -175,7 +178,7 @@ VARIANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "qwen3 with bias": ("qwen3", {"attention_bias": True}),
     "llama with one key head": ("llama", {"num_key_value_heads": 1}),
     "untied qwen2": ("qwen2", {"tie_word_embeddings": False}),
-    "qwen2 with windows in its last three layers": ("qwen2", {"use_sliding_window": True}),
+    "qwen2 without windows": ("qwen2", {"use_sliding_window": False}),
     "experts with windows": ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 11}),
     "experts that all work": ("qwen3_moe_sparse", {"num_experts_per_tok": 5}),
     "one expert for each row": ("qwen3_moe", {"num_experts_per_tok": 1, "norm_topk_prob": None}),

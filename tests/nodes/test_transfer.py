@@ -11,7 +11,7 @@ LAYERS = LayerRange(2, 5)
 
 
 def sender(*, chunk_bytes: int = 64, credit: int = 10_000, positions: int = 10) -> KvSender:
-    return KvSender(LAYERS, positions, 8, chunk_bytes, credit, now=0.0)
+    return KvSender(LAYERS, (0, 0, 0), positions, 8, chunk_bytes, credit, now=0.0)
 
 
 def test_chunks_tile_layers_and_positions_without_gap_or_overlap() -> None:
@@ -28,6 +28,22 @@ def test_chunks_tile_layers_and_positions_without_gap_or_overlap() -> None:
     assert sorted(cells) == [(layer, p) for layer in range(2, 5) for p in range(10)]
     assert [p.offset for p in places[1:]] == [p.offset + p.num_bytes for p in places[:-1]]
     assert places[-1].offset + places[-1].num_bytes == stream.total
+
+
+def test_what_has_left_a_layers_window_when_decode_begins_is_not_sent() -> None:
+    stream = KvSender(LAYERS, (0, 6, 6), 10, 8, 64, 10_000, now=0.0)
+    stream.produce(0, 4)
+    stream.produce(4, 10)
+    cells = {
+        (layer, position)
+        for place in stream.take(0.0)
+        for layer in range(place.layers.start, place.layers.end)
+        for position in range(place.position, place.position + place.num_positions)
+    }
+    assert cells == {(2, p) for p in range(10)} | {
+        (layer, p) for layer in (3, 4) for p in range(6, 10)
+    }
+    assert stream.total == 8 * len(cells)
 
 
 def test_an_entry_larger_than_the_chunk_size_is_sent_alone() -> None:
@@ -81,10 +97,10 @@ def test_an_idle_stream_is_not_stuck() -> None:
 def test_coverage_completes_under_loss_repetition_and_reordering(seed: int) -> None:
     rng = random.Random(seed)
     streams = {
-        0: KvSender(LayerRange(0, 2), 9, 8, 40, 64, 0.0),
-        1: KvSender(LayerRange(2, 5), 9, 8, 40, 64, 0.0),
+        0: KvSender(LayerRange(0, 2), (0, 4), 9, 8, 40, 64, 0.0),
+        1: KvSender(LayerRange(2, 5), (4, 4, 0), 9, 8, 40, 64, 0.0),
     }
-    receiver = KvReceiver(LayerRange(0, 5), 9, window_bytes=64)
+    receiver = KvReceiver(LayerRange(0, 5), (0, 4, 4, 4, 0), 9, window_bytes=64)
     for start in (0, 4, 8):
         for stream in streams.values():
             stream.produce(start, min(start + 4, 9))
@@ -106,7 +122,7 @@ def test_coverage_completes_under_loss_repetition_and_reordering(seed: int) -> N
 
 
 def test_a_chunk_outside_the_stage_is_refused() -> None:
-    receiver = KvReceiver(LayerRange(2, 5), 10, 100)
+    receiver = KvReceiver(LayerRange(2, 5), (0, 0, 0), 10, 100)
     for place in (
         ChunkPlace(LayerRange(1, 3), 0, 1, 0, 8),
         ChunkPlace(LayerRange(2, 6), 0, 1, 0, 8),
@@ -118,7 +134,7 @@ def test_a_chunk_outside_the_stage_is_refused() -> None:
 
 
 def test_the_same_chunk_twice_counts_once() -> None:
-    receiver = KvReceiver(LayerRange(0, 1), 2, 100)
+    receiver = KvReceiver(LayerRange(0, 1), (0,), 2, 100)
     place = ChunkPlace(LayerRange(0, 1), 0, 1, 0, 8)
     receiver.accept(0, place, 16)
     assert receiver.accept(0, place, 16) == (8, 108)

@@ -92,7 +92,7 @@ FAMILIES: Final[Mapping[str, Mapping[str, Any]]] = {
         "model_type": "qwen2",
         "rope_theta": 1000000.0,
         "rms_norm_eps": 1e-6,
-        "use_sliding_window": False,
+        "use_sliding_window": True,
         "sliding_window": 40,
         "max_window_layers": 2,
         "tie_word_embeddings": True,
