@@ -17,7 +17,7 @@ from broker.plan import (
     Stage,
 )
 from planner.cost import hop_seconds
-from planner.explain import format_bytes, format_seconds, idle_reason
+from planner.explain import format_bytes, format_seconds, idle_reason, owner_text
 from planner.flow import flow_of
 from planner.groupings.search import Solution, best_single, rival_of
 from planner.performance import Member
@@ -172,5 +172,5 @@ def _place_reason(fog: Fog, replica: Replica, member: Member, index: int) -> str
         f"{format_seconds(stage.predicted_seconds)} per {what}"
         f"{pace if len(replica.stages) > 1 else ''}; weights and KV cache of "
         f"{member.performance.kv_tokens} positions take {format_bytes(used)} of the "
-        f"{format_bytes(cost.memory_bytes)} offered{host}"
+        f"{format_bytes(cost.memory_bytes)} offered{host}{owner_text(cost)}"
     )

@@ -16,6 +16,7 @@ from broker.control import DecodeTime, LayerTimes, PrefillTime
 from broker.grouping import interpolate
 from broker.plan import BatchSeconds
 from planner.model import DeviceSpec, ModelSpec, Workload
+from planner.owner import FREE, Owner
 
 
 def table_batches(max_rows: int) -> tuple[int, ...]:
@@ -145,6 +146,7 @@ class DeviceCost:
         host_memory_bytes: Host memory for feed-forward weights.
         peers: Device id to the direct way there.
         power: None where nobody knows.
+        owner: What its owner allows.
     """
 
     id: str
@@ -158,6 +160,7 @@ class DeviceCost:
     host_memory_bytes: int = 0
     peers: Mapping[str, Way] = field(default_factory=dict)
     power: Power | None = None
+    owner: Owner = FREE
 
     def decode_table(self, start: int, end: int, offloads: int = 0) -> list[BatchSeconds]:
         """Return a stage's decode times at the knots of `table_batches`."""
@@ -254,6 +257,7 @@ def device_cost(
         power=None
         if device.idle_watts is None or device.busy_watts is None
         else Power(device.idle_watts, device.busy_watts - device.idle_watts),
+        owner=device.owner,
     )
 
 

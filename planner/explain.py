@@ -74,6 +74,9 @@ def infeasible(fog: Fog) -> InfeasiblePlanError:
             missing,
         )
     ends = max(model.embedding_bytes, model.head_bytes) + smallest
+    if owned := [cost for cost in fog.costs if cost.owner.text]:
+        limits = "; ".join(f"{cost.id}: {cost.owner.text}" for cost in owned[:MOST_NAMED])
+        remedy = f"{remedy}, or ask for less than owners allow now ({limits})"
     return InfeasiblePlanError(
         f"{demand}, but no split into whole layers fits: a layer with its KV cache needs "
         f"{format_bytes(smallest)}, and with embedding or head up to {format_bytes(ends)}"
@@ -101,8 +104,17 @@ def smallest_stage_bytes(fog: Fog) -> int:
     return min(weights + fog.context_tokens * kv for weights, kv in pairs)
 
 
+def owner_text(cost: DeviceCost) -> str:
+    """Return what the device's owner allows, to follow a reason; empty without limits."""
+    return f"; its owner allows {cost.owner.text}" if cost.owner.text else ""
+
+
 def idle_reason(fog: Fog, device: int, solution: Solution, rival: Rival | None) -> str:
     """Return why a device is in no replica, beside ``rival``, the best device alone."""
+    return _idle_reason(fog, device, solution, rival) + owner_text(fog.costs[device])
+
+
+def _idle_reason(fog: Fog, device: int, solution: Solution, rival: Rival | None) -> str:
     cost = fog.costs[device]
     smallest = smallest_stage_bytes(fog)
     if offered_bytes(cost) < smallest:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from broker.control import LayerTimes, Link
+from planner.owner import FREE, Owner
 
 
 class InfeasiblePlanError(Exception):
@@ -44,6 +45,7 @@ class DeviceSpec:
         peers: Device id to the direct way there; to all others it leads over the broker.
         idle_watts: Power while it waits for work; None where nobody knows.
         busy_watts: Power while it computes; known when ``idle_watts`` is.
+        owner: What its owner allows.
     """
 
     id: str
@@ -58,6 +60,7 @@ class DeviceSpec:
     peers: Mapping[str, Link] = field(default_factory=dict)
     idle_watts: float | None = None
     busy_watts: float | None = None
+    owner: Owner = FREE
 
     def __post_init__(self) -> None:
         for name in ("memory_bytes", "host_memory_bytes"):

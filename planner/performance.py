@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from broker.plan import Role
+from planner.owner import ROLES
 
 
 class Energy(NamedTuple):
@@ -80,11 +81,16 @@ class Performance:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The best splits of one group, one for each role."""
+    """The best splits of one group, one for each role.
+
+    Attributes:
+        roles: Which of them the owners of its devices allow.
+    """
 
     prefill: Performance
     decode: Performance
     both: Performance
+    roles: tuple[Role, ...] = ROLES
 
     def exchanged(self, others: Mapping[int, int]) -> Options:
         """Return the same of other devices that are equal to these."""
@@ -92,7 +98,7 @@ class Options:
         def of(found: Performance) -> Performance:
             return replace(found, devices=tuple([others[d] for d in found.devices]))
 
-        return Options(of(self.prefill), of(self.decode), of(self.both))
+        return Options(of(self.prefill), of(self.decode), of(self.both), self.roles)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from planner.explain import infeasible
 from planner.groupings.oracle import enumerate_groupings
 from planner.groupings.search import Groupings, Solution, best_single, rival_of
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
+from planner.owner import roles_of
 from planner.performance import Options
 from planner.replicas import Fog
 from planner.roles import WORST, Score, choose_roles
@@ -141,8 +142,9 @@ def reassess(
             [index[stage.device] for stage in replica.stages],
             [len(stage.layers) for stage in replica.stages],
         )
-        if replica.num_layers == model.num_layers and found.kv_tokens >= fog.context_tokens:
-            options.append(Options(found, found, found))
+        roles = roles_of(fog.costs[device].owner for device in found.devices)
+        if replica.num_layers == model.num_layers and roles and fog.can_serve(found):
+            options.append(Options(found, found, found, roles))
 
     # How good its stages were, without what was said of the roles of then.
     optimality = running.optimality.partition(_MIXED)[0]

@@ -16,6 +16,7 @@ from planner.cost import DeviceCost, device_cost, hop_seconds
 from planner.masks import members_of
 from planner.model import DeviceSpec, ModelSpec, Objective, Workload
 from planner.moves import Holdings
+from planner.owner import roles_of
 from planner.performance import Options, Performance
 from planner.promises import NO_HOPS, Promises, groupings
 from planner.splits.linear_stages import LinearStages
@@ -120,13 +121,14 @@ class Fog:
         memory = sum(self.costs[d].memory_bytes + self.costs[d].host_memory_bytes for d in members)
         if memory < self.model.stage_bytes(0, self.model.num_layers, self.context_tokens):
             return None
-        prefill = self._best_prefill(members)
+        roles = roles_of(self.costs[d].owner for d in members)
+        prefill = self._best_prefill(members) if roles else None
         if prefill is None:
             return None
         decode = self._best_decode(members)
         if prefill.stages == decode.stages:
-            return Options(prefill, prefill, prefill)
-        return Options(prefill, decode, min(decode, prefill, key=self.both_seconds))
+            return Options(prefill, prefill, prefill, roles)
+        return Options(prefill, decode, min(decode, prefill, key=self.both_seconds), roles)
 
     def _splits_of(self, running: Plan) -> dict[int, Performance]:
         """Return the running replicas that are still possible, by their groups."""
@@ -138,9 +140,16 @@ class Fog:
             if all(stage.device in index for stage in replica.stages):
                 devices = [index[stage.device] for stage in replica.stages]
                 split = self.performance(devices, [len(stage.layers) for stage in replica.stages])
-                if split.kv_tokens >= self.context_tokens:
+                if self.can_serve(split):
                     found[sum(1 << device for device in devices)] = split
         return found
+
+    def can_serve(self, split: Performance) -> bool:
+        """Whether a split holds the longest request, and the owners of its devices allow it."""
+        return split.kv_tokens >= self.context_tokens and all(
+            self.costs[device].owner.allows(start, end, self.model.num_layers)
+            for device, (start, end) in zip(split.devices, split.ranges, strict=True)
+        )
 
     def _kept_or_new(self, options: Options, running: Performance) -> Options:
         """Return for each role the running split unless a new one repays its loading."""
@@ -156,6 +165,7 @@ class Fog:
             best(options.prefill, lambda found: 1 / found.prefill_rate),
             best(options.decode, lambda found: 1 / found.decode_rate),
             best(options.both, self.both_seconds),
+            options.roles,
         )
 
     def both_seconds(self, performance: Performance) -> float:
@@ -195,6 +205,12 @@ class Fog:
             hop_seconds=[[hop_seconds(a, b, rows or 1) for b in costs] for a in costs]
             if self._has_ways
             else (),
+            endless=[i for i, cost in enumerate(costs) if not cost.owner.holds_text],
+            pinned={
+                i: cost.owner.layers
+                for i, cost in enumerate(costs)
+                if cost.owner.layers is not None
+            },
         )
 
     def _split(
@@ -207,7 +223,8 @@ class Fog:
         any_will_do: bool = False,
     ) -> Split | None:
         """Return the best split of the group's problem, the fastest way there is."""
-        if self._lines is not None:
+        is_pinned = any(self.costs[d].owner.layers is not None for d in members)
+        if self._lines is not None and not is_pinned:
             return self._lines.best_split(members, rows, kv_tokens, pace, limit, any_will_do)
         return best_split(self._problem(members, kv_tokens, rows), pace, limit, any_will_do)
 

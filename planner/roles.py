@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
-from math import inf
+from math import inf, prod
 from typing import Final, NamedTuple
 
 from broker.plan import Role
@@ -91,10 +91,15 @@ def choose_roles(
     if not groups:
         return WORST, ()
     search = _Search(groups, workload, roles, rule, terms, rival)
-    allowed = _allowed(len(groups), roles)
-    if len(allowed) ** len(groups) <= max_enumerated:
-        return search.best(product(allowed, repeat=len(groups)))
-    score, members = search.best(search.promising(Role.BOTH in allowed))
+    usual = _allowed(len(groups), roles)
+    # What owners do not allow is no role of a group, whatever it would gain.
+    allowed = [tuple([role for role in usual if role in group.roles]) for group in groups]
+    if not all(allowed):
+        return WORST, ()
+    if prod(map(len, allowed)) <= max_enumerated:
+        return search.best(product(*allowed))
+    promising = (_within(chosen, allowed) for chosen in search.promising(Role.BOTH in usual))
+    score, members = search.best(promising)
     while len(groups) <= _MAX_REPAIRED:
         chosen = tuple(member.role for member in members)
         better = search.best(_neighbours(chosen, allowed))
@@ -112,9 +117,17 @@ def _allowed(num_groups: int, roles: Roles) -> tuple[Role, ...]:
     return (Role.PREFILL, Role.DECODE)
 
 
-def _neighbours(chosen: tuple[Role, ...], allowed: Sequence[Role]) -> Iterator[tuple[Role, ...]]:
+def _within(chosen: tuple[Role, ...], allowed: Sequence[Sequence[Role]]) -> tuple[Role, ...]:
+    return tuple(
+        [role if role in some else some[0] for role, some in zip(chosen, allowed, strict=True)]
+    )
+
+
+def _neighbours(
+    chosen: tuple[Role, ...], allowed: Sequence[Sequence[Role]]
+) -> Iterator[tuple[Role, ...]]:
     for g, role in enumerate(chosen):
-        for other in allowed:
+        for other in allowed[g]:
             if other is not role:
                 yield (*chosen[:g], other, *chosen[g + 1 :])
 
@@ -143,8 +156,14 @@ class _Search:
         self._rival = rival
         self._slow = [not group.decode.keeps_min_tps for group in groups]
         self._slow_both = [not group.both.keeps_min_tps for group in groups]
-        self._prompts = [phase_rates(group.prefill, workload)[0] for group in groups]
-        self._answers = [phase_rates(group.decode, workload)[1] for group in groups]
+        self._prompts = [
+            phase_rates(group.prefill, workload)[0] * (Role.PREFILL in group.roles)
+            for group in groups
+        ]
+        self._answers = [
+            phase_rates(group.decode, workload)[1] * (Role.DECODE in group.roles)
+            for group in groups
+        ]
         self._shared = [phase_rates(group.both, workload) for group in groups]
 
     def promising(self, with_both: bool) -> Iterator[tuple[Role, ...]]:

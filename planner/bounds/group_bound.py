@@ -69,6 +69,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from broker.plan import Role
 from planner.bounds.device_bound import device_bound, device_rates
 from planner.bounds.offers import ALL_PLANS, Among
 from planner.bounds.prices import PriceProgram
@@ -210,9 +211,10 @@ class Columns:
                 prompts = max(prompts, most_prompts)
                 if found.keeps_min_tps or not among.keeps_min_tps:
                     answers = max(answers, most_answers)
-            if options.prefill.ttft_seconds <= longest_prefill:
+            if options.prefill.ttft_seconds <= longest_prefill and Role.PREFILL in options.roles:
                 self.columns.append(Column(counts, True, prompts))
-            if work.answer_tokens * options.decode.tpot_seconds <= longest_decode:
+            is_in_time = work.answer_tokens * options.decode.tpot_seconds <= longest_decode
+            if is_in_time and Role.DECODE in options.roles:
                 self.columns.append(Column(counts, False, answers))
 
     def cost(self, prices: Prices) -> float:

@@ -52,7 +52,11 @@ class GroupTable(Protocol):
 def best_single(table: GroupTable) -> Member | None:
     """Return the best device that holds the whole model within its memory, doing both."""
     options = [table.options(1 << device) for device in range(table.num_devices)]
-    alone = [Member(Role.BOTH, option.both) for option in options if option is not None]
+    alone = [
+        Member(Role.BOTH, option.both)
+        for option in options
+        if option is not None and Role.BOTH in option.roles
+    ]
     return min(alone, key=lambda m: _alone(table, m), default=None)
 
 

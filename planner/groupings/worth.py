@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Final, NamedTuple
 
+from broker.plan import Role
 from planner.flow import phase_rates
 from planner.groupings.search import GroupTable
 from planner.performance import Options
@@ -81,6 +82,8 @@ class Worth:
         table, prefill, decode = self._table, options.prefill, options.decode
         prompts, _ = phase_rates(prefill, table.workload)
         _, answers = phase_rates(decode, table.workload)
+        prompts *= Role.PREFILL in options.roles
+        answers *= Role.DECODE in options.roles
         if table.terms is not None and table.objective.counts_kv:
             prompts = min(prompts, 1 / max(prefill.send_seconds, _LEAST))
             answers = min(answers, 1 / max(decode.receive_seconds, _LEAST))

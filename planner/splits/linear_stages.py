@@ -130,7 +130,15 @@ class LinearStages:
             both = model.embedding_bytes + model.head_bytes - model.shared_bytes
             ends = (0, model.embedding_bytes, model.head_bytes, both)
             fits = self._fits[kv_tokens] = _Fits(
-                *([(cost.memory_bytes - held) // size for cost in self._costs] for held in ends)
+                *(
+                    [
+                        (cost.memory_bytes - held) // size
+                        if cost.owner.holds_text or place == 0
+                        else 0
+                        for cost in self._costs
+                    ]
+                    for place, held in enumerate(ends)
+                )
             )
         return fits
 

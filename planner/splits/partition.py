@@ -25,6 +25,7 @@ from planner.splits.split import EPSILON, Ends, Pace, Split, SplitProblem, chain
 # Up to here the program for unequal blocks tries every order, through subsets of devices
 # (time 2^N N L^2); beyond, every pair of ends with the others in the given order.
 MAX_SUBSET_DEVICES: Final = 8
+# A group of more devices with a pinned one has no split: which order fits the pins is not asked.
 # With a matrix of hops every order is tried on its own, up to here (time N! N L^2); beyond,
 # the shortest ring for every pair of ends.
 MAX_ORDERED_DEVICES: Final = 5
@@ -48,7 +49,9 @@ def best_split(
     num_devices, num_layers = len(problem.memory_bytes), len(problem.layer_bytes)
     if not 1 <= num_devices <= num_layers:
         return None
-    if has_equal_blocks(problem):
+    if problem.pinned and num_devices > MAX_SUBSET_DEVICES:
+        return None
+    if has_equal_blocks(problem) and not problem.pinned:
         return best_of_equal_blocks(problem, pace, limit, any_will_do)
     best: Split | None = None
     for end in pareto_splits(problem):
@@ -155,7 +158,10 @@ class _Tables:
             room = self.problem.room_bytes(device, *held)
             base = self.problem.ends_seconds(device, *held)
             seconds = self.seconds_until[device]
+            pin = self.problem.pinned.get(device)
             for end in range(num_layers if is_last else start + 1, num_layers + 1):
+                if pin is not None and (start, end) != (pin.start, pin.end):
+                    continue
                 moved = self._moved(device, start, end, room) if end > start else None
                 if moved is None:
                     break

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
+
+from broker.plan import LayerRange
+
+FORBIDDEN: Final = -(1 << 62)
+"""Room in bytes where nothing may be, not even a part of it with the rest in host memory."""
 
 EPSILON: Final = 1e-9
 """Values that differ by less, relative to their size, differ by rounding only."""
@@ -58,6 +63,8 @@ class SplitProblem:
         offload: None when everything stays in the devices' own memory.
         hop_seconds: [N][N], the way from one device to another; empty when the hops of a
             ring add up to the same in any order, as over one broker.
+        endless: Devices that may have neither embedding nor head.
+        pinned: Device to the only layers that it may hold.
     """
 
     layer_seconds: Sequence[Sequence[float]]
@@ -72,9 +79,13 @@ class SplitProblem:
     stage_seconds: Sequence[float] = ()
     offload: Offload | None = None
     hop_seconds: Sequence[Sequence[float]] = ()
+    endless: Collection[int] = ()
+    pinned: Mapping[int, LayerRange] = field(default_factory=dict)
 
     def room_bytes(self, device: int, is_first: bool, is_last: bool) -> int:
         """Return what is left for layers beside the ends that the device holds."""
+        if (is_first or is_last) and device in self.endless:
+            return FORBIDDEN
         room = self.memory_bytes[device]
         room -= self.first_bytes if is_first else 0
         room -= self.last_bytes if is_last else 0
