@@ -251,7 +251,7 @@ def random_options(rng: random.Random, number: int) -> list[Options]:
             )
             for _ in range(3)
         ]
-        return Options(*found)
+        return Options(found[0], found[1], found[2])
 
     return [performance() for _ in range(number)]
 
