@@ -45,8 +45,14 @@ PATIENCE_SECONDS = 60.0
 
 
 class ServiceFog:
-    """A gateway engine and nodes; `serve` sets model and replicas."""
+    """A gateway engine and nodes; `serve` sets model and replicas.
 
+    Attributes:
+        chunk_tokens: Grid of prompts; likewise the longest request of the plans.
+    """
+
+    chunk_tokens = CHUNK_TOKENS
+    context_tokens = CONTEXT_TOKENS
     engine: FogEngine
 
     def __init__(self, folder: Path, devices: Sequence[str]) -> None:
@@ -66,18 +72,7 @@ class ServiceFog:
         """Publish a model and a plan for it, and wait until it is active everywhere."""
         self.version += 1
         self.engine.publish_model(manifest)
-        plan = Plan(
-            version=self.version,
-            state=PlanState.PREPARING,
-            model=manifest.name,
-            revision=manifest.revision,
-            weights=manifest.weights,
-            kv_format=manifest.kv_format,
-            chunk_tokens=CHUNK_TOKENS,
-            context_tokens=CONTEXT_TOKENS,
-            replicas=list(replicas),
-        )
-        self._publish(PLAN, plan)
+        self._publish(PLAN, self._plan(PlanState.PREPARING, manifest, replicas))
         held = {
             device: [
                 _assignment(replica, index)
@@ -92,16 +87,40 @@ class ServiceFog:
                 version=self.version,
                 model=manifest.name,
                 revision=manifest.revision,
-                chunk_tokens=CHUNK_TOKENS,
+                weights=manifest.weights,
+                kv_format=manifest.kv_format,
+                chunk_tokens=self.chunk_tokens,
                 hold=stages,
             )
             self._publish(DEVICE_ASSIGNMENT, assignment, device=device)
         await self._until_loaded({device for device, stages in held.items() if stages})
-        active = Plan(**{f: getattr(plan, f) for f in plan.__struct_fields__ if f != "state"},
-                      state=PlanState.ACTIVE)  # fmt: skip
+        return await self._activate(manifest, replicas)
+
+    async def route(self, manifest: ModelManifest, replicas: Sequence[Replica]) -> Plan:
+        """Make a plan of some of the replicas that `serve` loaded active; nothing is freed."""
+        self.version += 1
+        return await self._activate(manifest, replicas)
+
+    async def _activate(self, manifest: ModelManifest, replicas: Sequence[Replica]) -> Plan:
+        active = self._plan(PlanState.ACTIVE, manifest, replicas)
         self._publish(PLAN, active)
         await self._until(lambda: self._is_active(self.version), "the gateway sees the plan")
         return active
+
+    def _plan(
+        self, state: PlanState, manifest: ModelManifest, replicas: Sequence[Replica]
+    ) -> Plan:
+        return Plan(
+            version=self.version,
+            state=state,
+            model=manifest.name,
+            revision=manifest.revision,
+            weights=manifest.weights,
+            kv_format=manifest.kv_format,
+            chunk_tokens=self.chunk_tokens,
+            context_tokens=self.context_tokens,
+            replicas=list(replicas),
+        )
 
     async def answer(self, generation: Generation) -> list[int]:
         """Return the tokens of one request."""
