@@ -8,7 +8,8 @@ process, and plans by hand: `one` gives all layers to the first node, `two` spli
 the planner's costs of the nodes' own profiles say. All stages stay loaded; requests go to the
 replica that the active plan names, so both are measured in turn, seconds apart, in the same
 processes. Rates are those of tokens as they reach the gateway while all requests decode. The
-share of the bus is what a token takes longer than the nodes compute for it, by their telemetry.
+share of the bus is what a token takes longer than the nodes compute for it, by the medians
+that their telemetry gives.
 """
 
 import argparse
@@ -28,19 +29,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from broker.codec import decode_control
-from broker.control import DeviceProfile, ModelManifest, Telemetry
+from broker.control import DeviceProfile, ModelManifest
 from broker.grouping import best_grouping
 from broker.mqtt import MqttTransport
 from broker.placement import replica_id
 from broker.plan import LayerRange, Replica, Role, Stage
+from broker.telemetry import Telemetry
 from broker.topics import DEVICE_PROFILE, DEVICE_TELEMETRY, PLANNER_USER
 from broker.transport import Received
 from broker.work import Sampling
-from fog.made_model import make_model
-from fog.shapes import SHAPES
+from fog.bench import checkpoint_folder
+from fog.shapes import shapes
 from gateway.manifest import prepare_manifest
 from gateway.requests import Generation
 from planner.cost import DeviceCost, device_cost, hop_seconds
+from planner.live.conditions import Condition
 from planner.live.inputs import device_spec, model_spec
 from planner.model import Workload
 from tests.support.bus import SITE
@@ -52,8 +55,6 @@ PROMPT_TOKENS: Final = 16
 WORKLOAD: Final = Workload(prompt_tokens=PROMPT_TOKENS, answer_tokens=64, context_tokens=256)
 # A request's first tokens come while others are still in prefill.
 WARM_UP_TOKENS: Final = 4
-# The nodes' telemetry is a mean over the last ten seconds.
-TELEMETRY_SECONDS: Final = 10.0
 
 # In this order `two` rests for longer than the nodes' telemetry looks back before its lone
 # request, whose share of the bus that telemetry tells.
@@ -108,9 +109,7 @@ class PinnedFog(RealFog):
         """Start a node and pin it before it starts threads, which inherit the core."""
         super().start_node(device)
         cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(
-            self.nodes[device].pid, {cores[DEVICES.index(device) % len(cores)]}
-        )
+        os.sched_setaffinity(self.nodes[device].pid, {cores[DEVICES.index(device) % len(cores)]})
 
 
 class Observer:
@@ -143,20 +142,21 @@ class Observer:
             if all(p is not None and p.model_revision == manifest.revision for p in known):
                 return [
                     device_cost(
-                        device_spec(device, profile, Telemetry(), spec), spec, WORKLOAD, MAX_ROWS
+                        device_spec(device, profile, Condition(), spec), spec, WORKLOAD, MAX_ROWS
                     )
                     for device, profile in self.profiles.items()
                 ]
             await asyncio.sleep(0.1)
 
     async def compute_seconds(self, replica: Replica) -> float:
-        """Return the nodes' mean times of a step of a replica, all stages together."""
+        """Return the nodes' usual times of a step of a replica, all stages together."""
         self.telemetry.clear()
         while len(self.telemetry) < len(DEVICES):
             await asyncio.sleep(0.1)
             self.read()
         times = [self.telemetry[s.device].stage_seconds or {} for s in replica.stages]
-        return sum(each[replica.id] for each in times)
+        total: float = sum(each[replica.id] for each in times)
+        return total
 
     def close(self) -> None:
         """Disconnect."""
@@ -200,9 +200,7 @@ def best_cut(costs: Sequence[DeviceCost], num_layers: int) -> int:
     first, second = (cost.decode[7] for cost in costs)
     return min(
         range(1, num_layers),
-        key=lambda cut: max(
-            first.stage_seconds(0, cut), second.stage_seconds(cut, num_layers)
-        ),
+        key=lambda cut: max(first.stage_seconds(0, cut), second.stage_seconds(cut, num_layers)),
     )
 
 
@@ -230,7 +228,7 @@ async def measure(
 
 
 async def run_shape(shape: str, options: argparse.Namespace, folder: Path) -> Result:
-    checkpoint = checkpoint_of(shape, options.models)
+    checkpoint = checkpoint_folder(shape, options.models)
     manifest = prepare_manifest(
         checkpoint,
         name=shape,
@@ -249,9 +247,7 @@ async def run_shape(shape: str, options: argparse.Namespace, folder: Path) -> Re
         cut = best_cut(costs, num_layers)
         replicas = {
             "one": make_replica(manifest, costs[:1], [LayerRange(0, num_layers)]),
-            "two": make_replica(
-                manifest, costs, [LayerRange(0, cut), LayerRange(cut, num_layers)]
-            ),
+            "two": make_replica(manifest, costs, [LayerRange(0, cut), LayerRange(cut, num_layers)]),
         }
         say(f"{shape}: loading {cut} + {num_layers - cut} layers, and all on the first node")
         await fog.serve(manifest, list(replicas.values()))
@@ -309,15 +305,6 @@ def result(
     )
 
 
-def checkpoint_of(shape: str, folder: Path) -> Path:
-    """Return the checkpoint of a shape, written now unless it is there."""
-    checkpoint = folder / shape
-    if not checkpoint.exists():
-        say(f"{shape}: writing a checkpoint")
-        make_model(SHAPES[shape], checkpoint)
-    return checkpoint
-
-
 def table(results: Sequence[Result]) -> str:
     lines = [
         "| shape | layers | 1 request, two / one (aim 0.93) | 16 / 8 (aim 1.7) | 8 / 8 "
@@ -353,7 +340,7 @@ def say(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--shape", action="append", choices=sorted(SHAPES))
+    parser.add_argument("--shape", action="append", choices=sorted(shapes()))
     parser.add_argument("--weights", default="int8")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=32, help="of each request, in the window")

@@ -19,6 +19,7 @@ from broker.work import ITEMSIZE
 __all__ = [
     "INT4_GROUP",
     "KV_FORMATS",
+    "KV_TRANSFERS",
     "WEIGHT_FORMATS",
     "Experts",
     "LayerConfig",
@@ -36,6 +37,7 @@ __all__ = [
     "head_tensors",
     "is_integer",
     "kv_bytes_per_token",
+    "kv_sent_bytes_per_token",
     "matrix_format",
     "parse_config",
     "shared_bytes",
@@ -48,6 +50,9 @@ WEIGHT_FORMATS: Final = ("float32", "bfloat16", "int8", "int4")
 
 KV_FORMATS: Final = ("float32", "bfloat16")
 """Element types of the KV cache."""
+
+KV_TRANSFERS: Final = ("exact", "int8")
+"""How KV travels between replicas: as it is held, or in whole numbers for slow links."""
 
 INT4_GROUP: Final = 128
 """Columns that share a step in int4; a matrix of another number of columns is held in int8."""
@@ -209,6 +214,18 @@ def kv_bytes_per_token(config: ModelConfig, kv_format: str, num_layers: int) -> 
         raise _unknown_format(kv_format, KV_FORMATS)
     item_bytes = ITEMSIZE[kv_format]
     return 2 * config.num_kv_heads * config.head_dim * num_layers * item_bytes
+
+
+def kv_sent_bytes_per_token(
+    config: ModelConfig, kv_format: str, kv_transfer: str, num_layers: int
+) -> int:
+    """Return the bytes in which the KV of one position travels to another replica."""
+    if kv_transfer not in KV_TRANSFERS:
+        raise _unknown_format(kv_transfer, KV_TRANSFERS)
+    if kv_transfer == "exact":
+        return kv_bytes_per_token(config, kv_format, num_layers)
+    # One divisor for each head's key and value (nodes/kv_wire.py).
+    return 2 * config.num_kv_heads * (config.head_dim + ITEMSIZE["float32"]) * num_layers
 
 
 def is_integer(weights: str) -> bool:

@@ -61,7 +61,8 @@ class ModelManifest(Control, frozen=True, kw_only=True):
         config: ``config.json`` of the checkpoint, unchanged.
         tensors: Tensor name to its place.
         weights: Format in which nodes hold weights, of `broker.architecture.WEIGHT_FORMATS`.
-        kv_format: Format of KV cache entries and transfers.
+        kv_format: Format of KV cache entries.
+        kv_transfer: How they travel between replicas, of `broker.architecture.KV_TRANSFERS`.
         gateway: Id of the gateway that publishes it, and takes it back when it serves
             another one.
         folder: The model folder, when nodes on the gateway's own machine may read there;
@@ -77,6 +78,7 @@ class ModelManifest(Control, frozen=True, kw_only=True):
     tensors: dict[str, TensorInfo]
     weights: str = "float32"
     kv_format: str = "float32"
+    kv_transfer: str = "exact"
     gateway: str = ""
     folder: str | None = None
     urls: dict[str, list[str]] = field(default_factory=dict)

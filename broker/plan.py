@@ -66,6 +66,7 @@ class Assignment(Control, frozen=True, kw_only=True):
     revision: str
     weights: str = "float32"
     kv_format: str = "float32"
+    kv_transfer: str = "exact"
     chunk_tokens: int = 128
     hold: list[StageAssignment] = field(default_factory=list)
     prepare: list[StageAssignment] = field(default_factory=list)
@@ -224,6 +225,7 @@ class Plan(Control, frozen=True, kw_only=True):
             with; 1 for those that are not named.
         prompt_tokens: Mean prompt that was planned for; 0: not said.
         answer_tokens: Mean answer, likewise.
+        kv_transfer: How KV travels between replicas.
     """
 
     version: int
@@ -245,6 +247,7 @@ class Plan(Control, frozen=True, kw_only=True):
     speeds: dict[str, float] = field(default_factory=dict)
     prompt_tokens: int = 0
     answer_tokens: int = 0
+    kv_transfer: str = "exact"
 
     def replica(self, replica_id: str) -> Replica | None:
         """Return the replica of that id, or None."""

@@ -14,7 +14,7 @@ from msgspec import Struct, field
 
 from broker.plan import LayerRange
 
-ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
 class TensorMeta(Struct, frozen=True, array_like=True):

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from broker.architecture import WEIGHT_FORMATS, ModelConfig, UnsupportedModelError, parse_config
 from broker.control import Link, ModelManifest
@@ -56,8 +56,18 @@ class PlannedModel:
     obstacle: str = ""
 
 
+class KvFormats(NamedTuple):
+    """How KV is held, and how it travels."""
+
+    held: str
+    sent: str
+
+
 def choose_planned_model(
-    text: str | None, weights: str | None = None, kv_format: str | None = None
+    text: str | None,
+    weights: str | None = None,
+    kv_format: str | None = None,
+    kv_transfer: str | None = None,
 ) -> PlannedModel:
     """Return the model that ``--model`` names: a folder, one of the catalogue, or the default.
 
@@ -70,10 +80,10 @@ def choose_planned_model(
     if wanted not in list(WeightFormat):
         known = ", ".join(WeightFormat)
         raise ModelChoiceError(f"--weights {wanted}: no such format; use one of {known}")
-    kv_format = kv_format or "float32"
+    kv = KvFormats(kv_format or "float32", kv_transfer or "exact")
     models = load_models()
     if text is not None and text in models:
-        return _from_catalogue(models[text], WeightFormat(wanted), kv_format)
+        return _from_catalogue(models[text], WeightFormat(wanted), kv)
     folder = DEMO_MODEL if text is None else Path(text).expanduser()
     if not (folder / "config.json").is_file():
         raise ModelChoiceError(
@@ -81,16 +91,16 @@ def choose_planned_model(
             f"{suggest(str(text), list(models))}"
         )
     return _from_folder(
-        folder, DEMO_NAME if text is None else folder.name, WeightFormat(wanted), kv_format
+        folder, DEMO_NAME if text is None else folder.name, WeightFormat(wanted), kv
     )
 
 
-def _from_catalogue(shape: CatalogueModel, weights: WeightFormat, kv_format: str) -> PlannedModel:
+def _from_catalogue(shape: CatalogueModel, weights: WeightFormat, kv: KvFormats) -> PlannedModel:
     """Return a model of the catalogue: where our nodes can hold it, as they hold it."""
     from planner.live.inputs import model_spec
 
     try:
-        spec = shape.spec(weights, kv_format)
+        spec = shape.spec(weights, kv.held)
     except ValueError as error:
         raise ModelChoiceError(f"--model {shape.name}: {error}") from error
     if set(shape.kinds) != {"full"} or shape.sinks:
@@ -104,7 +114,8 @@ def _from_catalogue(shape: CatalogueModel, weights: WeightFormat, kv_format: str
         config=config_of(shape),
         tensors={},
         weights=str(weights),
-        kv_format=kv_format,
+        kv_format=kv.held,
+        kv_transfer=kv.sent,
     )
     try:
         return PlannedModel(model_spec(manifest), shape, weights, manifest)
@@ -112,7 +123,7 @@ def _from_catalogue(shape: CatalogueModel, weights: WeightFormat, kv_format: str
         raise ModelChoiceError(f"--model {shape.name}: {error}") from error
 
 
-def _from_folder(folder: Path, name: str, weights: WeightFormat, kv_format: str) -> PlannedModel:
+def _from_folder(folder: Path, name: str, weights: WeightFormat, kv: KvFormats) -> PlannedModel:
     from planner.live.inputs import model_spec
 
     try:
@@ -126,7 +137,8 @@ def _from_folder(folder: Path, name: str, weights: WeightFormat, kv_format: str)
             config=raw,
             tensors={},
             weights=str(weights),
-            kv_format=kv_format,
+            kv_format=kv.held,
+            kv_transfer=kv.sent,
         )
         spec = model_spec(manifest)
     except (OSError, ValueError) as error:

@@ -82,6 +82,7 @@ def load_fog(fog: Path, wishes: Wishes, calibrate: Calibrate) -> PlannedFog:
         wishes.model,
         wishes.weights or config.gateway.get("weights"),
         config.gateway.get("kv_format"),
+        config.gateway.get("kv_transfer"),
     )
     workload = fitted_workload(settings.workload, chosen.spec)
     workload = workload.fitted_to(chosen.spec.context_limit)

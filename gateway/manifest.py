@@ -41,6 +41,7 @@ def prepare_manifest(
     name: str,
     weights: str,
     kv_format: str,
+    kv_transfer: str = "exact",
     cache: Path,
     progress: Progress = lambda ratio: None,
 ) -> PreparedManifest:
@@ -51,6 +52,7 @@ def prepare_manifest(
         name: That clients use.
         weights: Format in which nodes hold weights.
         kv_format: Format of the KV cache.
+        kv_transfer: How KV travels between replicas.
         cache: File that keeps checksums between starts.
         progress: Told 0..1 while checksums are computed, which takes about 1 s per GB.
 
@@ -86,6 +88,7 @@ def prepare_manifest(
         tensors=tensors,
         weights=weights,
         kv_format=kv_format,
+        kv_transfer=kv_transfer,
         folder=str(checkpoint.folder),
     )
     return PreparedManifest(manifest, problems)

@@ -117,9 +117,14 @@ def load_model(
 
 
 def fingerprint(manifest: ModelManifest, software: str) -> str:
-    """Return ``system_fingerprint``: with an equal one, equal requests have equal answers."""
+    """Return ``system_fingerprint``: with an equal one, equal requests have equal answers.
+
+    KV that travels in whole numbers breaks that promise, as it matters where a request was
+    prefilled; the fingerprint says so in clear.
+    """
     parts = (manifest.revision, manifest.weights, manifest.kv_format, software)
-    return "fp_" + hashlib.sha256("|".join(parts).encode()).hexdigest()[:10]
+    mark = "" if manifest.kv_transfer == "exact" else f"_kv-{manifest.kv_transfer}"
+    return "fp_" + hashlib.sha256("|".join(parts).encode()).hexdigest()[:10] + mark
 
 
 def _read_generation_config(folder: Path) -> dict[str, Any]:

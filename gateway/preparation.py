@@ -78,6 +78,7 @@ def read_model(settings: Settings, slot: ModelSlot, software: str) -> ServedMode
         name=settings.model_name or _default_name(settings.model, folder),
         weights=settings.weights,
         kv_format=settings.kv_format,
+        kv_transfer=settings.kv_transfer,
         cache=settings.state / "checksums.json",
         progress=lambda ratio: slot.report(f"reading model {settings.model}", ratio),
     )

@@ -42,6 +42,7 @@ def plan_body(view: FogView, measured: dict[str, Any]) -> dict[str, Any]:
         body |= {
             "revision": plan.revision,
             "kv_format": plan.kv_format,
+            "kv_transfer": plan.kv_transfer,
             "chunk_tokens": plan.chunk_tokens,
             "context_tokens": plan.context_tokens,
             "prompt_tokens": plan.prompt_tokens,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from broker.address import BrokerAddress
-from broker.architecture import KV_FORMATS, WEIGHT_FORMATS
+from broker.architecture import KV_FORMATS, KV_TRANSFERS, WEIGHT_FORMATS
 from broker.topics import check_level
 from gateway.routing import Policy
 
@@ -36,7 +36,9 @@ class Settings:
         public_url: Under which nodes reach this gateway; follows from host and port.
         model_name: That clients use; default the hub id or the folder's name.
         weights: Format in which nodes hold weights: float32, bfloat16, int8 or int4.
-        kv_format: Format of the KV cache.
+        kv_format: Format of the KV cache: float32 or bfloat16.
+        kv_transfer: How KV travels between replicas: exact, or int8 for slow links, which changes
+            answers slightly.
         policy: Which replicas a request goes to: ``least-finish``, ``least-added`` or ``jsq``
             (`gateway.routing.Policy`).
         queue_limit: Requests that may wait; beyond it 429.
@@ -63,6 +65,7 @@ class Settings:
     model_name: str | None = None
     weights: str = "float32"
     kv_format: str = "float32"
+    kv_transfer: str = "exact"
     policy: Policy = Policy.LEAST_FINISH
     queue_limit: int = 256
     prompts_per_client: int = 16
@@ -88,7 +91,11 @@ class Settings:
                 "keys yet; use 127.0.0.1, or set E2LLM_GATEWAY_ALLOW_OPEN=true where a "
                 "firewall or proxy keeps strangers out"
             )
-        for name, known in (("weights", WEIGHT_FORMATS), ("kv_format", KV_FORMATS)):
+        for name, known in (
+            ("weights", WEIGHT_FORMATS),
+            ("kv_format", KV_FORMATS),
+            ("kv_transfer", KV_TRANSFERS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
         for name in ("queue_limit", "max_choices", "max_body_bytes"):

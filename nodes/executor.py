@@ -18,7 +18,8 @@ from broker.plan import LayerRange
 from broker.work import RequestKey, TensorMeta
 from nodes.decoder import Block, RotaryTable, attend_chunk, attend_position, chunk_mask
 from nodes.kv_cache import KvCache, Slab, first_seen
-from nodes.tensors import DTYPES, from_bytes, meta_of, to_bytes
+from nodes.kv_wire import kv_wire
+from nodes.tensors import DTYPES, meta_of, to_bytes
 from nodes.weights import LayerWeights
 
 ByLayer = Generator[None, None, torch.Tensor]
@@ -39,7 +40,8 @@ class StageExecutor:
         head: Whether logits leave here.
         kv_tokens: Hard limit of KV positions of all requests together.
         chunk_tokens: Grid on which prompts are cut; equal in the whole fog.
-        kv_format: Element type of KV, in memory and on the bus.
+        kv_format: Element type of KV in memory.
+        kv_transfer: How it travels to another replica.
 
     Attributes:
         kinds: Of each block, as profiles name them.
@@ -56,6 +58,7 @@ class StageExecutor:
         kv_tokens: int,
         chunk_tokens: int,
         kv_format: str = "float32",
+        kv_transfer: str = "exact",
     ) -> None:
         if layers.end > config.num_layers:
             raise ValueError(f"layers {layers} of a model with {config.num_layers}")
@@ -70,6 +73,7 @@ class StageExecutor:
         self._embedding = weights.embedding if embedding else None
         self._head = weights.head if head else None
         self._kv_dtype = DTYPES[kv_format]
+        self._wire = kv_wire(kv_transfer, self._kv_dtype)
         self._layers = config.layers[layers.start : layers.end]
         self.kinds = tuple(layer.kind for layer in self._layers)
         self._rotary = {
@@ -110,8 +114,8 @@ class StageExecutor:
 
     @property
     def kv_entry_bytes(self) -> int:
-        """Bytes of one position of one layer, keys and values."""
-        return 2 * self.config.num_kv_heads * self.config.head_dim * self._kv_dtype.itemsize
+        """Bytes in which one position of one layer travels, keys and values."""
+        return 2 * self.config.num_kv_heads * self._wire.row_bytes(self.config.head_dim)
 
     @property
     def used_tokens(self) -> int:
@@ -252,13 +256,14 @@ class StageExecutor:
     ) -> tuple[TensorMeta, memoryview]:
         """Return KV of absolute ``layers`` and positions ``[start, end)`` that are computed.
 
-        Shape (layers, 2, end - start, kv_heads, head_dim); a copy that later steps leave alone.
+        Shape (layers, 2, end - start, kv_heads, ...), as it travels; a copy that later steps
+        leave alone.
         """
         slab = self.kv[key]
         kept = max(self.first_positions(layers, slab.length))
         if not kept <= start <= end <= slab.length:
             raise ValueError(f"positions [{start}, {end}) of [{kept}, {slab.length}) asked")
-        part = self._part(slab, layers, start, end).clone(memory_format=torch.contiguous_format)
+        part = self._wire.packed(self._part(slab, layers, start, end))
         return meta_of(part), to_bytes(part)
 
     def write_kv(
@@ -278,11 +283,7 @@ class StageExecutor:
         if start < slab.length:
             raise ValueError(f"positions from {start} on, but {slab.length} are complete")
         target = self._part(slab, layers, start, end)
-        if DTYPES[meta.dtype] != target.dtype or meta.shape != tuple(target.shape):
-            raise ValueError(
-                f"KV of {meta.dtype} {meta.shape}, expected {target.dtype} {tuple(target.shape)}"
-            )
-        target.copy_(from_bytes(data, meta))
+        target.copy_(self._wire.unpacked(data, meta, tuple(target.shape)))
 
     def set_length(self, key: RequestKey, length: int) -> None:
         """Declare that every layer has ``length`` positions (the coverage map is full)."""

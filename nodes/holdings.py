@@ -87,6 +87,7 @@ class Holdings:
                 revision=assignment.revision,
                 weights=assignment.weights,
                 kv_format=assignment.kv_format,
+                kv_transfer=assignment.kv_transfer,
                 chunk_tokens=assignment.chunk_tokens,
                 layers=stage.layers,
                 embedding=stage.embedding,

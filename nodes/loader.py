@@ -40,6 +40,7 @@ class StageSpec:
     revision: str
     weights: str
     kv_format: str
+    kv_transfer: str
     chunk_tokens: int
     layers: LayerRange
     embedding: bool
@@ -297,6 +298,7 @@ class _Model:
             kv_tokens=0,
             chunk_tokens=spec.chunk_tokens,
             kv_format=spec.kv_format,
+            kv_transfer=spec.kv_transfer,
         )
 
 

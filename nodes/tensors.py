@@ -15,6 +15,7 @@ DTYPES: Final = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "int8": torch.int8,
 }
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 

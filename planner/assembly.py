@@ -55,6 +55,7 @@ def assemble(fog: Fog, solution: Solution, optimality: str) -> Plan:
         revision=model.revision,
         weights=model.weights,
         kv_format=model.kv_format,
+        kv_transfer=model.kv_transfer,
         chunk_tokens=fog.workload.chunk_tokens,
         context_tokens=fog.workload.context_tokens,
         replicas=[replica for replica, _ in replicas],

@@ -92,6 +92,9 @@ class ModelSpec:
         context_limit: Most positions that the model is made for.
         ffn_bytes: [L], the part of each block's weights that may lie in host memory; empty
             where nothing may.
+        kv_transfer: How KV travels between replicas.
+        packed_kv_bytes: [L], one position's KV in each block on that way; empty where it
+            travels as it is held.
     """
 
     name: str
@@ -107,6 +110,8 @@ class ModelSpec:
     context_limit: int
     shared_bytes: int = 0
     ffn_bytes: tuple[int, ...] = ()
+    kv_transfer: str = "exact"
+    packed_kv_bytes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         num_layers = len(self.block_kinds)
@@ -122,6 +127,13 @@ class ModelSpec:
             )
         ):
             raise ValueError(f"model {self.name}: ffn_bytes must be a part of every block")
+        if self.packed_kv_bytes and len(self.packed_kv_bytes) != num_layers:
+            raise ValueError(f"model {self.name}: packed_kv_bytes must name every block")
+
+    @property
+    def sent_kv_bytes(self) -> tuple[int, ...]:
+        """[L], what moving one position's KV in each block to another replica sends."""
+        return self.packed_kv_bytes or self.kv_bytes
 
     @property
     def num_layers(self) -> int:

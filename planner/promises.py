@@ -248,7 +248,7 @@ class Promises:
         )
 
     def _kv_seconds(self, stage: _Stage, num_tokens: int) -> float:
-        kv_bytes = num_tokens * sum(self._model.kv_bytes[stage.start : stage.end])
+        kv_bytes = num_tokens * sum(self._model.sent_kv_bytes[stage.start : stage.end])
         return kv_bytes / stage.cost.bytes_per_second
 
 

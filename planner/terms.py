@@ -201,7 +201,11 @@ class Terms:
         found = self._transfers.get(key)
         if found is None:
             found = self._transfers[key] = kv_transfer(
-                self._costs, self._model.kv_bytes, self._workload.prompt_tokens, sender, receiver
+                self._costs,
+                self._model.sent_kv_bytes,
+                self._workload.prompt_tokens,
+                sender,
+                receiver,
             )
         return found
 

@@ -147,7 +147,7 @@ def _carrying_seconds(
     costs: Sequence[DeviceCost], model: ModelSpec, spans: _Spans, carried: Carried
 ) -> Floats:
     """Return [N, R], how long a request keeps the link busy, as `planner.promises` has it."""
-    until = np.array([0, *accumulate(model.kv_bytes)])
+    until = np.array([0, *accumulate(model.sent_kv_bytes)])
     kv_bytes = carried.prompt_tokens * (until[spans.ends] - until[spans.starts])
     rates = np.array([[cost.bytes_per_second] for cost in costs])
     hidden = carried.hidden_tokens * np.array([[cost.row_seconds] for cost in costs])

@@ -32,6 +32,7 @@ def model_spec(manifest: ModelManifest) -> ModelSpec:
     config = architecture.parse_config(manifest.config)
     layers = range(config.num_layers)
     weights, kv_format = manifest.weights, manifest.kv_format
+    sent = architecture.kv_sent_bytes_per_token(config, kv_format, manifest.kv_transfer, 1)
     return ModelSpec(
         name=manifest.name,
         revision=manifest.revision,
@@ -45,6 +46,8 @@ def model_spec(manifest: ModelManifest) -> ModelSpec:
         shared_bytes=architecture.shared_bytes(config, weights),
         activation_bytes=config.hidden_size * _ACTIVATION_BYTES.get(weights, 4),
         context_limit=architecture.context_limit(config),
+        kv_transfer=manifest.kv_transfer,
+        packed_kv_bytes=(sent,) * config.num_layers,
     )
 
 

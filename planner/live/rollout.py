@@ -168,6 +168,7 @@ class Rollout:
                 revision=model.revision,
                 weights=model.weights,
                 kv_format=model.kv_format,
+                kv_transfer=model.kv_transfer,
                 chunk_tokens=chunk_tokens,
                 hold=list(target.hold),
                 prepare=list(target.prepare),

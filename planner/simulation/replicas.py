@@ -219,5 +219,5 @@ def network_of(devices: Iterable[DeviceSpec]) -> Network:
 
 
 def kv_bytes_per_token(model: ModelSpec) -> int:
-    """Return the KV cache of one position in all layers."""
-    return sum(model.kv_bytes)
+    """Return what moving one position's KV of all layers sends."""
+    return sum(model.sent_kv_bytes)

@@ -460,6 +460,14 @@ async def test_the_fingerprint_names_model_formats_and_software(
     assert found[0] == found[1] != found[2]
 
 
+async def test_the_fingerprint_says_in_clear_that_kv_travels_in_whole_numbers(
+    engine: FakeEngine, folder: Path, tmp_path: Path
+) -> None:
+    api = Api(engine, settings_for(folder, tmp_path, kv_transfer="int8"))
+    body = (await api.post(CHAT, QUESTION)).json()
+    assert body["system_fingerprint"].endswith("_kv-int8")
+
+
 async def test_a_base_model_has_completions_but_no_chat(engine: FakeEngine, tmp_path: Path) -> None:
     folder = write_model_folder(tmp_path / "model", template=None)
     api = Api(engine, settings_for(folder, tmp_path))

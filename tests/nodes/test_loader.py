@@ -39,6 +39,7 @@ def spec(manifest: ModelManifest, start: int, end: int, replica: str = "r-1") ->
         revision=manifest.revision,
         weights=manifest.weights,
         kv_format=manifest.kv_format,
+        kv_transfer=manifest.kv_transfer,
         chunk_tokens=32,
         layers=LayerRange(start, end),
         embedding=start == 0,

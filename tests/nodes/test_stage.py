@@ -250,6 +250,25 @@ def test_kv_for_a_request_that_prefills_here_is_refused(fog: SmallFog) -> None:
         core.handle("a", chunk, b"", 0.0)
 
 
+def test_kv_of_a_chunk_leaves_before_the_next_chunk_is_computed(fog: SmallFog) -> None:
+    core = stage(fog, 1)
+    core.handle("g", opening(fog, decode_replica=fog.replicas[1].id, prompt_ids=()), b"", 0.0)
+    for start, rows in ((0, 4), (4, 2)):
+        core.handle("a", forward(start, rows), activations(rows), 0.0)
+    order: list[tuple[str, int]] = []
+    while core.has_work():
+        core.run_next(lambda: 1.0)
+        order.append(("computed until", core.executor.length(RequestKey("q", 0))))
+        order += [
+            ("sent from", message.header.position)
+            for message in headers(core.drain(), KvChunk)
+            if isinstance(message.header, KvChunk)
+        ]
+    assert order == [
+        ("computed until", 4), ("sent from", 0), ("computed until", 6), ("sent from", 4),
+    ]  # fmt: skip
+
+
 def test_a_row_whose_forward_pass_raises_fails_alone(
     fog: SmallFog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

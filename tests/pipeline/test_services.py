@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,29 @@ async def test_services_on_a_memory_broker_give_the_tokens_of_transformers(
         assert_same_tokens(answer, reference.tokens, reference.gaps)
     if disturbance is not None:
         assert min(disturbance.done[kind] for kind in ("lost", "repeated", "late")) > 3
+
+
+async def test_an_answer_whose_kv_travelled_in_whole_numbers_is_the_same_each_time(
+    tmp_path: Path,
+) -> None:
+    write_checkpoint(tmp_path, "llama")
+    manifest = manifest_of(tmp_path, "packed", kv_transfer="int8")
+    replicas = [
+        make_replica((2, 5), DEVICES[:2], Role.PREFILL),
+        make_replica((1, 3, 5), DEVICES[2:], Role.DECODE),
+    ]
+    asked = Generation(
+        request_id="",
+        prompt_ids=prompts()[2],
+        max_tokens=NUM_TOKENS,
+        sampling=Sampling(ignore_eos=True),
+    )
+    fog = MemoryFog(tmp_path, DEVICES)
+    await fog.start()
+    try:
+        await fog.serve(manifest, replicas)
+        answers = [await fog.answer(replace(asked, request_id=name)) for name in "ab"]
+    finally:
+        await fog.stop()
+    assert len(answers[0]) == NUM_TOKENS
+    assert answers[0] == answers[1]

@@ -124,6 +124,15 @@ def test_a_lone_request_waits_for_what_is_left_of_the_transfer() -> None:
     assert overlapped.exposed_seconds == pytest.approx(transfer / 2)
 
 
+def test_a_transfer_in_whole_numbers_is_priced_by_the_bytes_that_it_sends() -> None:
+    devices, model = whole_devices([1e7, 1e7])
+    packed = replace(model, kv_transfer="int8", packed_kv_bytes=(256,) * 8)
+    predicted = [planner.plan(devices, m, WORKLOAD).predicted for m in (model, packed)]
+    assert [p.kv_seconds for p in predicted] == [
+        pytest.approx(0.02 + 128 * 8 * num_bytes / 1e7) for num_bytes in (1024, 256)
+    ]
+
+
 def test_what_is_decoded_where_it_was_prefilled_moves_nothing() -> None:
     devices, model = whole_devices([1e6, 1e6])
     fog = Fog(devices, model, WORKLOAD, Objective())

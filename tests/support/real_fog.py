@@ -89,6 +89,7 @@ class ServiceFog:
                 revision=manifest.revision,
                 weights=manifest.weights,
                 kv_format=manifest.kv_format,
+                kv_transfer=manifest.kv_transfer,
                 chunk_tokens=self.chunk_tokens,
                 hold=stages,
             )
@@ -107,9 +108,7 @@ class ServiceFog:
         await self._until(lambda: self._is_active(self.version), "the gateway sees the plan")
         return active
 
-    def _plan(
-        self, state: PlanState, manifest: ModelManifest, replicas: Sequence[Replica]
-    ) -> Plan:
+    def _plan(self, state: PlanState, manifest: ModelManifest, replicas: Sequence[Replica]) -> Plan:
         return Plan(
             version=self.version,
             state=state,
@@ -117,6 +116,7 @@ class ServiceFog:
             revision=manifest.revision,
             weights=manifest.weights,
             kv_format=manifest.kv_format,
+            kv_transfer=manifest.kv_transfer,
             chunk_tokens=self.chunk_tokens,
             context_tokens=self.context_tokens,
             replicas=list(replicas),

@@ -72,6 +72,7 @@ def build_stages(
             kv_tokens=kv_tokens,
             chunk_tokens=options.get("chunk_tokens", CHUNK_TOKENS),
             kv_format=options.get("kv_format", "float32"),
+            kv_transfer=options.get("kv_transfer", "exact"),
         )
         for layers in ranges
     ]

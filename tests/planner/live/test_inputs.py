@@ -37,6 +37,12 @@ def test_a_manifest_becomes_numbers() -> None:
     assert MODEL.weight_bytes == MODEL.stage_bytes(0, 8)
 
 
+def test_kv_that_travels_in_whole_numbers_is_held_as_before_and_sent_in_fewer_bytes() -> None:
+    packed = model_spec(msgspec.structs.replace(fogs.manifest(), kv_transfer="int8"))
+    assert packed.kv_bytes == MODEL.kv_bytes == MODEL.sent_kv_bytes
+    assert packed.sent_kv_bytes == (2 * 2 * (16 + 4),) * 8
+
+
 def test_tied_ends_on_one_device_are_held_once() -> None:
     config = {**fogs.CONFIG, "tie_word_embeddings": True}
     tied = model_spec(ModelManifest(name="t", revision="r", config=config, tensors={}))
