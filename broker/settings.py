@@ -9,9 +9,14 @@ containers mount secrets. An unknown or malformed variable is a `SettingsError` 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import os
+import re
+import sys
+import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +27,14 @@ COMMON: dict[str, str] = {
     "log": "E2LLM_LOG",
 }
 """Fields that several processes share, and the variable of each."""
+
+_TOLD: dict[str, str] = {
+    "broker": "The MQTT broker with a credential: mqtt://user:password@host:port.",
+    "site": "Name of the fog; part of every topic.",
+    "redis": "redis://:password@host:port/0.",
+    "log": "Level of the log: debug, info, warning or error.",
+    "id": "Name of this process at the broker.",
+}
 
 SettingsT = TypeVar("SettingsT")
 
@@ -55,7 +68,74 @@ def read_settings(cls: type[SettingsT], prefix: str, environ: Mapping[str, str])
     except SettingsError:
         raise
     except ValueError as error:
-        raise SettingsError(f"{prefix}*: {error}") from error
+        # The check knows fields; a person knows variables.
+        blamed = [names[name] for name in fields if re.search(rf"\b{name}\b", str(error))]
+        raise SettingsError(f"{', '.join(blamed) or f'{prefix}*'}: {error}") from error
+
+
+def process_settings(
+    cls: type[SettingsT], prefix: str, program: str, argv: Sequence[str]
+) -> SettingsT:
+    """Read the settings of this process; ``--help`` tells them, and a mistake ends it.
+
+    Args:
+        cls: The settings.
+        prefix: Of the variables.
+        program: What the process is called, as in ``python -m nodes``.
+        argv: Its arguments; it has no others than ``--help``.
+
+    Raises:
+        SystemExit: 0 after the help; 2 with one line about what is wrong.
+    """
+    if argv in (["--help"], ["-h"]):
+        print(settings_help(cls, prefix, program))  # noqa: T201
+        raise SystemExit(0)
+    try:
+        if argv:
+            raise SettingsError(
+                f"takes no arguments, but got {' '.join(argv)!r}; its settings are environment "
+                f"variables, which `{program} --help` lists"
+            )
+        return read_settings(cls, prefix, os.environ)
+    except SettingsError as error:
+        print(f"{program}: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from error
+
+
+def settings_help(cls: type[Any], prefix: str, program: str) -> str:
+    """Return every variable with its default and what the class says about its field."""
+    told = _told(inspect.getdoc(cls) or "")
+    lines = [
+        f"{program}: settings are environment variables. <NAME>_FILE may name a file with the "
+        "value instead.",
+    ]
+    for field in dataclasses.fields(cls):
+        variable = COMMON.get(field.name, prefix + field.name.upper())
+        if field.default is dataclasses.MISSING:
+            default = "required"
+        else:
+            default = "not set" if field.default is None else f"default: {field.default}"
+        lines.append(f"\n{variable} ({default})")
+        text = told.get(field.name) or _TOLD.get(field.name, "")
+        text = text.replace("``", "")
+        lines += textwrap.wrap(text, 92, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def _told(docstring: str) -> dict[str, str]:
+    """Return the entries of a docstring's section ``Attributes``, each on one line."""
+    _, _, section = docstring.partition("Attributes:\n")
+    told: dict[str, str] = {}
+    names: list[str] = []
+    for line in section.splitlines():
+        if found := re.match(r" {4}(\w+(?:, \w+)*): (.*)", line):
+            names = found[1].split(", ")
+            told |= dict.fromkeys(names, found[2])
+        elif line.startswith(" " * 8):
+            told |= {name: f"{told[name]} {line.strip()}" for name in names}
+        else:
+            break
+    return told
 
 
 def _read_file(environ: Mapping[str, str], variable: str) -> str:

@@ -17,7 +17,7 @@ from typing import Final
 
 from broker.control import DeviceState, GatewayStatus
 from broker.mqtt import MqttTransport
-from broker.settings import SettingsError, read_settings
+from broker.settings import process_settings
 from gateway.app import create_app
 from gateway.engine import FogEngine, new_session, status_publication
 from gateway.inference import Inference
@@ -41,11 +41,7 @@ class RefusedError(Exception):
 
 def main() -> int:
     """Run until SIGTERM or SIGINT; return the exit status."""
-    try:
-        settings = read_settings(Settings, PREFIX, os.environ)
-    except SettingsError as error:
-        print(f"python -m gateway: {error}", file=sys.stderr)  # noqa: T201 - for a person
-        return REFUSED
+    settings = process_settings(Settings, PREFIX, "python -m gateway", sys.argv[1:])
     logging.basicConfig(
         level=settings.log.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

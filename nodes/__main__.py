@@ -14,7 +14,7 @@ from typing import Final
 
 from broker.heartbeat import Heartbeat
 from broker.mqtt import MqttTransport
-from broker.settings import SettingsError, read_settings
+from broker.settings import SettingsError, process_settings
 from broker.transport import Inbox, Publication, Transport
 from nodes.connections import Connections, Filters
 from nodes.emulation import EmulatedLink, Hardship, LinkSchedule
@@ -28,11 +28,11 @@ _GOODBYE_SECONDS: Final = 0.5
 
 def main() -> int:
     """Run the node; return the exit status."""
+    settings = process_settings(NodeSettings, PREFIX, "python -m nodes", sys.argv[1:])
     try:
-        settings = read_settings(NodeSettings, PREFIX, os.environ)
         _configure_log(settings.log)
     except SettingsError as error:
-        print(f"nodes: {error}", file=sys.stderr)  # noqa: T201
+        print(f"python -m nodes: {error}", file=sys.stderr)  # noqa: T201
         return 2
     # Importing torch takes seconds, part of them in the dynamic loader, where no Python runs
     # that could answer a signal. Nothing has been said by then that must be taken back, so

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import threading
 import time
+from typing import Final
 
 from broker.address import BrokerAddress
 from broker.mqtt import MqttTransport
-from broker.settings import SettingsError, read_settings
+from broker.settings import process_settings
 from planner.live.service import PlannerService, RefusedError, farewell
 from planner.live.settings import PlannerSettings
 from planner.live.store import Store
 
+PROGRAM: Final = "python -m planner"
+
 
 def main() -> int:
     """Run until SIGINT or SIGTERM; 2 for a wrong setting, 1 for a refused credential."""
+    settings = process_settings(PlannerSettings, "E2LLM_PLANNER_", PROGRAM, sys.argv[1:])
     try:
-        settings = read_settings(PlannerSettings, "E2LLM_PLANNER_", os.environ)
         address = BrokerAddress.parse(settings.broker)
         level = logging.getLevelNamesMapping()[settings.log.upper()]
-    except (SettingsError, ValueError) as error:
-        print(f"planner: {error}", file=sys.stderr)  # noqa: T201  # before logging is set up
+    except ValueError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)  # noqa: T201  # before logging is set up
         return 2
     except KeyError:
-        print(f"planner: E2LLM_LOG={settings.log!r} is no log level", file=sys.stderr)  # noqa: T201
+        print(f"{PROGRAM}: E2LLM_LOG={settings.log!r} is no log level", file=sys.stderr)  # noqa: T201
         return 2
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 

@@ -1,15 +1,26 @@
 """Settings: read once, and a mistake stops the process with its name."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from broker.settings import SettingsError, read_settings
+from broker.settings import SettingsError, process_settings, read_settings
 
 
 @dataclass(frozen=True)
 class Example:
+    """An example.
+
+    Attributes:
+        threads: Threads that compute; each takes
+            a core.
+        slowdown, quiet: Both said at once, with ``marks``.
+
+    Other: nothing of this.
+    """
+
     broker: str
     id: str
     threads: int = 1
@@ -71,3 +82,53 @@ def test_a_secret_file_that_is_missing_is_named(tmp_path: Path) -> None:
     environ = {"E2LLM_BROKER_FILE": str(tmp_path / "none"), "E2LLM_NODE_ID": "pi"}
     with pytest.raises(SettingsError, match="E2LLM_BROKER_FILE"):
         read_settings(Example, "E2LLM_NODE_", environ)
+
+
+def test_help_lists_every_variable_with_default_and_meaning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        process_settings(Example, "E2LLM_NODE_", "python -m nodes", ["--help"])
+
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for line in (
+        "E2LLM_BROKER (required)",
+        "E2LLM_NODE_ID (required)",
+        "E2LLM_NODE_THREADS (default: 1)\n    Threads that compute; each takes a core.",
+        "E2LLM_NODE_SLOWDOWN (default: 1.0)\n    Both said at once, with marks.",
+        "E2LLM_NODE_QUIET (default: False)\n    Both said at once, with marks.",
+        "E2LLM_NODE_STATE (not set)",
+    ):
+        assert line in text
+    assert "Other" not in text
+
+
+@pytest.mark.parametrize(
+    ("environ", "argv", "what"),
+    [
+        ({}, [], "python -m nodes: E2LLM_BROKER is not set"),
+        (BASE, ["--threads", "2"], "takes no arguments, but got '--threads 2'"),
+        ({**BASE, "E2LLM_NODE_SLOWDOWN": "0"}, [], "E2LLM_NODE_SLOWDOWN: slowdown must be"),
+    ],
+    ids=["missing", "arguments", "refused"],
+)
+def test_a_mistake_ends_the_process_with_one_line(
+    environ: dict[str, str],
+    argv: list[str],
+    what: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in os.environ if name.startswith("E2LLM_")]:
+        monkeypatch.delenv(name)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(SystemExit) as ended:
+        process_settings(Example, "E2LLM_NODE_", "python -m nodes", argv)
+
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert what in error
+    assert error.count("\n") == 1
