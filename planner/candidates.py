@@ -35,8 +35,10 @@ ROUTINGS: Final = {
 }
 """The routings among which `choose` looks, by the names that reports use."""
 
-# (samples seen, candidates that go on): then those that are left see all samples.
-_HALVING: Final = ((2, 16), (6, 6))
+# (samples seen, most candidates that go on, how much worse than the best of them they may be):
+# then those that are left see all samples. All meet the same samples, so a few tell who is far
+# from the best.
+_HALVING: Final = ((1, 24, 0.3), (3, 10, 0.15), (8, 5, 0.07))
 MAX_REGROUPED: Final = 32
 """So many changes of devices' places are simulated each time that the best is improved."""
 
@@ -216,10 +218,12 @@ class Trials:
             return found if isfinite(found) else inf
 
         kept = list(candidates)
-        for num_samples, num_kept in _HALVING:
+        for num_samples, num_kept, margin in _HALVING:
             if num_samples < len(self.samples):
-                ranked = sorted(kept, key=lambda c: cost(c, num_samples))[:num_kept]
-                kept = [c for c in kept if c is candidates[0] or c in ranked]
+                costs = {c.key: cost(c, num_samples) for c in kept}
+                ranked = sorted(costs.values())[:num_kept]
+                limit = min(ranked[-1], ranked[0] * (1 + margin))
+                kept = [c for c in kept if c is candidates[0] or costs[c.key] <= limit]
         return min(kept, key=cost)
 
 
