@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from broker.architecture import parse_config
 from broker.events import LossKind
 from broker.plan import LayerRange, Role
 from broker.work import RequestKey, Sampling
@@ -72,13 +73,15 @@ def alone(
     sampling: Sampling,
     count: int,
     weights: str = "float32",
+    raw: Mapping[str, Any] = CONFIG,
+    kv_format: str = "float32",
 ) -> list[int]:
     """Generate on one executor that holds the whole model, one request at a time."""
-    config = SmallFog(CONFIG, source, []).config
+    config = parse_config(raw)
     held = fill_weights(LayerWeights(config, source, weights))
     executor = StageExecutor(
         config, LayerRange(0, config.num_layers), held,
-        embedding=True, head=True, kv_tokens=1024, chunk_tokens=CHUNK,
+        embedding=True, head=True, kv_tokens=1024, chunk_tokens=CHUNK, kv_format=kv_format,
     )  # fmt: skip
     key = RequestKey("alone", 0)
     executor.open(key, len(prompt) + count)
@@ -98,15 +101,14 @@ def expected(source: Source) -> dict[str, list[int]]:
     return {name: alone(source, ids, kinds[name], 24) for name, ids in prompts().items()}
 
 
-def fog_of(source: Source, **kwargs: Any) -> SmallFog:
+def fog_of(source: Source, config: Mapping[str, Any] = CONFIG, **kwargs: Any) -> SmallFog:
     replicas = [
         make_replica((2, 5), ("a", "b"), Role.PREFILL),
         make_replica((1, 3, 5), ("c", "d", "e"), Role.DECODE),
         make_replica((3, 5), ("f", "g"), Role.BOTH),
         make_replica((5,), ("h",), Role.BOTH),
     ]
-    fog = SmallFog(CONFIG, source, replicas, chunk_tokens=CHUNK, **kwargs)
-    return fog
+    return SmallFog(config, source, replicas, chunk_tokens=CHUNK, **kwargs)
 
 
 def tokens(answers: Mapping[str, Answer]) -> dict[str, list[int]]:
@@ -132,10 +134,20 @@ def test_split_batched_and_handed_over_requests_get_the_tokens_of_the_whole_mode
     assert not fog.rejected
 
 
-def test_in_int8_a_disturbed_network_and_a_continued_answer_change_no_bit(source: Source) -> None:
+@pytest.mark.parametrize(("family", "kv_format"), [("qwen3", "float32"), ("qwen2", "bfloat16")])
+def test_in_int8_a_disturbed_network_and_a_continued_answer_change_no_bit(
+    family: str, kv_format: str
+) -> None:
+    config = FAMILIES[family]  # of qwen2, the last three layers have a window
+    source = Source(config)
     kinds = samplings(list(prompts()))
     fog = fog_of(
-        source, weights="int8", disturb=random.Random(1), timers=Timers(repeat=0.2, repeats=60)
+        source,
+        config,
+        weights="int8",
+        kv_format=kv_format,
+        disturb=random.Random(1),
+        timers=Timers(repeat=0.2, repeats=60),
     )
     for name, ids in prompts().items():
         fog.ask(name, ids, fog.replicas[0], fog.replicas[1], max_tokens=24, sampling=kinds[name])
@@ -145,7 +157,8 @@ def test_in_int8_a_disturbed_network_and_a_continued_answer_change_no_bit(source
     fog.answers["q4"].prefill = fog.answers["q4"].decode = fog.replicas[2]
     fog.run()
     for name, ids in prompts().items():
-        assert fog.answers[name].tokens == alone(source, ids, kinds[name], 24, "int8"), name
+        undisturbed = alone(source, ids, kinds[name], 24, "int8", config, kv_format)
+        assert fog.answers[name].tokens == undisturbed, name
 
 
 def test_a_long_prompt_takes_turns_with_running_streams_layer_by_layer(source: Source) -> None:

@@ -112,6 +112,7 @@ class SmallFog:
         pace: Pace = lambda cost: None,
         tick_seconds: float = 0.0,
         weights: str = "float32",
+        kv_format: str = "float32",
     ) -> None:
         self.config: ModelConfig = parse_config(manifest_config)
         self.replicas = list(replicas)
@@ -130,7 +131,7 @@ class SmallFog:
             model="tiny",
             revision="rev",
             weights=weights,
-            kv_format="float32",
+            kv_format=kv_format,
             chunk_tokens=chunk_tokens,
             context_tokens=512,
             replicas=list(replicas),
@@ -158,6 +159,7 @@ class SmallFog:
                     head=stage.head,
                     kv_tokens=replica.kv_tokens,
                     chunk_tokens=chunk_tokens,
+                    kv_format=kv_format,
                 )
                 core.hold(replica, index, executor)
         for core in self.devices.values():
