@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Final
 
 from broker.plan import LayerRange
 
 KV_BLOCK_TOKENS = 32
 """Positions in one KV block; reservations are counted in whole blocks everywhere."""
+
+WAITING_ROWS: Final = 2
+"""Requests that may be complete beyond a decode replica's slots before it is granted no more.
+
+They wait for a row so that none stays empty while a prompt is prefilled; more of them would
+be bound too early to a replica that is slow (decision 0014).
+"""
 
 
 def replica_id(revision: str, weights: str, stages: Sequence[tuple[str, LayerRange]]) -> str:

@@ -1,10 +1,12 @@
-"""Late binding: which replicas the first of one queue gets, if any can grant now. Pure."""
+"""Late binding: which replicas the first of one queue gets, if it should begin now. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Final
 
+from broker.placement import WAITING_ROWS
 from broker.plan import Role
 from planner.simulation.routing import Bind, Routing
 from planner.simulation.rules import estimated_decode_wait, estimated_prefill_wait
@@ -17,6 +19,12 @@ from planner.simulation.states import (
     prefill_candidates,
 )
 
+WORTH_WAITING: Final = 1.25
+"""A pair that cannot grant yet is waited for if all others take this many times as long.
+
+The same as in `gateway.routing`.
+"""
+
 
 def bind_late(
     states: Sequence[StateT],
@@ -26,38 +34,58 @@ def bind_late(
 ) -> tuple[StateT, StateT] | None:
     """Return the pair that can grant now with the least expected finish; None: wait.
 
-    A slot is granted when it is free, or just in time, when it is expected to be once the
-    prompt's KV is there. Ties go to the pair that moves no KV, then to the earlier in the
-    plan.
+    Waiting is right when no pair can grant, and when one that cannot yet will finish so much
+    earlier that it is worth it. Ties go to the pair that moves no KV, then to the earlier in
+    the plan.
     """
-    ahead = routing.bind is Bind.JUST_IN_TIME
-    decodes = [
-        s
-        for s in decode_candidates(states)
-        if (ahead or s.num_decodes < s.slots)
-        and has_room(s, demand.reserved_tokens, is_growing=demand.is_growing)
-    ]
-    prefills = [s for s in prefill_candidates(states) if s.num_prompts < s.prefill_slots]
-    if not decodes or not prefills:
+    prefills, decodes = prefill_candidates(states), decode_candidates(states)
+    if not any(_has_prefill_slot(state) for state in prefills):
         return None
-    prompts = [(s, *_prompt_costs(s, demand, routing)) for s in prefills]
     best: tuple[StateT, StateT] | None = None
-    best_key = (math.inf, True)
+    best_key, awaited_seconds = (math.inf, True), math.inf
+    prompts = [(s, *_prompt_costs(s, demand, routing)) for s in prefills]
     for decode in decodes:
-        is_free = decode.num_decodes < decode.slots
-        slot_wait = 0.0 if is_free else estimated_decode_wait(decode, demand)
+        if not has_room(decode, demand.reserved_tokens, is_growing=demand.is_growing):
+            continue
+        slot_wait = estimated_decode_wait(decode, demand)
         answer_seconds = _answer_seconds(decode, demand, routing)
         for prefill, prompt_seconds, lost_seconds in prompts:
-            # A transfer is asked for last: it takes longest to estimate, and is never negative.
-            if prompt_seconds + answer_seconds + lost_seconds > best_key[0]:
+            # Who takes longer than the best is neither better nor worth waiting for. A transfer
+            # is asked for last: it takes longest to estimate, and is never negative.
+            least = max(prompt_seconds, slot_wait) + answer_seconds + lost_seconds
+            if least > best_key[0] or not _may_pair(prefill, decode, demand):
                 continue
             ready = prompt_seconds + transfer_seconds(prefill, decode)
-            if slot_wait > ready or not _may_pair(prefill, decode, demand):
-                continue
-            key = (ready + answer_seconds + lost_seconds, prefill is not decode)
-            if key < best_key:
+            if routing.bind is Bind.JUST_IN_TIME:
+                grants = slot_wait <= ready
+            else:
+                grants = _grants_slot(prefill, decode, demand)
+            # Where it does both, a prompt waits for a slot; else it is prefilled meanwhile.
+            is_ahead = grants or prefill is not decode
+            begin = max(ready, slot_wait) if is_ahead else ready + slot_wait
+            key = begin + answer_seconds + lost_seconds, prefill is not decode
+            if not (grants and _has_prefill_slot(prefill)):
+                awaited_seconds = min(awaited_seconds, key[0])
+            elif key < best_key:
                 best, best_key = (prefill, decode), key
-    return best
+    return best if best_key[0] <= WORTH_WAITING * awaited_seconds else None
+
+
+def _has_prefill_slot(state: ReplicaState) -> bool:
+    return state.num_prompts < state.prefill_slots
+
+
+def _grants_slot(prefill: ReplicaState, decode: ReplicaState, demand: Demand) -> bool:
+    """Whether the decode replica's master lets one more request come, as ours do.
+
+    What is prefilled elsewhere may come ahead of a free slot: few may be complete and wait
+    for a row, and none of them may cost another its memory.
+    """
+    if decode.num_decodes < decode.slots:
+        return True
+    if prefill is decode or decode.num_complete >= decode.slots + WAITING_ROWS:
+        return False
+    return not demand.is_growing or decode.whole_tokens + demand.whole_tokens <= decode.kv_tokens
 
 
 def _prompt_costs(state: ReplicaState, demand: Demand, routing: Routing) -> tuple[float, float]:

@@ -93,6 +93,11 @@ class Engine(Ledger):
         return len(self._rows)
 
     @property
+    def num_complete(self) -> int:
+        """Requests that decode, or wait for a row with their KV here."""
+        return len(self._rows) + len(self._ready)
+
+    @property
     def pending_prompt_tokens(self) -> int:
         """Prompt positions bound here and not through prefill."""
         if self._span is not _Span.PREFILL:

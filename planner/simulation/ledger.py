@@ -35,6 +35,7 @@ class Ledger:
         self.num_decodes = 0
         self.held_tokens = 0
         self.reserved_tokens = 0
+        self._prompts_held = 0
         self._mean_prompt_tokens = mean_prompt_tokens
         self.believe(planned_pace(replica))
         self._is_growing = is_growing
@@ -46,6 +47,11 @@ class Ledger:
         self.prefill_tokens_per_second = pace.prefill_rate(self._mean_prompt_tokens)
         full = int(min(self.slots, _FULL_ROWS))
         self.decode_tokens_per_second = full / max(pace.planned_seconds(full), 1e-12)
+
+    @property
+    def whole_tokens(self) -> int:
+        """KV positions that what is bound here will need."""
+        return self.reserved_tokens + self._prompts_held
 
     @property
     def is_unused(self) -> bool:
@@ -78,6 +84,7 @@ class Ledger:
                 return False
             attempt.prefill_held = attempt.prompt_tokens
             self.held_tokens += attempt.prompt_tokens
+            self._prompts_held += attempt.prompt_tokens
         return True
 
     def hold_decode(self, attempt: Attempt) -> bool:
@@ -94,6 +101,7 @@ class Ledger:
         self.num_prompts -= 1
         self._pending_tokens -= attempt.prompt_tokens - attempt.position
         self.held_tokens -= attempt.prefill_held
+        self._prompts_held -= attempt.prefill_held
         attempt.prefill_held = 0
         attempt.prefill = None
 

@@ -202,6 +202,7 @@ class _Simulation:
             expected_tokens=max(self._expected - attempt.life.generated_tokens, 1.0),
             reserved_tokens=attempt.reserved_tokens,
             is_growing=self._scenario.reservation is KvReservation.GROWING,
+            whole_tokens=attempt.life.request.total_tokens,
         )
 
     def _prefilled(self, attempt: Attempt) -> None:

@@ -19,12 +19,14 @@ class Demand:
         expected_tokens: That the answer will probably still have.
         reserved_tokens: KV positions that it reserves where it decodes.
         is_growing: Whether the reservation is for what it has, not for all it will need.
+        whole_tokens: All that it will need, as its ``max_tokens`` says in a real fog.
     """
 
     prompt_tokens: int
     expected_tokens: float
     reserved_tokens: int
     is_growing: bool = False
+    whole_tokens: int = 0
 
 
 class ReplicaState(Protocol):
@@ -37,9 +39,11 @@ class ReplicaState(Protocol):
         kv_tokens: KV positions that it has.
         held_tokens: KV positions in use or granted.
         reserved_tokens: KV positions that all its decoding requests will need.
+        whole_tokens: The same, and those that other requests' prompts hold.
         num_prompts: Prompts bound to it and not handed over yet.
         pending_prompt_tokens: Of these, positions not through prefill.
         num_decodes: Requests bound to decode here, or decoding.
+        num_complete: Of these, decoding or waiting for a row with all that they need.
         num_active: Of these, decoding.
         prefill_tokens_per_second: Planned rate of prompts, its pipeline full.
         decode_tokens_per_second: Planned rate of all slots.
@@ -62,11 +66,15 @@ class ReplicaState(Protocol):
     @property
     def reserved_tokens(self) -> int: ...
     @property
+    def whole_tokens(self) -> int: ...
+    @property
     def num_prompts(self) -> int: ...
     @property
     def pending_prompt_tokens(self) -> int: ...
     @property
     def num_decodes(self) -> int: ...
+    @property
+    def num_complete(self) -> int: ...
     @property
     def num_active(self) -> int: ...
     @property

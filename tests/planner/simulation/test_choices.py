@@ -36,6 +36,7 @@ class State:
     kv_tokens: float = 10_000
     held_tokens: float = 0
     reserved_tokens: int = 0
+    whole_tokens: int = 0
     num_prompts: int = 0
     pending_prompt_tokens: int = 0
     num_decodes: int = 0
@@ -43,6 +44,7 @@ class State:
     decode_tokens_per_second: float = 40.0
     row_seconds: float = 0.01
     done: list[int] = field(default_factory=list)
+    num_waiting: int = 0
 
     def __post_init__(self) -> None:
         self.pool = self.role
@@ -50,6 +52,10 @@ class State:
     @property
     def num_active(self) -> int:
         return len(self.done)
+
+    @property
+    def num_complete(self) -> int:
+        return len(self.done) + self.num_waiting
 
     def prompt_seconds(self, num_tokens: int) -> float:
         return num_tokens / self.prefill_tokens_per_second
@@ -227,12 +233,51 @@ def test_a_token_machine_without_a_slot_is_full_only_where_slots_count() -> None
 def test_late_binding_waits_while_no_pair_can_grant() -> None:
     prefill = State("p", Role.PREFILL)
     for full in (
-        State("d", Role.DECODE, num_decodes=4, done=[1] * 4),
+        State("d", Role.DECODE, num_decodes=6, done=[1] * 4, num_waiting=2),
         State("d", Role.DECODE, held_tokens=9_900),
     ):
         assert bind_late([prefill, full], DEMAND, LATE_BINDING, free) is None
     busy = State("p", Role.PREFILL, num_prompts=2)
     assert bind_late([busy, State("d", Role.DECODE)], DEMAND, LATE_BINDING, free) is None
+
+
+def test_prompts_come_ahead_of_free_slots_until_two_complete_requests_wait_for_a_row() -> None:
+    prefill = State("p", Role.PREFILL)
+    prefilling = State("d", Role.DECODE, num_decodes=9, done=[1] * 4, num_waiting=1)
+    waiting = State("d", Role.DECODE, num_decodes=6, done=[1] * 4, num_waiting=2)
+
+    assert _names(bind_late([prefill, prefilling], DEMAND, LATE_BINDING, free)) == ("p", "d")
+    assert bind_late([prefill, waiting], DEMAND, LATE_BINDING, free) is None
+
+
+def test_a_prompt_beside_its_own_answers_waits_for_a_slot() -> None:
+    both = State("b", Role.BOTH, num_decodes=4, done=[1] * 3)
+
+    assert bind_late([both], DEMAND, LATE_BINDING, free) is None
+
+
+def test_what_comes_ahead_of_a_slot_leaves_every_growing_answer_its_memory() -> None:
+    growing = replace(DEMAND, reserved_tokens=101, is_growing=True, whole_tokens=150)
+    states = [
+        State("p", Role.PREFILL),
+        State("d", Role.DECODE, num_decodes=4, done=[1] * 4, kv_tokens=1000, whole_tokens=850),
+    ]
+
+    assert _names(bind_late(states, growing, LATE_BINDING, free)) == ("p", "d")
+    states[1].whole_tokens = 851
+    assert bind_late(states, growing, LATE_BINDING, free) is None
+
+
+def test_a_pair_that_finishes_a_quarter_earlier_is_waited_for() -> None:
+    # Full: 0.9 s until a prompt begins, 1 s for it and 1.5 s for the answer are 3.4 s.
+    fast = State("p", Role.PREFILL, num_prompts=2, pending_prompt_tokens=90)
+    decode = State("d", Role.DECODE)
+
+    def slow(prompt_seconds: float) -> State:
+        return State("q", Role.PREFILL, prefill_tokens_per_second=100 / prompt_seconds)
+
+    assert _names(bind_late([fast, slow(2.7), decode], DEMAND, LATE_BINDING, free)) == ("q", "d")
+    assert bind_late([fast, slow(2.8), decode], DEMAND, LATE_BINDING, free) is None
 
 
 def test_late_binding_takes_the_least_expected_finish() -> None:
