@@ -24,7 +24,7 @@ class Granted(RequestData, frozen=True, tag="granted"):
         expires_seconds: The grant is void when no `Open` came by then.
         kv_credit_bytes: Initial credit of each KV stream into the replica.
         free_tokens: KV room of the replica after this grant.
-        free_slots: Slots of the asked kind after this grant.
+        free_slots: How many more of the asked kind its slots allow after this grant.
     """
 
     replica: str
@@ -42,6 +42,14 @@ class Opened(RequestData, frozen=True, tag="opened"):
 
     replica: str
     stage: int
+
+
+class Waiting(RequestData, frozen=True, tag="waiting"):
+    """Decode master -> gateway: all is here, and the request waits for a row.
+
+    Said when it begins to wait and every few seconds after that: a request that waits is
+    silent, and not lost. Prefill is over for it.
+    """
 
 
 class TokenRow(Struct, frozen=True, array_like=True):
@@ -83,4 +91,4 @@ class Lost(RequestData, frozen=True, tag="lost"):
     reason: str
 
 
-Event = Granted | Opened | Tokens | Lost
+Event = Granted | Opened | Waiting | Tokens | Lost

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from broker.plan import LayerRange
+from broker.work import ReserveKind
 
 KV_BLOCK_TOKENS = 32
 """Positions in one KV block; reservations are counted in whole blocks everywhere."""
@@ -32,3 +33,14 @@ def replica_id(revision: str, weights: str, stages: Sequence[tuple[str, LayerRan
 def kv_reserved_tokens(num_tokens: int) -> int:
     """Round up to whole blocks; what a request of ``num_tokens`` positions occupies."""
     return -(-num_tokens // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
+
+
+def room_tokens(kind: ReserveKind, known_tokens: int) -> int:
+    """Return the KV positions that a grant takes; decode writes at least one more."""
+    return kv_reserved_tokens(known_tokens + (kind is not ReserveKind.PREFILL))
+
+
+def whole_tokens(kind: ReserveKind, known_tokens: int, max_tokens: int) -> int:
+    """Return the KV positions to which a request may grow where it is granted room."""
+    later = 0 if kind is ReserveKind.PREFILL else max(max_tokens, 1)
+    return kv_reserved_tokens(known_tokens + later)

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 from broker.codec import encode_frame
 from broker.events import TokenRow
+from broker.placement import room_tokens, whole_tokens
 from broker.plan import Replica
 from broker.topics import STAGE_WORK
 from broker.transport import Publication
 from broker.work import Data, Open, RequestKey, Reserve, ReserveKind
 from gateway.lifecycle import Event, Phase, advance
 from gateway.requests import Generation
-from gateway.routing import Demand, Usage, room_tokens
+from gateway.routing import Demand, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,8 @@ class Request:
         bound_at, granted_at, opened_at: When the masters were asked, when the first of them
             granted, when all had and `Open` went out.
         repeat_at, repeat_after: When unanswered messages go out again, and the growing gap.
-        progress_at: When the newest token was delivered, or `Open` went out.
+        progress_at: When the newest token was delivered, or `Open` went out, or the decode
+            master said that the request waits for a row.
         resend_at: No token is asked for again before that.
         sampled_at, sampled_tokens: Where the present TPOT sample began.
         prefill_was_alone: No other request of ours was in the prefill replica, so the time
@@ -205,9 +207,13 @@ class Request:
         if kind is ReserveKind.PREFILL:
             if self.phase is Phase.DECODE:
                 return Usage()
-            known = len(self.generation.prompt_ids) + self.first_index
-            return Usage(1, 0, room_tokens(kind, known))
-        return Usage(0, 1, room_tokens(kind, self.known_tokens))
+            room = room_tokens(kind, len(self.generation.prompt_ids) + self.first_index)
+            return Usage(prefills=1, tokens=room, whole_tokens=room)
+        is_complete = self.phase in {Phase.HANDOVER, Phase.DECODE}
+        prefills = kind is ReserveKind.BOTH and not is_complete
+        whole = whole_tokens(kind, self.known_tokens, self.remaining_tokens)
+        room = room_tokens(kind, self.known_tokens)
+        return Usage(int(prefills), 1, room, int(is_complete), whole)
 
     def reserve(self, replica: Replica, gateway: str, queue_seconds: float) -> Reserve:
         """Return the question for room in ``replica``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from broker.events import LossKind, Lost, Opened, TokenRow
+from broker.events import LossKind, Lost, Opened, TokenRow, Waiting
 from broker.work import Resend
 from gateway.attempt import Address, Request, master_of
 from gateway.ledger import Ledger
@@ -42,6 +42,22 @@ class Delivery:
             self._ledger.stray(event.key, self._ledger.masters_over(sender), now)
         elif request.binding.device(event.replica, event.stage) == sender:
             request.opened.add((event.replica, event.stage))
+
+    def waiting(self, sender: str, event: Waiting, now: float) -> None:
+        """The decode master has everything, and no row is free: silence is no loss."""
+        request = self._ledger.current(event.key)
+        if request is None or request.binding is None or request.phase not in RUNNING:
+            self._ledger.stray(event.key, self._ledger.masters_over(sender), now)
+        elif sender != master_of(request.binding.decode).device:
+            self._ledger.dropped["waiting said by a stranger"] += 1
+        elif request.phase is Phase.PREFILL:
+            # The first token was lost on its way; those who repeat it may have moved on.
+            if now >= request.resend_at:
+                self._ask_again(request, now)
+        else:
+            request.progress_at = now
+            request.advance(Event.COMPLETE)
+            self._ledger.room_changed = True  # A prefill slot may be free.
 
     def token(self, sender: str, row: TokenRow, now: float) -> None:
         """A stage says that it sampled a token."""
@@ -183,14 +199,14 @@ class Delivery:
                 now - request.opened_at,
                 self._ledger.view.planned_prompt_tokens,
             )
-        if request.phase is Phase.DECODE:
+        if len(request.generated) > request.first_index + 2:
             steps = len(request.generated) - request.sampled_tokens
             if steps >= SAMPLE_TOKENS or is_last:
                 replica, seconds = request.binding.decode, now - request.sampled_at
                 measures.decoded(replica, steps, seconds, self._rows_in(replica.id))
                 request.sampled_at, request.sampled_tokens = now, len(request.generated)
         else:
-            # The way from prefill to the second token is not a decode step.
+            # The way from prefill to the second token is not a decode step alone.
             request.sampled_at, request.sampled_tokens = now, len(request.generated)
         if is_last:
             num_prompt_tokens = request.known_tokens - len(request.generated)

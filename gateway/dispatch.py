@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from typing import Final
 
-from broker.events import Event, Granted, Lost, Opened, Tokens
+from broker.events import Event, Granted, Lost, Opened, Tokens, Waiting
 from broker.plan import Replica
 from gateway.admission import Admission
 from gateway.attempt import Binding
@@ -103,6 +103,8 @@ class Dispatcher:
                 self._admission.granted(sender, event, now)
             case Opened():
                 self._delivery.opened(sender, event, now)
+            case Waiting():
+                self._delivery.waiting(sender, event, now)
             case Lost():
                 self._delivery.lost(sender, event, now)
         return self._actions(now)

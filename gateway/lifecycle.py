@@ -19,7 +19,10 @@ class Phase(Enum):
     HANDOVER = auto()
     """The last prefill stage sampled a token; KV is perhaps still on its way."""
     DECODE = auto()
-    """The decode replica has everything; the prefill replica does not matter any more."""
+    """The decode replica has everything; the prefill replica does not matter any more.
+
+    The request may wait there for a row.
+    """
     FINISHED = auto()
     FAILED = auto()
     CANCELLED = auto()
@@ -34,6 +37,8 @@ class Event(Enum):
     """All room that was asked for is granted; `Open` goes out."""
     TOKEN = auto()
     """The next token arrived, and more will follow."""
+    COMPLETE = auto()
+    """The decode replica says that it has everything."""
     STOPPED = auto()
     """The last token arrived."""
     ATTEMPT_LOST = auto()
@@ -69,12 +74,15 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[Event, Phase]]] = {
     Phase.HANDOVER: {
         # A second token can only come from decode, so all KV has arrived there.
         Event.TOKEN: Phase.DECODE,
+        Event.COMPLETE: Phase.DECODE,
         Event.STOPPED: Phase.FINISHED,
         Event.ATTEMPT_LOST: Phase.QUEUED,
         **_ENDINGS,
     },
     Phase.DECODE: {
         Event.TOKEN: Phase.DECODE,
+        # Said again and again while the request waits for a row.
+        Event.COMPLETE: Phase.DECODE,
         Event.STOPPED: Phase.FINISHED,
         Event.ATTEMPT_LOST: Phase.QUEUED,
         **_ENDINGS,

@@ -10,12 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from broker.events import Granted, GrantState
+from broker.placement import WAITING_ROWS
 from broker.plan import Replica
 from broker.work import ReserveKind
 from gateway.attempt import Request
 from gateway.lifecycle import Phase
 from gateway.measures import Measures
-from gateway.routing import NOTHING, Load, Usage, predicted_prefill_rate
+from gateway.routing import NOTHING, Load, Usage, predicted_prefill_rate, slots_of
 
 
 class Occupancy:
@@ -52,13 +53,19 @@ class Occupancy:
             if other is not request or event.state is GrantState.GRANTED:
                 own += other.usage(replica)
         _, foreign = self._foreign.get(replica.id, (0.0, NOTHING))
-        prefills, decodes = foreign.prefills, foreign.decodes
+        prefills, decodes, complete = foreign.prefills, foreign.decodes, foreign.complete
         if event.kind is ReserveKind.PREFILL:
             prefills = max(max(replica.prefill_slots, 1) - event.free_slots - own.prefills, 0)
+        elif event.kind is ReserveKind.BOTH:
+            decodes = max(slots_of(replica) - event.free_slots - own.decodes, 0)
+            complete = min(complete, decodes)
         else:
-            decodes = max(max(replica.slots, 1) - event.free_slots - own.decodes, 0)
+            rows = slots_of(replica) + WAITING_ROWS
+            complete = max(rows - event.free_slots - own.complete, 0)
+            decodes = max(decodes, complete)
         tokens = max(replica.kv_tokens - event.free_tokens - own.tokens, 0)
-        self._foreign[replica.id] = (now, Usage(prefills, decodes, tokens))
+        usage = Usage(prefills, decodes, tokens, complete, whole_tokens=tokens)
+        self._foreign[replica.id] = (now, usage)
 
     def loads(
         self, replicas: Sequence[Replica], requests: Iterable[Request], now: float

@@ -7,13 +7,13 @@ round trip, never a promise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from broker.grouping import best_grouping
-from broker.placement import KV_BLOCK_TOKENS, kv_reserved_tokens
+from broker.placement import KV_BLOCK_TOKENS, WAITING_ROWS, room_tokens, whole_tokens
 from broker.plan import Replica, Role
 from broker.work import ReserveKind
 
@@ -21,13 +21,18 @@ UNKNOWN_PREFILL_RATE: Final = 100.0
 """Prompt tokens per second of a replica without any prediction or measurement."""
 UNKNOWN_STEP_SECONDS: Final = 0.1
 """Seconds per decode step of a replica without any prediction or measurement."""
+WORTH_WAITING: Final = 1.25
+"""A pair that cannot grant yet is waited for if all others take this many times as long.
+
+The same as in `planner.simulation.binding`; decision 0014.
+"""
 
 
 class Policy(StrEnum):
     """How a pair is chosen."""
 
     LEAST_FINISH = "least-finish"
-    """Least expected finish among pairs that can grant now."""
+    """Least expected finish; a pair that cannot grant yet is waited for where that is worth it."""
     LEAST_ADDED = "least-added"
     """The same, counting what the replicas' other requests lose by one more beside them."""
     JSQ = "jsq"
@@ -62,17 +67,23 @@ class Usage:
         prefills: Prompts in work or waiting for hand-over.
         decodes: Requests that decode, or will.
         tokens: Reserved KV positions.
+        complete: Of ``decodes``, those that are through prefill: they decode or wait for a row.
+        whole_tokens: KV positions that all of them may grow to.
     """
 
     prefills: int = 0
     decodes: int = 0
     tokens: int = 0
+    complete: int = 0
+    whole_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.prefills + other.prefills,
             self.decodes + other.decodes,
             self.tokens + other.tokens,
+            self.complete + other.complete,
+            self.whole_tokens + other.whole_tokens,
         )
 
 
@@ -112,8 +123,9 @@ class Load:
         return self.prefill_overhead_seconds + num_tokens / self.prefill_tokens_per_second
 
     def step_seconds(self, num_rows: int) -> float:
-        """Measured time from one token of a request to its next, with that many at once."""
-        return predicted_step_seconds(self.replica, num_rows) * self.step_factor
+        """Measured time from one token of a request to its next, with that many bound here."""
+        rows = min(num_rows, slots_of(self.replica))
+        return predicted_step_seconds(self.replica, rows) * self.step_factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,26 +157,37 @@ def predicted_step_seconds(replica: Replica, num_rows: int) -> float:
     )
 
 
-def room_tokens(kind: ReserveKind, known_tokens: int) -> int:
-    """Return the KV positions that a grant takes; decode writes at least one more."""
-    return kv_reserved_tokens(known_tokens + (kind is not ReserveKind.PREFILL))
+def slots_of(replica: Replica) -> int:
+    """Return how many requests a replica decodes at once."""
+    return max(replica.slots, 1)
 
 
-def has_room(load: Load, usage: Usage, kind: ReserveKind, known_tokens: int) -> bool:
-    """Whether a replica with ``usage`` can grant one more request of ``kind``.
+def has_room(replica: Replica, usage: Usage, kind: ReserveKind, demand: Demand) -> bool:
+    """Whether a replica has KV room for one more request of ``kind``, whatever its slots.
 
     The same count as the masters': whole blocks, and one block to grow for each answer.
     """
-    replica = load.replica
-    if kind is ReserveKind.PREFILL:
-        if usage.prefills >= max(replica.prefill_slots, 1):
-            return False
-    elif usage.decodes >= max(replica.slots, 1):
-        return False
-    room = room_tokens(kind, known_tokens)
+    room = room_tokens(kind, demand.known_tokens)
     if usage == NOTHING:
         return room <= replica.kv_tokens
+    if kind is ReserveKind.DECODE and usage.decodes >= slots_of(replica):
+        whole = whole_tokens(kind, demand.known_tokens, demand.max_tokens)
+        return usage.whole_tokens + whole <= replica.kv_tokens
     return usage.tokens + room + KV_BLOCK_TOKENS * usage.decodes <= replica.kv_tokens
+
+
+def has_slot(replica: Replica, usage: Usage, kind: ReserveKind) -> bool:
+    """Whether a replica grants one more request of ``kind``, whatever its KV room.
+
+    The same count as the masters': an answer whose prompt is prefilled elsewhere may come
+    ahead of a free slot while few wait for a row, and then needs room for its full length.
+    """
+    has_prefill_slot = usage.prefills < max(replica.prefill_slots, 1)
+    if kind is ReserveKind.PREFILL:
+        return has_prefill_slot
+    if kind is ReserveKind.BOTH:
+        return usage.decodes < slots_of(replica) and has_prefill_slot
+    return usage.complete < slots_of(replica) + WAITING_ROWS
 
 
 def pairs(loads: Sequence[Load]) -> list[Pair]:
@@ -195,14 +218,26 @@ def can_grant(pair: Pair, demand: Demand, *, own_only: bool = False) -> bool:
 
     With ``own_only`` as if there were no other gateways, of which nothing is known for sure.
     """
+    return all(
+        has_slot(load.replica, usage, kind) and has_room(load.replica, usage, kind, demand)
+        for load, usage, kind in _uses(pair, own_only=own_only)
+    )
 
-    def fits(load: Load, kind: ReserveKind) -> bool:
-        usage = load.own if own_only else load.own + load.foreign
-        return has_room(load, usage, kind, demand.known_tokens)
 
+def has_memory(pair: Pair, demand: Demand) -> bool:
+    """Whether both replicas have KV room beside our own requests, whatever their slots."""
+    return all(
+        has_room(load.replica, usage, kind, demand)
+        for load, usage, kind in _uses(pair, own_only=True)
+    )
+
+
+def _uses(pair: Pair, *, own_only: bool) -> Iterator[tuple[Load, Usage, ReserveKind]]:
+    kinds = [(pair.prefill, ReserveKind.PREFILL), (pair.decode, ReserveKind.DECODE)]
     if pair.is_single:
-        return fits(pair.decode, ReserveKind.BOTH)
-    return fits(pair.prefill, ReserveKind.PREFILL) and fits(pair.decode, ReserveKind.DECODE)
+        kinds = [(pair.decode, ReserveKind.BOTH)]
+    for load, kind in kinds:
+        yield load, load.own if own_only else load.own + load.foreign, kind
 
 
 def prefill_wait_seconds(load: Load) -> float:
@@ -212,7 +247,7 @@ def prefill_wait_seconds(load: Load) -> float:
 
 def decode_wait_seconds(load: Load, demand: Demand) -> float:
     """Return the time until a decode slot is free: one answer's time shared by all slots."""
-    slots = max(load.replica.slots, 1)
+    slots = slots_of(load.replica)
     waiting = (load.own + load.foreign).decodes - slots + 1
     if waiting <= 0:
         return 0.0
@@ -222,16 +257,15 @@ def decode_wait_seconds(load: Load, demand: Demand) -> float:
 def finish_seconds(pair: Pair, demand: Demand) -> float:
     """Return the expected seconds until the answer's last token.
 
-    Moving KV is left out: it overlaps prefill, layer by layer.
+    Moving KV is left out: it overlaps prefill, layer by layer. So does waiting for a row,
+    except where one replica does both: there a prompt waits for a slot.
     """
     decode = pair.decode
-    rows = min((decode.own + decode.foreign).decodes + 1, max(decode.replica.slots, 1))
-    return (
-        prefill_wait_seconds(pair.prefill)
-        + pair.prefill.prefill_seconds(demand.known_tokens)
-        + decode_wait_seconds(decode, demand)
-        + demand.expected_tokens * decode.step_seconds(rows)
-    )
+    rows = (decode.own + decode.foreign).decodes + 1
+    prompt = prefill_wait_seconds(pair.prefill) + pair.prefill.prefill_seconds(demand.known_tokens)
+    wait = decode_wait_seconds(decode, demand)
+    begin = prompt + wait if pair.is_single else max(prompt, wait)
+    return begin + demand.expected_tokens * decode.step_seconds(rows)
 
 
 def lost_seconds(pair: Pair, demand: Demand) -> float:
@@ -255,8 +289,9 @@ def choose_pair(
 ) -> Pair | None:
     """Return the pair of complete replicas to bind a request to now; None: wait.
 
-    None means that no pair can ever hold it, or that our own requests fill every pair that
-    can. Ties go to the earlier pair of `pairs`, so equal knowledge gives equal choices.
+    None means that no pair can ever hold it, that our own requests fill every pair that can,
+    or that one of these will finish so much earlier than the others that it is worth the
+    wait. Ties go to the earlier pair of `pairs`, so equal knowledge gives equal choices.
     """
     fitting = [
         pair
@@ -275,18 +310,28 @@ def choose_pair(
         )
         fitting = [shortest] if shortest is not None else []
     lost = lost_seconds if policy is Policy.LEAST_ADDED else _nothing_lost
+
+    def seconds(pair: Pair) -> float:
+        return finish_seconds(pair, demand) + lost(pair, demand)
+
     # A pair that our own requests fill cannot grant before one of them ends, and then we
     # know at once. A pair that others fill is asked: its master queues us fairly.
     candidates = [pair for pair in fitting if can_grant(pair, demand, own_only=True)]
-    return min(
+    best = min(
         candidates,
-        key=lambda pair: (
-            _suspects(pair),
-            not can_grant(pair, demand),
-            finish_seconds(pair, demand) + lost(pair, demand),
-        ),
+        key=lambda pair: (_suspects(pair), not can_grant(pair, demand), seconds(pair)),
         default=None,
     )
+    if best is None:
+        return None
+    is_worth_waiting = any(
+        _suspects(pair) <= _suspects(best)
+        and WORTH_WAITING * seconds(pair) < seconds(best)
+        and has_memory(pair, demand)
+        for pair in fitting
+        if pair not in candidates
+    )
+    return None if is_worth_waiting else best
 
 
 def _suspects(pair: Pair) -> int:

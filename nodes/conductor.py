@@ -8,10 +8,9 @@ decides becomes messages (`Outgoing`) and jobs for its own stage (`next_chunk`, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from broker.events import LossKind, Lost
+from broker.events import LossKind, Lost, Waiting
 from broker.plan import Replica
 from broker.work import (
     FirstToken,
@@ -30,34 +29,8 @@ from broker.work import (
 )
 from nodes.groups import Group, Groups
 from nodes.outgoing import Outgoing, Timers, ToGateway, ToStage
+from nodes.progress import Admission, Complete, Prefill
 from nodes.reservations import Reservations
-
-
-@dataclass(slots=True)
-class _Prefill:
-    """A prompt on its way through this replica.
-
-    Attributes:
-        next_start: First position that stage 0 has not run yet.
-        acked: KV length of the last stage, as it reported.
-    """
-
-    open: Open
-    next_start: int = 0
-    acked: int = 0
-    waiting_since: float = 0.0
-    repeats: int = 0
-
-
-@dataclass(slots=True)
-class _Admission:
-    """A request whose KV is on its way into this replica."""
-
-    open: Open
-    alive_at: float
-    asked_at: float
-    token: FirstToken | None = None
-    complete: set[int] = field(default_factory=set)
 
 
 class Conductor:
@@ -78,8 +51,9 @@ class Conductor:
         self._timers = timers
         self._chunk_tokens = chunk_tokens
         self._lookup = lookup
-        self._prefills: dict[RequestKey, _Prefill] = {}
-        self._admissions: dict[RequestKey, _Admission] = {}
+        self._prefills: dict[RequestKey, Prefill] = {}
+        self._admissions: dict[RequestKey, Admission] = {}
+        self._waiting: dict[RequestKey, Complete] = {}
         self._active: dict[RequestKey, Open] = {}
         self._announced_at = 0.0
         self._chunk_seconds = 0.0
@@ -91,7 +65,7 @@ class Conductor:
     @property
     def live(self) -> list[RequestKey]:
         """Requests that the stages of this replica must keep."""
-        return [*{**self._prefills, **self._admissions, **self._active}]
+        return [*{**self._prefills, **self._admissions, **self._waiting, **self._active}]
 
     @property
     def num_active(self) -> int:
@@ -112,9 +86,9 @@ class Conductor:
             return False
         kind = self.reservations.kind(key)
         if kind is not ReserveKind.DECODE and message.prefill_replica == self.replica.id:
-            self._prefills[key] = _Prefill(message, waiting_since=now)
+            self._prefills[key] = Prefill(message, waiting_since=now)
         if kind is not ReserveKind.PREFILL and message.decode_replica == self.replica.id:
-            self._admissions[key] = _Admission(message, now, now)
+            self._admissions[key] = Admission(message, now, now)
         return True
 
     def release(self, key: RequestKey, now: float, reason: str) -> None:
@@ -126,6 +100,7 @@ class Conductor:
         known = key in self.live
         self._prefills.pop(key, None)
         self._admissions.pop(key, None)
+        self._waiting.pop(key, None)
         self._active.pop(key, None)
         self.groups.remove(key)
         self.reservations.release(key)
@@ -145,13 +120,13 @@ class Conductor:
             prefill.repeats = 0
 
     def first_token(self, message: FirstToken, now: float) -> None:
-        """Prefill is through; decode begins when the KV is here as well."""
+        """Prefill is through; decode begins when the KV is here as well, and a row is free."""
         key = message.key
-        if key in self._active:
-            self._hand_over(self._active[key])
-            return
         admission = self._admissions.get(key)
         if admission is None:
+            opened = self._opened(key)
+            if opened is not None:
+                self._hand_over(opened)
             return
         admission.alive_at = now
         admission.token = message
@@ -241,7 +216,19 @@ class Conductor:
             prefill.next_start = max(prefill.next_start, end)
 
     def launch(self, now: float) -> list[Group]:
-        """Return groups that stage 0 is to run."""
+        """Give free rows to those that wait, and return groups that stage 0 is to run.
+
+        Rows are given in the order in which requests became complete.
+        """
+        while self._waiting and len(self._active) < max(self.replica.slots, 1):
+            key = next(iter(self._waiting))
+            first = self._waiting.pop(key)
+            self._active[key] = first.open
+            self._continue(first.row, now)
+        for key, waiting in self._waiting.items():
+            if now - waiting.said_at >= self._timers.announce:
+                waiting.said_at = now
+                self.out.append(ToGateway(waiting.open.gateway, Waiting(**_ids(key))))
         return self.groups.launch(now)
 
     # --- time ------------------------------------------------------------------------------
@@ -308,7 +295,7 @@ class Conductor:
 
     # --- helpers ---------------------------------------------------------------------------
 
-    def _admit_if_ready(self, admission: _Admission, now: float) -> None:
+    def _admit_if_ready(self, admission: Admission, now: float) -> None:
         token = admission.token
         key = admission.open.key
         if token is None:
@@ -323,12 +310,12 @@ class Conductor:
             return
         del self._admissions[key]
         self._prefills.pop(key, None)
-        self._active[key] = admission.open
+        row = StepRow(token.request_id, token.attempt, token.position, token.token_id)
+        self._waiting[key] = Complete(admission.open, row)
         if admission.open.prefill_replica != self.replica.id:
             self._hand_over(admission.open)
-        self._continue(
-            StepRow(token.request_id, token.attempt, token.position, token.token_id), now
-        )
+        self.reservations.complete(key)
+        self.out += self.reservations.grant_waiting(now)
 
     def _continue(self, row: StepRow, now: float) -> None:
         """Let a row go on if there is room; otherwise the youngest request makes room.
@@ -352,7 +339,7 @@ class Conductor:
     def _opened(self, key: RequestKey) -> Open | None:
         if key in self._active:
             return self._active[key]
-        entry = self._prefills.get(key) or self._admissions.get(key)
+        entry = self._waiting.get(key) or self._prefills.get(key) or self._admissions.get(key)
         return entry.open if entry is not None else None
 
     def _lose(self, key: RequestKey, opened: Open, kind: LossKind, reason: str, now: float) -> None:

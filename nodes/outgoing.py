@@ -42,7 +42,8 @@ class Timers:
             at least four times its usual round.
         repeats: Sent again this often without an answer, a request is reported lost.
         grant: A grant without `Open` is void after this.
-        announce: The master names its live requests this often.
+        announce: The master names its live requests this often, and to gateways those that
+            wait for a row.
         forget: A stage frees a request that its master has not named for this long.
         remember: Released requests are remembered for this long.
         admission: A decode master gives up a request whose prefill shows no sign of life.

@@ -2,6 +2,9 @@
 
 Masters own slots, gateways only hold grants. Room is counted in whole blocks, the same way
 as every stage counts its slabs, so a grant here is room there.
+
+A decode grant is for KV room. A slot counts from the moment a request is complete here, so
+that none stays empty while a prompt is prefilled elsewhere (decision 0014).
 """
 
 from __future__ import annotations
@@ -10,7 +13,13 @@ from collections import deque
 from dataclasses import dataclass
 
 from broker.events import Granted, GrantState
-from broker.placement import KV_BLOCK_TOKENS, kv_reserved_tokens
+from broker.placement import (
+    KV_BLOCK_TOKENS,
+    WAITING_ROWS,
+    kv_reserved_tokens,
+    room_tokens,
+    whole_tokens,
+)
 from broker.plan import Replica
 from broker.work import RequestKey, Reserve, ReserveKind
 from nodes.outgoing import ToGateway
@@ -18,13 +27,21 @@ from nodes.outgoing import ToGateway
 
 @dataclass(slots=True)
 class Reservation:
-    """Room that one attempt of one request holds."""
+    """Room that one attempt of one request holds.
+
+    Attributes:
+        tokens: KV positions that it holds.
+        whole_tokens: KV positions that it may grow to.
+        expires_at: None once the request was opened.
+        is_complete: All its KV and its first token are here.
+    """
 
     gateway: str
     kind: ReserveKind
     tokens: int
+    whole_tokens: int
     expires_at: float | None
-    """None once the request was opened."""
+    is_complete: bool = False
 
 
 class Reservations:
@@ -85,6 +102,10 @@ class Reservations:
         held.expires_at = None
         return True
 
+    def complete(self, key: RequestKey) -> None:
+        """All that a decode grant waited for is here: from now on it counts as a row."""
+        self._held[key].is_complete = True
+
     def grow(self, key: RequestKey, num_tokens: int) -> bool:
         """Take room for ``num_tokens`` positions in all; False when there is none."""
         held = self._held[key]
@@ -129,34 +150,51 @@ class Reservations:
         while self._queue and self._has_room(self._queue[0][0]):
             message, _ = self._queue.popleft()
             self._held[message.key] = Reservation(
-                message.gateway, message.kind, self._room(message), now + self._grant_seconds
+                message.gateway,
+                message.kind,
+                room_tokens(message.kind, message.known_tokens),
+                whole_tokens(message.kind, message.known_tokens, message.max_tokens),
+                now + self._grant_seconds,
             )
             answers.append(self._answer(message, GrantState.GRANTED))
         return answers
 
-    def _room(self, message: Reserve) -> int:
-        # Decode writes at least one more position than is known.
-        extra = 0 if message.kind is ReserveKind.PREFILL else 1
-        return kv_reserved_tokens(message.known_tokens + extra)
-
     def _has_room(self, message: Reserve) -> bool:
-        if self._free_slots(message.kind) < 1:
+        if not self._has_slot(message.kind):
             return False
-        decoding = self._count(ReserveKind.DECODE, ReserveKind.BOTH)
+        known, capacity = message.known_tokens, self.replica.kv_tokens
+        decodes = self._num_decodes
+        if message.kind is ReserveKind.DECODE and decodes >= self._slots:
+            # Who comes ahead of a slot takes only room that no answer here can grow into.
+            whole = sum(held.whole_tokens for held in self._held.values())
+            return whole + whole_tokens(message.kind, known, message.max_tokens) <= capacity
+        room = room_tokens(message.kind, known)
         # One block of head-room for each answer that grows already, so that a newcomer
         # does not cause a preemption at once.
-        spare = KV_BLOCK_TOKENS * decoding
-        return self.used_tokens + self._room(message) + spare <= self.replica.kv_tokens or (
-            not self._held and self._room(message) <= self.replica.kv_tokens
-        )
+        spare = KV_BLOCK_TOKENS * decodes
+        return self.used_tokens + room + spare <= capacity or (not self._held and room <= capacity)
+
+    def _has_slot(self, kind: ReserveKind) -> bool:
+        if self._free_slots(kind) < 1:
+            return False
+        return kind is not ReserveKind.BOTH or self._free_slots(ReserveKind.PREFILL) > 0
 
     def _free_slots(self, kind: ReserveKind) -> int:
+        held = self._held.values()
         if kind is ReserveKind.PREFILL:
-            return max(self.replica.prefill_slots, 1) - self._count(ReserveKind.PREFILL)
-        return max(self.replica.slots, 1) - self._count(ReserveKind.DECODE, ReserveKind.BOTH)
+            prompts = sum(not h.is_complete and h.kind is not ReserveKind.DECODE for h in held)
+            return max(self.replica.prefill_slots, 1) - prompts
+        if kind is ReserveKind.BOTH:
+            return self._slots - self._num_decodes
+        return self._slots + WAITING_ROWS - sum(h.is_complete for h in held)
 
-    def _count(self, *kinds: ReserveKind) -> int:
-        return sum(held.kind in kinds for held in self._held.values())
+    @property
+    def _slots(self) -> int:
+        return max(self.replica.slots, 1)
+
+    @property
+    def _num_decodes(self) -> int:
+        return sum(held.kind is not ReserveKind.PREFILL for held in self._held.values())
 
     def _answer(self, message: Reserve, state: GrantState, reason: str = "") -> ToGateway:
         return ToGateway(

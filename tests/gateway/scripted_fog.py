@@ -1,8 +1,9 @@
 """A fog without layers, for tests of the dispatcher: grants, opens and samples by the contract.
 
-Masters grant by slots, a prompt is prefilled in two steps, and each step gives every
-decoding request one token. The token at an index depends on the prompt alone, so an answer can be
-checked however often the request was moved.
+Masters grant by slots and by room for so many requests of `ROOM_TOKENS`, a prompt is prefilled
+in two steps, and each step gives every request with a row one token; others say every
+`SAY_STEPS` that they wait. The token at an index depends on the prompt alone, so an answer
+can be checked however often the request was moved.
 """
 
 from __future__ import annotations
@@ -14,7 +15,18 @@ from typing import Any
 
 from broker.codec import decode_frame
 from broker.control import DeviceState, DeviceStatus
-from broker.events import Event, Granted, GrantState, LossKind, Lost, Opened, TokenRow, Tokens
+from broker.events import (
+    Event,
+    Granted,
+    GrantState,
+    LossKind,
+    Lost,
+    Opened,
+    TokenRow,
+    Tokens,
+    Waiting,
+)
+from broker.placement import WAITING_ROWS
 from broker.plan import LayerRange, Plan, PlanState, Rates, Replica, Role, Stage
 from broker.topics import STAGE_WORK
 from broker.transport import Publication
@@ -25,6 +37,8 @@ from gateway.requests import EngineError, Generation
 
 STEP_SECONDS = 0.05
 NUM_LAYERS = 6
+ROOM_TOKENS = 64
+SAY_STEPS = 100
 
 
 def replica(
@@ -147,6 +161,7 @@ class ScriptedFog:
         self.replicas = {one.id: one for one in replicas}
         self.held: dict[str, dict[RequestKey, Reserve]] = {one.id: {} for one in replicas}
         self.waiting: dict[str, list[Reserve]] = {one.id: [] for one in replicas}
+        self.rows: dict[str, list[RequestKey]] = {one.id: [] for one in replicas}
         self.running: dict[RequestKey, Running] = {}
         self.ended: dict[RequestKey, Running] = {}
         self.released: set[RequestKey] = set()
@@ -187,8 +202,16 @@ class ScriptedFog:
             if running.steps_to_first > 0:
                 continue
             source = prefill if running.steps_to_first == 0 else decode
-            if source is not prefill:
+            rows = self.rows[decode.id]
+            if running.steps_to_first == 0:
+                rows.append(key)
+            elif prefill is not decode:
                 self._give_back(prefill.id, key)  # Handed over.
+            if running.steps_to_first < 0 and key not in rows[: decode.slots]:
+                if running.steps_to_first % SAY_STEPS == SAY_STEPS - 1:
+                    waiting = Waiting(request_id=key.request_id, attempt=key.attempt)
+                    self.out.append((running.open.gateway, decode.stages[0].device, waiting))
+                continue
             index = len(running.generated)
             running.generated.append(token_at(running.open.prompt_ids, index))
             self._tokens(source.stages[-1].device, running, index)
@@ -207,6 +230,7 @@ class ScriptedFog:
         self.running.pop(key, None)
         for name in self.replicas:
             self.waiting[name] = [w for w in self.waiting[name] if w.key != key]
+            self.rows[name] = [row for row in self.rows[name] if row != key]
             self._give_back(name, key)
 
     def _give_back(self, name: str, key: RequestKey) -> None:
@@ -223,16 +247,29 @@ class ScriptedFog:
                 self.release(key)
 
     def _free(self, name: str, kind: ReserveKind) -> int:
-        same = [h for h in self.held[name].values() if (h.kind == "prefill") == (kind == "prefill")]
-        one = self.replicas[name]
-        return (one.prefill_slots if kind == "prefill" else one.slots) - len(same)
+        one, held = self.replicas[name], self.held[name].values()
+        decodes = [h for h in held if h.kind != "prefill"]
+        complete = [h for h in decodes if self._is_complete(h.key)]
+        if kind == "prefill":
+            prompts = [h for h in held if h.kind != "decode" and not self._is_complete(h.key)]
+            return one.prefill_slots - len(prompts)
+        if kind == "both":
+            return one.slots - len(decodes)
+        return one.slots + WAITING_ROWS - len(complete)
+
+    def _has_room(self, name: str, kind: ReserveKind) -> bool:
+        room = ROOM_TOKENS * (len(self.held[name]) + 1)
+        return self._free(name, kind) > 0 and room <= self.replicas[name].kv_tokens
+
+    def _is_complete(self, key: RequestKey) -> bool:
+        return key in self.running and self.running[key].steps_to_first <= 0
 
     def _reserve(self, name: str, message: Reserve, *, again: bool = False) -> None:
         if name in self.refusing:
             self._answer(name, message, GrantState.REFUSED)
         elif message.key in self.held[name]:
             self._answer(name, message, GrantState.GRANTED)
-        elif not self.waiting[name] and self._free(name, message.kind) > 0:
+        elif not self.waiting[name] and self._has_room(name, message.kind):
             self.held[name][message.key] = message
             self._answer(name, message, GrantState.GRANTED)
         else:
@@ -249,7 +286,7 @@ class ScriptedFog:
             kind=message.kind,
             state=state,
             kv_credit_bytes=4096,
-            free_tokens=self.replicas[name].kv_tokens - 64 * len(self.held[name]),
+            free_tokens=self.replicas[name].kv_tokens - ROOM_TOKENS * len(self.held[name]),
             free_slots=max(self._free(name, message.kind), 0),
         )
         self.out.append((message.gateway, self.replicas[name].stages[0].device, granted))

@@ -4,7 +4,7 @@ from typing import TypeVar
 import pytest
 
 from broker.control import DeviceState
-from broker.events import Granted, GrantState, LossKind, Lost, Opened, TokenRow, Tokens
+from broker.events import Granted, GrantState, LossKind, Lost, Opened, TokenRow, Tokens, Waiting
 from broker.plan import Replica, Role
 from broker.work import Open, Release, RequestKey, Resend, Reserve, ReserveKind
 from gateway.dispatch import DispatchSettings
@@ -18,11 +18,13 @@ from gateway.requests import (
     TooLargeError,
 )
 from tests.gateway.scripted_fog import (
+    ROOM_TOKENS,
     Faults,
     Run,
     ScriptedFog,
     expected_tokens,
     generation,
+    perfect,
     plan,
     replica,
     sent,
@@ -32,11 +34,11 @@ from tests.gateway.scripted_fog import (
 MessageT = TypeVar("MessageT")
 
 
-def split_fog(slots: int = 4, prefill_slots: int = 2) -> ScriptedFog:
+def split_fog(slots: int = 4, prefill_slots: int = 2, kv_tokens: int = 4096) -> ScriptedFog:
     """One prefill replica of two stages, one decode replica of three."""
     return ScriptedFog(
         replica("p", ["p0", "p1"], Role.PREFILL, prefill_slots=prefill_slots),
-        replica("d", ["d0", "d1", "d2"], Role.DECODE, slots=slots),
+        replica("d", ["d0", "d1", "d2"], Role.DECODE, slots=slots, kv_tokens=kv_tokens),
     )
 
 
@@ -130,7 +132,7 @@ def test_only_one_request_asks_for_room_at_a_time() -> None:
 
 
 def test_two_gateways_that_each_hold_one_half_give_way_and_both_finish() -> None:
-    run = Run(split_fog(slots=1, prefill_slots=1), "one", "two")
+    run = Run(split_fog(prefill_slots=1, kv_tokens=ROOM_TOKENS), "one", "two")
 
     # Each master hears of another gateway first, as with messages that cross.
     held: list[Callable[[], None]] = []
@@ -287,18 +289,19 @@ def test_a_replica_that_left_the_plan_drains_and_gets_nothing_new() -> None:
 
 
 @pytest.mark.parametrize("kind", [LossKind.STALLED, LossKind.PREEMPTED])
-def test_a_request_that_a_master_gives_up_goes_on_before_younger_ones(kind: LossKind) -> None:
+def test_a_request_that_a_master_gives_up_goes_on_before_those_that_wait(kind: LossKind) -> None:
     fog = split_fog(slots=1, prefill_slots=1)
     run = Run(fog)
     for name in ("a", "b", "c"):
-        run.submit(generation(name))
+        run.submit(generation(name, tokens=20))
     key = reach(run, "a", Phase.DECODE)
 
     fog.lose(key, kind, "d0")
     run.advance_until(lambda: len(run.finished) == 3)
 
-    assert list(run.finished) == ["a", "b", "c"]
-    assert run.tokens["a"] == expected_tokens()
+    # Prefill of the second one had begun.
+    assert list(run.finished) == ["b", "a", "c"]
+    assert run.tokens["a"] == expected_tokens(tokens=20)
 
 
 def test_a_row_that_failed_on_the_nodes_fails_its_request_alone() -> None:
@@ -327,6 +330,61 @@ def test_a_loss_counts_only_from_the_masters_of_the_attempt() -> None:
 
     assert run.finished == {"a": "length"}
     assert run.dispatcher.dropped["loss by a stranger"] == 3
+
+
+def test_a_request_that_waits_long_for_a_row_is_not_given_up() -> None:
+    fog = split_fog(slots=1)
+    run = Run(fog, settings=DispatchSettings(silence_seconds=6.0, patience=0.0))
+    run.submit(generation("a", tokens=600))
+    run.submit(generation("b"))
+
+    run.advance_until(lambda: "b" in run.finished)
+
+    assert list(run.finished) == ["a", "b"]
+    assert {m.attempt for _, m in messages(run, Reserve)} == {1}
+    assert run.tokens["b"] == expected_tokens()
+
+
+def test_prompts_are_prefilled_while_others_wait_for_a_row_until_two_do() -> None:
+    run = Run(split_fog(slots=1, prefill_slots=1))
+    names = ["a", "b", "c", "d"]
+    for name in names:
+        run.submit(generation(name, tokens=100))
+
+    run.advance(1)
+
+    assert [run.dispatcher.phase(name) for name in names] == [*[Phase.DECODE] * 3, Phase.QUEUED]
+    assert [len(run.tokens[name]) for name in names[1:]] == [1, 1, 0]
+
+
+def test_a_first_token_that_was_lost_is_asked_for_when_its_request_waits_for_a_row() -> None:
+    run = Run(split_fog(slots=1))
+    run.submit(generation("a", tokens=100))
+    reach(run, "a", Phase.DECODE)
+
+    def lose_tokens_of_b(message: object) -> list[float]:
+        is_hit = isinstance(message, Tokens) and message.rows[0].request_id == "b"
+        return [] if is_hit else [0.0]
+
+    run.fault = lose_tokens_of_b
+    run.submit(generation("b"))
+    run.advance_until(lambda: any(m.request_id == "b" for _, m in messages(run, Resend)), 1)
+    run.fault = perfect
+    run.advance_until(lambda: "b" in run.finished)
+
+    assert run.tokens["b"] == expected_tokens()
+
+
+def test_only_the_decode_master_says_that_a_request_waits() -> None:
+    run = Run(split_fog())
+    run.submit(generation("a"))
+    key = reach(run, "a", Phase.HANDOVER)
+    waiting = Waiting(request_id=key.request_id, attempt=key.attempt)
+
+    run.apply(run.dispatcher.handle("p0", waiting, run.now))
+    assert run.dispatcher.phase("a") is Phase.HANDOVER
+    run.apply(run.dispatcher.handle("d0", waiting, run.now))
+    assert run.dispatcher.phase("a") is Phase.DECODE
 
 
 def test_after_too_many_lost_attempts_a_request_fails() -> None:
@@ -463,6 +521,7 @@ def test_late_events_of_an_ended_attempt_are_answered_by_release_once_a_second()
     [
         Tokens(rows=[TokenRow("ghost", 1, 0, 1)]),
         Opened(request_id="ghost", attempt=1, replica="d", stage=0),
+        Waiting(request_id="ghost", attempt=1),
         Granted(
             request_id="ghost",
             attempt=1,
@@ -472,7 +531,9 @@ def test_late_events_of_an_ended_attempt_are_answered_by_release_once_a_second()
         ),
     ],
 )
-def test_what_a_gateway_never_asked_for_is_released(event: Tokens | Opened | Granted) -> None:
+def test_what_a_gateway_never_asked_for_is_released(
+    event: Tokens | Opened | Waiting | Granted,
+) -> None:
     run = Run(split_fog())
 
     actions = run.dispatcher.handle("d0", event, 1.0)

@@ -18,20 +18,21 @@ EVENTS = [
     Event.BOUND,
     Event.GRANTED,
     Event.TOKEN,
+    Event.COMPLETE,
     Event.STOPPED,
     Event.ATTEMPT_LOST,
     Event.FAILED,
     Event.CANCELLED,
 ]
 TABLE: dict[Phase, list[Phase | None]] = {
-    Phase.QUEUED: [Phase.RESERVING, X, X, X, X, F, C],
-    Phase.RESERVING: [X, Phase.PREFILL, X, X, Phase.QUEUED, F, C],
-    Phase.PREFILL: [X, X, Phase.HANDOVER, Phase.FINISHED, Phase.QUEUED, F, C],
-    Phase.HANDOVER: [X, X, Phase.DECODE, Phase.FINISHED, Phase.QUEUED, F, C],
-    Phase.DECODE: [X, X, Phase.DECODE, Phase.FINISHED, Phase.QUEUED, F, C],
-    Phase.FINISHED: [X, X, X, X, X, X, X],
-    Phase.FAILED: [X, X, X, X, X, X, X],
-    Phase.CANCELLED: [X, X, X, X, X, X, X],
+    Phase.QUEUED: [Phase.RESERVING, X, X, X, X, X, F, C],
+    Phase.RESERVING: [X, Phase.PREFILL, X, X, X, Phase.QUEUED, F, C],
+    Phase.PREFILL: [X, X, Phase.HANDOVER, X, Phase.FINISHED, Phase.QUEUED, F, C],
+    Phase.HANDOVER: [X, X, Phase.DECODE, Phase.DECODE, Phase.FINISHED, Phase.QUEUED, F, C],
+    Phase.DECODE: [X, X, Phase.DECODE, Phase.DECODE, Phase.FINISHED, Phase.QUEUED, F, C],
+    Phase.FINISHED: [X, X, X, X, X, X, X, X],
+    Phase.FAILED: [X, X, X, X, X, X, X, X],
+    Phase.CANCELLED: [X, X, X, X, X, X, X, X],
 }
 CELLS = [(p, e, t) for p, row in TABLE.items() for e, t in zip(EVENTS, row, strict=True)]
 

@@ -16,6 +16,7 @@ from gateway.routing import (
     choose_pair,
     finish_seconds,
     has_room,
+    has_slot,
     largest_request_tokens,
     lost_seconds,
     pairs,
@@ -78,7 +79,7 @@ def test_a_long_prompt_goes_where_prefill_is_fast_and_a_long_answer_where_decode
 
 
 def test_room_that_others_hold_makes_a_pair_second_choice() -> None:
-    full = replace(load("f", tpot_seconds=0.1), foreign=Usage(0, 4, 512))
+    full = replace(load("f", tpot_seconds=0.1), foreign=Usage(0, 6, 512, complete=6))
     free = load("s", tpot_seconds=0.2)
 
     assert chosen([full, free]) == "ss"
@@ -143,8 +144,8 @@ def test_jsq_joins_the_shortest_queue_whatever_the_speed() -> None:
 
 def test_jsq_waits_for_the_shortest_queue_even_when_another_replica_is_free() -> None:
     prefill = load("p", Role.PREFILL)
-    ours = replace(load("o", Role.DECODE), own=Usage(0, 4, 512))
-    foreign = replace(load("f", Role.DECODE), foreign=Usage(0, 9, 512))
+    ours = replace(load("o", Role.DECODE), own=Usage(0, 6, 512, complete=6))
+    foreign = replace(load("f", Role.DECODE), foreign=Usage(0, 7, 512, complete=7))
 
     assert chosen([prefill, ours, foreign], policy=Policy.JSQ) == ""
     assert chosen([prefill, ours, foreign], policy=Policy.LEAST_FINISH) == "pf"
@@ -153,13 +154,12 @@ def test_jsq_waits_for_the_shortest_queue_even_when_another_replica_is_free() ->
 @pytest.mark.parametrize(
     ("kind", "usage", "known", "expected"),
     [
-        (ReserveKind.PREFILL, Usage(0, 4, 96), 32, True),
-        (ReserveKind.PREFILL, Usage(2, 0, 64), 32, False),
-        (ReserveKind.DECODE, Usage(2, 3, 128), 31, True),
-        (ReserveKind.BOTH, Usage(2, 4, 192), 31, False),
         # 256 positions, 96 held: 32 more and a block to grow for each of three answers fit.
         (ReserveKind.DECODE, Usage(0, 3, 96), 31, True),
         (ReserveKind.DECODE, Usage(0, 3, 128), 32, False),
+        # All four slots are taken: the whole answer of 50 must fit beside all the others'.
+        (ReserveKind.DECODE, Usage(0, 4, 32, whole_tokens=160), 46, True),
+        (ReserveKind.DECODE, Usage(0, 4, 32, whole_tokens=160), 47, False),
         # Nothing else is held: the whole replica is there for it.
         (ReserveKind.BOTH, Usage(), 255, True),
         (ReserveKind.BOTH, Usage(), 256, False),
@@ -168,7 +168,48 @@ def test_jsq_waits_for_the_shortest_queue_even_when_another_replica_is_free() ->
 def test_room_is_counted_as_masters_count_it(
     kind: ReserveKind, usage: Usage, known: int, expected: bool
 ) -> None:
-    assert has_room(load("r", kv_tokens=256), usage, kind, known) is expected
+    demand = Demand(known, max_tokens=50, expected_tokens=50.0)
+
+    assert has_room(replica("r", ["r0"], kv_tokens=256), usage, kind, demand) is expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "usage", "expected"),
+    [
+        (ReserveKind.PREFILL, Usage(1, 9), True),
+        (ReserveKind.PREFILL, Usage(2, 0), False),
+        (ReserveKind.BOTH, Usage(1, 3), True),
+        (ReserveKind.BOTH, Usage(2, 3), False),
+        (ReserveKind.BOTH, Usage(0, 4), False),
+        # Prompts that are prefilled elsewhere hold no slot; two may wait beyond the four.
+        (ReserveKind.DECODE, Usage(2, 9, complete=5), True),
+        (ReserveKind.DECODE, Usage(0, 6, complete=6), False),
+    ],
+)
+def test_slots_are_counted_as_masters_count_them(
+    kind: ReserveKind, usage: Usage, expected: bool
+) -> None:
+    assert has_slot(replica("r", ["r0"]), usage, kind) is expected
+
+
+def test_a_pair_that_finishes_a_quarter_earlier_is_waited_for() -> None:
+    full = replace(load("f", tpot_seconds=0.1), own=Usage(0, 6, 512, complete=6))
+    awaited = finish_seconds(Pair(full, full), DEMAND)
+
+    def other(seconds: float) -> Load:
+        return load("o", tpot_seconds=(seconds - 0.1) / 50, prefill_rate=1000.0)
+
+    assert chosen([full, other(1.2 * awaited)]) == "oo"
+    assert chosen([full, other(1.3 * awaited)]) == ""
+
+
+def test_nobody_waits_for_a_pair_without_memory_or_one_that_just_failed() -> None:
+    full = replace(load("f", tpot_seconds=0.01), own=Usage(0, 6, 512, complete=6))
+    slow = load("s", tpot_seconds=1.0)
+
+    assert chosen([full, slow]) == ""
+    assert chosen([replace(full, own=Usage(0, 6, 4096, 6, 4096)), slow]) == "ss"
+    assert chosen([replace(full, is_suspect=True), slow]) == "ss"
 
 
 def test_own_and_foreign_use_add_up() -> None:

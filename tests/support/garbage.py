@@ -21,6 +21,7 @@ from broker.events import (
     Opened,
     TokenRow,
     Tokens,
+    Waiting,
 )
 from broker.plan import LayerRange
 from broker.telemetry import Telemetry
@@ -247,6 +248,7 @@ def _absurd_events(user: str, replicas: Replicas, hidden_size: int) -> Iterator[
             )
             yield granted, b""
     yield Opened(**_KEY, replica=replicas[1], stage=-HUGE), b""
+    yield Waiting(**_KEY), b""
     yield Tokens(rows=[TokenRow(NOBODY, 1, -1, HUGE, "no reason")] * 1000), b""
     for loss in LossKind:
         yield Lost(**_KEY, kind=loss, reason="y" * 20_000), b""
