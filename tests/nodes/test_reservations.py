@@ -1,8 +1,10 @@
 """Grants: masters own slots and room, gateways only hold grants."""
 
 import pytest
+from msgspec import structs
 
 from broker.events import Granted, GrantState
+from broker.placement import WAITING_ROWS
 from broker.plan import Role
 from broker.work import RequestKey, Reserve, ReserveKind
 from nodes.outgoing import ToGateway
@@ -10,8 +12,11 @@ from nodes.reservations import Reservations
 from tests.support.pipeline import make_replica
 
 
-def reservations(*, slots: int = 2, kv_tokens: int = 256) -> Reservations:
+def reservations(
+    *, slots: int = 2, kv_tokens: int = 256, prefill_slots: int | None = None
+) -> Reservations:
     replica = make_replica((2, 5), ("a", "b"), Role.BOTH, slots=slots, kv_tokens=kv_tokens)
+    replica = structs.replace(replica, prefill_slots=prefill_slots or slots)
     return Reservations(replica, grant_seconds=10.0, kv_credit_bytes=4096)
 
 
@@ -50,11 +55,45 @@ def test_room_and_slot_are_granted_and_the_same_key_gets_the_same_answer() -> No
     assert held.used_tokens == 32
 
 
+BOTH = ReserveKind.BOTH
+
+
 def test_beyond_the_slots_a_request_waits_and_is_granted_on_release() -> None:
     held = reservations(slots=1)
-    held.reserve(ask("a"), 0.0)
-    assert states(held.reserve(ask("b"), 0.0)) == {"b": GrantState.QUEUED}
+    held.reserve(ask("a", BOTH), 0.0)
+    assert states(held.reserve(ask("b", BOTH), 0.0)) == {"b": GrantState.QUEUED}
     held.release(RequestKey("a", 0))
+    assert states(held.grant_waiting(1.0)) == {"b": GrantState.GRANTED}
+
+
+def test_answers_come_ahead_of_slots_until_enough_of_them_are_complete() -> None:
+    held = reservations(slots=1, kv_tokens=4096)
+    names = [f"r{number}" for number in range(8)]
+    for name in names:
+        assert states(held.reserve(ask(name), 0.0)) == {name: GrantState.GRANTED}
+
+    for name in names[: 1 + WAITING_ROWS]:
+        held.complete(RequestKey(name, 0))
+    assert states(held.reserve(ask("late"), 1.0)) == {"late": GrantState.QUEUED}
+
+    held.release(RequestKey("r0", 0))
+    assert states(held.grant_waiting(2.0)) == {"late": GrantState.GRANTED}
+
+
+def test_what_comes_ahead_of_a_slot_fits_whole_beside_all_the_others() -> None:
+    held = reservations(slots=1, kv_tokens=160)
+    assert states(held.reserve(ask("a", known=20, maximum=40), 0.0)) == {"a": GrantState.GRANTED}
+    # 20 and 40 are two blocks each; the second one's prompt alone would leave a block to grow.
+    assert states(held.reserve(ask("b", known=20, maximum=80), 0.0)) == {"b": GrantState.QUEUED}
+    held.release(RequestKey("b", 0))
+    assert states(held.reserve(ask("c", known=20, maximum=76), 0.0)) == {"c": GrantState.GRANTED}
+
+
+def test_a_prompt_beside_answers_needs_a_prefill_slot_until_it_is_complete() -> None:
+    held = reservations(slots=4, prefill_slots=1)
+    held.reserve(ask("a", BOTH), 0.0)
+    assert states(held.reserve(ask("b", BOTH), 0.0)) == {"b": GrantState.QUEUED}
+    held.complete(RequestKey("a", 0))
     assert states(held.grant_waiting(1.0)) == {"b": GrantState.GRANTED}
 
 
@@ -74,8 +113,8 @@ def test_a_request_that_never_fits_is_refused_with_the_numbers() -> None:
 
 def test_a_grant_without_open_expires_and_one_with_open_does_not() -> None:
     held = reservations(slots=1)
-    held.reserve(ask("a"), 0.0)
-    held.reserve(ask("b"), 0.0)
+    held.reserve(ask("a", BOTH), 0.0)
+    held.reserve(ask("b", BOTH), 0.0)
     assert states(held.expire(10.0)) == {"b": GrantState.GRANTED}
     assert held.open(RequestKey("b", 0))
     assert not held.open(RequestKey("a", 0))
@@ -85,9 +124,9 @@ def test_a_grant_without_open_expires_and_one_with_open_does_not() -> None:
 
 def test_a_queued_request_is_refused_when_its_time_is_over() -> None:
     held = reservations(slots=1)
-    held.reserve(ask("a"), 0.0)
+    held.reserve(ask("a", BOTH), 0.0)
     held.open(RequestKey("a", 0))
-    held.reserve(ask("b", queue_seconds=5.0), 0.0)
+    held.reserve(ask("b", BOTH, queue_seconds=5.0), 0.0)
     assert states(held.expire(5.0)) == {"b": GrantState.REFUSED}
 
 
