@@ -21,7 +21,7 @@ UNKNOWN_PREFILL_RATE: Final = 100.0
 """Prompt tokens per second of a replica without any prediction or measurement."""
 UNKNOWN_STEP_SECONDS: Final = 0.1
 """Seconds per decode step of a replica without any prediction or measurement."""
-WORTH_WAITING: Final = 1.25
+WORTH_WAITING: Final = 2.0
 """A pair that cannot grant yet is waited for if all others take this many times as long.
 
 The same as in `planner.simulation.binding`; decision 0014.

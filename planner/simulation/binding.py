@@ -19,7 +19,7 @@ from planner.simulation.states import (
     prefill_candidates,
 )
 
-WORTH_WAITING: Final = 1.25
+WORTH_WAITING: Final = 2.0
 """A pair that cannot grant yet is waited for if all others take this many times as long.
 
 The same as in `gateway.routing`.

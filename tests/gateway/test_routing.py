@@ -192,15 +192,15 @@ def test_slots_are_counted_as_masters_count_them(
     assert has_slot(replica("r", ["r0"]), usage, kind) is expected
 
 
-def test_a_pair_that_finishes_a_quarter_earlier_is_waited_for() -> None:
+def test_a_pair_that_takes_less_than_half_of_the_others_time_is_waited_for() -> None:
     full = replace(load("f", tpot_seconds=0.1), own=Usage(0, 6, 512, complete=6))
     awaited = finish_seconds(Pair(full, full), DEMAND)
 
     def other(seconds: float) -> Load:
         return load("o", tpot_seconds=(seconds - 0.1) / 50, prefill_rate=1000.0)
 
-    assert chosen([full, other(1.2 * awaited)]) == "oo"
-    assert chosen([full, other(1.3 * awaited)]) == ""
+    assert chosen([full, other(1.9 * awaited)]) == "oo"
+    assert chosen([full, other(2.1 * awaited)]) == ""
 
 
 def test_nobody_waits_for_a_pair_without_memory_or_one_that_just_failed() -> None:

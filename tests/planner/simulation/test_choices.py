@@ -268,7 +268,7 @@ def test_what_comes_ahead_of_a_slot_leaves_every_growing_answer_its_memory() -> 
     assert bind_late(states, growing, LATE_BINDING, free) is None
 
 
-def test_a_pair_that_finishes_a_quarter_earlier_is_waited_for() -> None:
+def test_a_pair_that_takes_less_than_half_of_the_others_time_is_waited_for() -> None:
     # Full: 0.9 s until a prompt begins, 1 s for it and 1.5 s for the answer are 3.4 s.
     fast = State("p", Role.PREFILL, num_prompts=2, pending_prompt_tokens=90)
     decode = State("d", Role.DECODE)
@@ -276,8 +276,8 @@ def test_a_pair_that_finishes_a_quarter_earlier_is_waited_for() -> None:
     def slow(prompt_seconds: float) -> State:
         return State("q", Role.PREFILL, prefill_tokens_per_second=100 / prompt_seconds)
 
-    assert _names(bind_late([fast, slow(2.7), decode], DEMAND, LATE_BINDING, free)) == ("q", "d")
-    assert bind_late([fast, slow(2.8), decode], DEMAND, LATE_BINDING, free) is None
+    assert _names(bind_late([fast, slow(5.2), decode], DEMAND, LATE_BINDING, free)) == ("q", "d")
+    assert bind_late([fast, slow(5.4), decode], DEMAND, LATE_BINDING, free) is None
 
 
 def test_late_binding_takes_the_least_expected_finish() -> None:
