@@ -174,8 +174,11 @@ def test_a_fog_in_which_one_device_answers_sooner_alone_is_that_device(
     assert found["best_single_device_alone"] is None
 
 
-def test_the_best_device_alone_stands_beside_the_fog_and_a_target_can_make_it_the_plan(
-    fog_file: Callable[[str], Path], invoke: Callable[..., Result], tmp_path: Path
+def test_slow_devices_of_a_plan_make_no_request_longer_and_a_target_leaves_them_out(
+    fog_file: Callable[[str], Path],
+    invoke: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     target = tmp_path / "out.json"
     fog_text = ONE_IS_USEFUL + "\n[planner]\nnever_behind = false\n"
@@ -194,17 +197,23 @@ def test_the_best_device_alone_stands_beside_the_fog_and_a_target_can_make_it_th
         found[name]["metrics"]["end_to_end"]["mean"]
         for name in ("before", "best_single_device_alone")
     )
-    # More throughput on paper, and each request waits for the slow devices.
-    assert fog > 1.05 * alone
+    # The plan has slow devices for more throughput; below full load requests wait for the fast.
+    assert {"pi-a", "pi-b"} <= {
+        s["device"] for r in found["before"]["plan"]["replicas"] for s in r["stages"]
+    }
+    assert fog <= 1.05 * alone
     assert "gpu alone" in without.output
-    assert "A target changes that" in " ".join(without.output.split())
     assert [s["device"] for r in aimed["before"]["plan"]["replicas"] for s in r["stages"]] == [
         "gpu"
     ]
     assert aimed["best_single_device_alone"] is None
     assert aimed["before"]["within_targets"] > 0.95
-    assert aimed["before"]["metrics"]["ttft"]["p99"] < 2 < found["before"]["metrics"]["ttft"]["p99"]
+    assert aimed["before"]["metrics"]["ttft"]["p99"] < 2
     assert "pi-a is not used" in within.output
+
+    # Any longer is a reason to say so.
+    monkeypatch.setattr("fog.simulate._NOTABLY", 0.95)
+    assert "A target changes that" in " ".join(invoke(*arguments).output.split())
 
 
 def test_times_of_the_few_that_finish_are_not_called_a_gain(
