@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Final
 
 from broker.events import LossKind, Lost, Opened, TokenRow, Waiting
+from broker.plan import Replica
 from broker.work import Resend
 from gateway.attempt import Address, Request, master_of
 from gateway.ledger import Ledger
 from gateway.lifecycle import RUNNING, Event, Phase
 from gateway.requests import GeneratedToken, GenerationFailedError
+from gateway.routing import slots_of
 
 MAX_EARLY_TOKENS: Final = 256
 """Tokens kept before their turn; later ones are asked for again."""
@@ -203,7 +205,7 @@ class Delivery:
             steps = len(request.generated) - request.sampled_tokens
             if steps >= SAMPLE_TOKENS or is_last:
                 replica, seconds = request.binding.decode, now - request.sampled_at
-                measures.decoded(replica, steps, seconds, self._rows_in(replica.id))
+                measures.decoded(replica, steps, seconds, self._rows_in(replica))
                 request.sampled_at, request.sampled_tokens = now, len(request.generated)
         else:
             # The way from prefill to the second token is not a decode step alone.
@@ -212,10 +214,11 @@ class Delivery:
             num_prompt_tokens = request.known_tokens - len(request.generated)
             measures.finished(num_prompt_tokens, len(request.generated), now)
 
-    def _rows_in(self, replica_id: str) -> int:
-        return sum(
+    def _rows_in(self, replica: Replica) -> int:
+        complete = sum(
             request.phase is Phase.DECODE
             and request.binding is not None
-            and request.binding.decode.id == replica_id
+            and request.binding.decode.id == replica.id
             for request in self._ledger.requests.values()
         )
+        return min(complete, slots_of(replica))
