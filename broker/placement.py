@@ -16,7 +16,7 @@ WAITING_ROWS: Final = 2
 """Requests that may be complete beyond a decode replica's slots before it is granted no more.
 
 They wait for a row so that none stays empty while a prompt is prefilled; more of them would
-be bound too early to a replica that is slow (decision 0014).
+be bound too early to a replica that is slow (decision 0016).
 """
 
 

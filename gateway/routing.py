@@ -24,7 +24,7 @@ UNKNOWN_STEP_SECONDS: Final = 0.1
 WORTH_WAITING: Final = 2.0
 """A pair that cannot grant yet is waited for if all others take this many times as long.
 
-The same as in `planner.simulation.binding`; decision 0014.
+The same as in `planner.simulation.binding`; decision 0016.
 """
 
 

@@ -4,7 +4,7 @@ Masters own slots, gateways only hold grants. Room is counted in whole blocks, t
 as every stage counts its slabs, so a grant here is room there.
 
 A decode grant is for KV room. A slot counts from the moment a request is complete here, so
-that none stays empty while a prompt is prefilled elsewhere (decision 0014).
+that none stays empty while a prompt is prefilled elsewhere (decision 0016).
 """
 
 from __future__ import annotations
