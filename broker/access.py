@@ -20,6 +20,7 @@ from typing import Final
 from broker.filters import covers
 from broker.topics import (
     DEVICE_ASSIGNMENT,
+    DEVICE_CONTROL,
     DEVICE_LOADED,
     DEVICE_PROFILE,
     DEVICE_STATUS,
@@ -157,6 +158,7 @@ def rules(site: str) -> tuple[Rule, ...]:
         (Kind.GATEWAY, Action.WRITE): (
             STAGE_WORK.filter(site, sender=OWN),
             GATEWAY_STATUS.filter(site, gateway=OWN),
+            DEVICE_CONTROL.filter(site),
             MODEL.filter(site),
             f"{base}/replies/#",
         ),

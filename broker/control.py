@@ -12,6 +12,8 @@ from typing import Any
 
 from msgspec import Struct, field
 
+from broker.quiet import parse_quiet_hours
+
 PROTOCOL_VERSION = "1.0"
 """Major.minor of the contract; peers of another major version are left out of plans."""
 
@@ -140,6 +142,60 @@ class Link(Control, frozen=True, kw_only=True):
             raise ValueError("latency must be >= 0 and rate > 0")
 
 
+class OwnerRules(Control, frozen=True, kw_only=True):
+    """What the owner of a device allows.
+
+    Attributes:
+        share: Part of the device that the node takes at most, of its cores' time and of its
+            memory; the node keeps to it by itself, and its times contain it.
+        quiet_hours: Local time in which the device is left alone, as `broker.quiet` reads it.
+        utc_offset_seconds: Local time minus UTC.
+        phases: ``prefill`` and ``decode`` as far as the device may take part in them.
+        text: Whether the device may hold the embedding or the head, and so see tokens.
+        layers: The only layers that the device may hold, half-open; None: any.
+    """
+
+    share: float = 1.0
+    quiet_hours: str | None = None
+    utc_offset_seconds: int = 0
+    phases: list[str] = field(default_factory=lambda: ["prefill", "decode"])
+    text: bool = True
+    layers: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError("share must be over 0 and at most 1")
+        if self.quiet_hours is not None:
+            parse_quiet_hours(self.quiet_hours)
+        if not self.phases or not set(self.phases) <= {"prefill", "decode"}:
+            raise ValueError("phases must be prefill, decode or both")
+        if self.layers is not None and not 0 <= self.layers[0] < self.layers[1]:
+            raise ValueError("layers must be a first and a last, the last one not included")
+
+
+class Placement(StrEnum):
+    """Whether a device may be given stages."""
+
+    OPEN = "open"
+    CORDONED = "cordoned"
+    """It keeps the stages that it has and gets no new ones."""
+    DRAINING = "draining"
+    """It gives its stages up as soon as others have them."""
+
+
+class DeviceControl(Control, frozen=True, kw_only=True):
+    """What a person asked of a device at a gateway; retained.
+
+    Attributes:
+        rules: Instead of those in the device's profile; None: those.
+        at: UTC seconds when it was asked.
+    """
+
+    placement: Placement = Placement.OPEN
+    rules: OwnerRules | None = None
+    at: float = 0.0
+
+
 class DeviceProfile(Control, frozen=True, kw_only=True):
     """What a device measured of itself for one model; retained.
 
@@ -160,6 +216,7 @@ class DeviceProfile(Control, frozen=True, kw_only=True):
             under 1 means that something else used the cores.
         idle_watts: Power while the device waits for work, as its owner says; None: unknown.
         busy_watts: Power while it computes; known when ``idle_watts`` is.
+        owner: What its owner allows.
     """
 
     session: int
@@ -177,6 +234,7 @@ class DeviceProfile(Control, frozen=True, kw_only=True):
     hardware: str = ""
     idle_watts: float | None = None
     busy_watts: float | None = None
+    owner: OwnerRules = OwnerRules()
 
     def __post_init__(self) -> None:
         if self.memory_bytes < 0:

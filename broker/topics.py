@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final, Generic, TypeVar
 
-from broker.control import DeviceProfile, DeviceStatus, GatewayStatus, ModelManifest
+from broker.control import (
+    DeviceControl,
+    DeviceProfile,
+    DeviceStatus,
+    GatewayStatus,
+    ModelManifest,
+)
 from broker.events import Event
 from broker.plan import Assignment, Loaded, Plan, PlanHistory, PlannerStatus
 from broker.telemetry import Telemetry
@@ -98,6 +104,9 @@ DEVICE_PROFILE: Final = Topic[DeviceProfile](
 DEVICE_ASSIGNMENT: Final = Topic[Assignment](
     "devices/{device}/assignment", Assignment, QoS.AT_LEAST_ONCE, retained=True
 )
+DEVICE_CONTROL: Final = Topic[DeviceControl](
+    "devices/{device}/control", DeviceControl, QoS.AT_LEAST_ONCE, retained=True
+)
 DEVICE_LOADED: Final = Topic[Loaded](
     "devices/{device}/loaded", Loaded, QoS.AT_LEAST_ONCE, retained=True
 )
@@ -135,6 +144,7 @@ ALL_TOPICS: Final = (
     DEVICE_STATUS,
     DEVICE_PROFILE,
     DEVICE_ASSIGNMENT,
+    DEVICE_CONTROL,
     DEVICE_LOADED,
     PLAN,
     PLAN_HISTORY,

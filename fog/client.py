@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from fog.answer import Answer, StreamedAnswer, server_sent_events
 
@@ -134,6 +134,13 @@ class FogClient:
         """Return the body of ``GET /fog/plans``: decisions of the planner, oldest first."""
         decisions: list[dict[str, Any]] = self._get("/fog/plans")
         return decisions
+
+    def place_device(self, device: str, verb: str) -> dict[str, Any]:
+        """Ask for ``cordon``, ``drain`` or ``uncordon``; return what is asked of it now."""
+        path = f"/fog/devices/{quote(device, safe='')}/{verb}"
+        with self._request("POST", path, {}) as response:
+            placed: dict[str, Any] = _json(response.read())
+        return placed
 
     def devices(self) -> list[dict[str, Any]]:
         """Return the body of ``GET /fog/devices``."""

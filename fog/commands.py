@@ -13,6 +13,7 @@ from fog import planning_commands
 from fog.chaos.command import chaos
 from fog.cli import missing_module_text
 from fog.client import DEFAULT_URL, FogClient, FogRequestError, FogUnreachableError
+from fog.device_commands import device
 from fog.options import (
     EXIT_FAILED,
     EXIT_UNREACHABLE,
@@ -218,3 +219,4 @@ app.command()(planning_commands.simulate)
 app.command()(planning_commands.catalogue)
 app.command("make-model")(make_model)
 app.add_typer(bench, name="bench")
+app.add_typer(device, name="device")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from broker.topics import InvalidTopicLevelError, check_level
+from fog.owners import OWNER_KEYS, OwnerConfig, read_owner
 from fog.quantities import (
     Memory,
     parse_bytes_per_second,
@@ -45,6 +46,7 @@ _DEVICE_KEYS: Final = (
     "catalogue",
     "compute",
     "memory_rate",
+    *OWNER_KEYS,
 )
 _DEVICE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -70,6 +72,7 @@ class DeviceConfig:
         link_bytes_per_second: Rate of its link; None: not emulated.
         catalogue: Name of a device of `planner.catalogue` that it is; None: it is not.
         rates: Its own numbers, where the catalogue has none.
+        owner: What its owner allows.
     """
 
     id: str
@@ -79,6 +82,7 @@ class DeviceConfig:
     link_bytes_per_second: float | None = None
     catalogue: str | None = None
     rates: DeviceRates | None = None
+    owner: OwnerConfig = field(default_factory=OwnerConfig)
 
     @property
     def is_emulated(self) -> bool:
@@ -205,6 +209,7 @@ def _device(
         ),
         catalogue=named,
         rates=_rates(reader, at, raw),
+        owner=read_owner(reader, at, raw),
     )
 
 

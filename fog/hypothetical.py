@@ -17,6 +17,7 @@ from broker.architecture import WEIGHT_FORMATS, ModelConfig, UnsupportedModelErr
 from broker.control import Link, ModelManifest
 from fog.config import DeviceConfig
 from fog.model_choice import DEMO_MODEL, DEMO_NAME, ModelChoiceError
+from fog.owners import OwnerConfig
 from fog.quantities import Memory, suggest
 from fog.shapes import config_of
 from fog.tomlreader import ConfigError
@@ -192,10 +193,19 @@ def device_specs(
         if device.is_emulated:
             if calibration is None:
                 calibration = calibrate(_manifest_for(device, model))
-            found.append(_emulated(device, model, calibration))
+            spec = _emulated(device, model, calibration)
         else:
-            found.append(_from_data_sheet(device, model, chunk_tokens))
+            spec = _from_data_sheet(device, model, chunk_tokens)
+        found.append(_owned(spec, device.owner))
     return tuple(found)
+
+
+def _owned(spec: DeviceSpec, owner: OwnerConfig) -> DeviceSpec:
+    """Return the device as far as its owner allows; quiet hours are not asked."""
+    from planner.live.inputs import owner_of
+
+    rules = owner.rules
+    return replace(spec, owner=owner_of(rules), speed=spec.speed * rules.share)
 
 
 def _manifest_for(device: DeviceConfig, model: PlannedModel) -> ModelManifest:

@@ -172,6 +172,7 @@ def _node(plan: ServicePlan, device: DeviceConfig) -> ProcessSpec:
         settings["E2LLM_NODE_LINK_DELAY_SECONDS"] = repr(device.link_delay_seconds)
     if device.link_bytes_per_second is not None:
         settings["E2LLM_NODE_LINK_BYTES_PER_SECOND"] = repr(device.link_bytes_per_second)
+    settings |= device.owner.environment
     return ProcessSpec(
         name=device.id,
         argv=python_command("nodes"),

@@ -18,6 +18,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.administration import add_administration_routes
 from gateway.connection import EventStream, read_body, run_unless_interrupted
 from gateway.errors import ApiError, internal_error, not_ready
 from gateway.inference import (
@@ -64,6 +65,7 @@ def create_app(
     _add_inference_routes(app, Inference(engine, model, settings), settings, stopping)
     _add_model_routes(app, model)
     _add_state_routes(app, engine, model, prompts)
+    add_administration_routes(app, engine)
     _add_weights_route(app, model, signer)
     return app
 

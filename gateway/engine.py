@@ -17,9 +17,10 @@ from typing import Any, Final
 import msgspec
 
 from broker.codec import encode_control
-from broker.control import DeviceState, GatewayStatus, MeasuredLengths, ModelManifest
+from broker.control import DeviceControl, DeviceState, GatewayStatus, ModelManifest
 from broker.plan import Plan
 from broker.topics import (
+    DEVICE_CONTROL,
     DEVICE_LOADED,
     DEVICE_PROFILE,
     DEVICE_STATUS,
@@ -46,7 +47,9 @@ from gateway.dispatch import Actions, Dispatcher, DispatchSettings, FailedOutcom
 from gateway.fogview import FogView
 from gateway.intake import Intake
 from gateway.journal import Journal, NoJournal
+from gateway.lengths import LengthsNews
 from gateway.measures import Measures
+from gateway.owners import UnknownDeviceError, control_body, control_publication
 from gateway.receiver import Receiver
 from gateway.requests import (
     EngineError,
@@ -61,8 +64,6 @@ from gateway.requests import (
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 0.05
-LENGTHS_SECONDS: Final = 5.0
-"""Between two statuses that say how long requests are."""
 TAKE_OVER_SECONDS: Final = 2.0
 """How long a stream may take to end whose answer another connection reads on."""
 
@@ -123,8 +124,7 @@ class FogEngine:
         self._intake = Intake(gateway_id)
         self._manifest: ModelManifest | None = None
         self._bus_problem: str | None = "not connected to the MQTT broker yet"
-        self._lengths: MeasuredLengths | None = None
-        self._lengths_at = 0.0
+        self._lengths = LengthsNews(self._measures)
         self._streams: dict[str, Stream] = {}
         self._closed: dict[str, asyncio.Event] = {}
         self._wake = asyncio.Event()
@@ -145,6 +145,7 @@ class FogEngine:
                 (DEVICE_STATUS.filter(site), DEVICE_STATUS.qos),
                 (DEVICE_PROFILE.filter(site), DEVICE_PROFILE.qos),
                 (DEVICE_LOADED.filter(site), DEVICE_LOADED.qos),
+                (DEVICE_CONTROL.filter(site), DEVICE_CONTROL.qos),
                 (DEVICE_TELEMETRY.filter(site), DEVICE_TELEMETRY.qos),
                 (GATEWAY_STATUS.path(site, gateway=me), GATEWAY_STATUS.qos),
                 (GATEWAY_EVENTS.filter(site, gateway=me), GATEWAY_EVENTS.qos),
@@ -229,6 +230,17 @@ class FogEngine:
     def devices(self) -> list[dict[str, Any]]:
         return report.devices_body(self._view, self._clock())
 
+    def ask_of_device(
+        self, device: str, change: Callable[[DeviceControl], DeviceControl]
+    ) -> dict[str, Any]:
+        if device not in self._view.devices:
+            raise UnknownDeviceError(f"no device {device} is known")
+        if not self._transport.is_connected:
+            raise NotReadyError(self._bus_problem or "not connected to the MQTT broker")
+        control = change(self._view.devices[device].control)
+        self._publish(control_publication(self._site, device, control))
+        return control_body(device, control)
+
     def readiness(self) -> Readiness:
         details = {
             "journal": self._journal.is_available,
@@ -312,7 +324,7 @@ class FogEngine:
             session=self._session,
             addresses=self._addresses,
             software=self._software,
-            lengths=self._lengths,
+            lengths=self._lengths.told,
         )
         return status_publication(self._site, self._gateway, status)
 
@@ -373,21 +385,11 @@ class FogEngine:
             await asyncio.sleep(TICK_SECONDS)
             try:
                 self._apply(self._dispatcher.tick(self._clock()))
-                self._tell_lengths(self._clock())
+                if self._lengths.look(self._clock()) and self._transport.is_connected:
+                    self._publish_status()
             except Exception:
                 # A bug: without timers every request of this gateway would hang.
                 logger.exception("a timer failed")
-
-    def _tell_lengths(self, now: float) -> None:
-        """Say in the status how long requests are, now and then."""
-        if now - self._lengths_at < LENGTHS_SECONDS:
-            return
-        self._lengths_at = now
-        lengths = self._measures.lengths(now)
-        if lengths != self._lengths:
-            self._lengths = lengths
-            if self._transport.is_connected:
-                self._publish_status()
 
 
 def _slug(name: str) -> str:

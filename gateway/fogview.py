@@ -10,7 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from broker.control import DeviceProfile, DeviceState, DeviceStatus, ModelManifest
+from broker.control import (
+    DeviceControl,
+    DeviceProfile,
+    DeviceState,
+    DeviceStatus,
+    ModelManifest,
+)
 from broker.plan import Loaded, Plan, PlannerStatus, PlanState, Replica
 from broker.telemetry import Reading, Telemetry, merged
 
@@ -21,6 +27,7 @@ class DeviceView:
 
     Attributes:
         telemetry: The latest of each field.
+        control: What its owner asked at a gateway.
         refused_fields: Fields of telemetry that could not be read, so far.
         seen_at: When the newest message of the device arrived, on the gateway's clock.
     """
@@ -31,6 +38,7 @@ class DeviceView:
     loaded: Loaded | None = None
     telemetry: Telemetry | None = None
     refused_fields: int = 0
+    control: DeviceControl = field(default_factory=DeviceControl)
     seen_at: float = 0.0
 
     @property
@@ -120,6 +128,13 @@ class FogView:
         return self._with_device(
             replace(known, telemetry=telemetry, refused_fields=refused, seen_at=now)
         )
+
+    def with_control(self, device: str, control: DeviceControl) -> FogView:
+        """Take in what an owner asked of a device; what was asked before changes nothing."""
+        known = self._device(device)
+        if control.at < known.control.at:
+            return self
+        return self._with_device(replace(known, control=control))
 
     def without_device(self, device: str) -> FogView:
         """Forget a device whose retained status was cleared."""

@@ -14,6 +14,7 @@ from broker.events import Event
 from broker.plan import PlanHistory
 from broker.telemetry import parse_telemetry
 from broker.topics import (
+    DEVICE_CONTROL,
     DEVICE_LOADED,
     DEVICE_PROFILE,
     DEVICE_STATUS,
@@ -36,6 +37,7 @@ _TOPICS: tuple[Topic[Any], ...] = (
     DEVICE_STATUS,
     DEVICE_LOADED,
     DEVICE_PROFILE,
+    DEVICE_CONTROL,
     PLAN,
     PLAN_HISTORY,
     PLANNER_STATUS,
@@ -113,6 +115,8 @@ class Intake:
             self.view = before.with_loaded(names["device"], content, now)
         elif topic is DEVICE_PROFILE:
             self.view = before.with_profile(names["device"], content, now)
+        elif topic is DEVICE_CONTROL:
+            self.view = before.with_control(names["device"], content)
         elif topic is PLAN:
             self.view = before.with_plan(content)
         elif topic is PLANNER_STATUS:

@@ -230,8 +230,17 @@ def _device_body(device: DeviceView, now: float) -> dict[str, Any]:
         "total_bytes": loaded.total_bytes if loaded is not None else 0,
         "progress": progress,
         "error": loaded.error if loaded is not None else None,
+        "placement": device.control.placement.value,
+        "owner": _owner_body(device),
         "refused_fields": device.refused_fields,
         "telemetry": msgspec.to_builtins(device.telemetry)
         if device.telemetry is not None
         else None,
     }
+
+
+def _owner_body(device: DeviceView) -> dict[str, Any] | None:
+    """Return what the owner allows: as asked at a gateway, else as the device says."""
+    rules = device.control.rules or (device.profile.owner if device.profile else None)
+    found: dict[str, Any] | None = msgspec.to_builtins(rules)
+    return found

@@ -6,11 +6,11 @@ grants or attempts. The engine knows nothing of HTTP, text or templates.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from broker.control import ModelManifest
+from broker.control import DeviceControl, ModelManifest
 from broker.plan import Plan
 from broker.work import Sampling
 
@@ -156,6 +156,16 @@ class Engine(TokenSource, Protocol):
 
     def fog_plan(self) -> dict[str, Any]:
         """The body of ``GET /fog/plan``."""
+
+    def ask_of_device(
+        self, device: str, change: Callable[[DeviceControl], DeviceControl]
+    ) -> dict[str, Any]:
+        """Change what an owner asks of a device, and return it.
+
+        Raises:
+            gateway.owners.UnknownDeviceError: There is none of that name.
+            NotReadyError: The bus is gone.
+        """
 
     def plan_history(self) -> list[dict[str, Any]]:
         """The body of ``GET /fog/plans``: the planner's latest decisions, oldest first."""

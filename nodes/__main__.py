@@ -18,7 +18,7 @@ from broker.settings import SettingsError, process_settings
 from broker.transport import Inbox, Publication, Transport
 from nodes.connections import Connections, Filters
 from nodes.emulation import EmulatedLink, Hardship, LinkSchedule
-from nodes.hardware import software_version
+from nodes.hardware import cpu_quota_cores, share_slowdown, software_version
 from nodes.presence import Presence
 from nodes.settings import PREFIX, NodeSettings
 
@@ -69,21 +69,30 @@ def _run(
     torch.set_num_threads(settings.threads)
     torch.set_grad_enabled(False)
     cache = settings.cache_folder(_user_cache())
+    owner = settings.owner(time.localtime().tm_gmtoff)
+    slowdown = settings.slowdown
+    # An emulated device has no more cores than it computes with.
+    cores = settings.threads if slowdown > 1 else cpu_quota_cores() or os.cpu_count() or 1
+    if owner.share < 1:
+        # Kept as emulation is: a computation is followed by a rest in proportion.
+        slowdown *= share_slowdown(owner.share, settings.threads, cores)
     loader = Loader(cache, settings.threads)
     loader.start()
     profiler = Profiler(
         Calibrator(cache, settings.threads),
         settings.offer,
-        slowdown=settings.slowdown,
+        slowdown=slowdown,
         threads=settings.threads,
         watts=(settings.idle_watts, settings.busy_watts),
+        owner=owner,
     )
     service = NodeService(
         connections,
         presence,
         profiler,
         loader,
-        slowdown=settings.slowdown,
+        slowdown=slowdown,
+        is_emulated=settings.slowdown > 1,
         hardship=Hardship(settings.conditions, settings.id).factor,
         telemetry_seconds=settings.telemetry_seconds,
         heartbeat=Heartbeat(settings.state),

@@ -53,6 +53,8 @@ class Pacer:
     Args:
         slowdown: How many times slower than this machine the device is; 1 never waits.
         hardship: How many times slower than that it is now.
+        is_emulated: Whether a slow device stands for another one; else it is slow because its
+            owner wants the rest of it for something else.
         wait: Sleeps for seconds; may return early when the node stops.
         clock: Monotonic seconds.
         core_clock: Seconds of a core that the computing thread has used.
@@ -68,9 +70,12 @@ class Pacer:
         clock: Callable[[], float] = time.monotonic,
         core_clock: Callable[[], float] = time.thread_time,
         hardship: Callable[[], float] = usual,
+        *,
+        is_emulated: bool = True,
     ) -> None:
         self.slowdown = slowdown
         self._hardship = hardship
+        self.is_emulated = is_emulated and slowdown > 1
         self.late_steps = 0
         self._wait = wait
         self._clock = clock
@@ -97,8 +102,9 @@ class Pacer:
         active = (core_now - self._core_started) / core_share
         slowdown = self.slowdown * self._hardship()
         if calibrated_seconds is not None and slowdown > 1:
-            # Its host may be slow for other reasons than the device that it stands for.
-            seconds = active = calibrated_seconds * slowdown
+            seconds = calibrated_seconds * slowdown
+            # A host may be slow for other reasons than the device that it stands for.
+            active = seconds if self.is_emulated else max(active, seconds)
             due = self._started + seconds
             if due > now:
                 self._wait(due - now)
@@ -114,7 +120,7 @@ class Pacer:
 
         What an emulated device takes is a matter of its emulation alone.
         """
-        return self._hardship() * (measure() if self.slowdown == 1 else 1.0)
+        return self._hardship() * (1.0 if self.is_emulated else measure())
 
 
 class Hardship:

@@ -69,6 +69,25 @@ def free_memory_bytes(cgroup: Path = _CGROUP) -> int:
     return free
 
 
+def total_memory_bytes(cgroup: Path = _CGROUP) -> int:
+    """Return the memory of the device, or of the container when that has a limit."""
+    total = int(psutil.virtual_memory().total)
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        most = _read_number(cgroup / limit)
+        if most is not None and most < _NO_LIMIT:
+            return min(total, most)
+    return total
+
+
+def share_slowdown(share: float, threads: int, cores: float) -> float:
+    """Return how many times slower a device computes so that it uses its share of all cores.
+
+    Computing with some of the cores already leaves the others alone; what is left of the
+    share is kept by waiting after each computation.
+    """
+    return max(threads / (share * cores), 1.0)
+
+
 def give_memory_back() -> None:
     """Return freed memory to the system now, where the C library has a call for that (glibc).
 

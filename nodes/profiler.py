@@ -9,11 +9,11 @@ import logging
 from typing import Final, Protocol
 
 from broker.architecture import parse_config
-from broker.control import DeviceProfile, Link, ModelManifest
+from broker.control import DeviceProfile, Link, ModelManifest, OwnerRules
 from nodes.calibration import Calibration, CostTable
 from nodes.calibrator import Calibrated, CalibrationFailed
 from nodes.compute import JobCost
-from nodes.hardware import free_memory_bytes, offered_bytes
+from nodes.hardware import free_memory_bytes, offered_bytes, total_memory_bytes
 from nodes.settings import MemoryOffer
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class Profiler:
         slowdown: Of an emulated device.
         threads: Threads that torch uses.
         watts: Power while idle and while computing, where the owner says.
+        owner: What the owner allows; of a share of the device, the memory is kept to here.
 
     Attributes:
         link: The measured link; None until `take_link`.
@@ -68,12 +69,14 @@ class Profiler:
         slowdown: float = 1.0,
         threads: int = 1,
         watts: tuple[float | None, float | None] = (None, None),
+        owner: OwnerRules | None = None,
     ) -> None:
         self._calibrator = calibrator
         self._offer = offer
         self._slowdown = slowdown
         self._threads = threads
         self._watts = watts
+        self._owner = owner or OwnerRules()
         self.link: Link | None = None
         self.error: str | None = None
         self._manifest: ModelManifest | None = None
@@ -121,9 +124,9 @@ class Profiler:
             self._tables[event.manifest.revision] = CostTable(event.calibration)
             config = parse_config(event.manifest.config)
             weights, kv_format = event.manifest.weights, event.manifest.kv_format
-            self._memory_bytes = offered_bytes(
-                self._offer, config, weights, kv_format, free_memory_bytes()
-            )
+            most = int(self._owner.share * total_memory_bytes())
+            offered = offered_bytes(self._offer, config, weights, kv_format, free_memory_bytes())
+            self._memory_bytes = min(offered, most) if self._owner.share < 1 else offered
         return is_new
 
     def calibrated_seconds(self, revision: str | None, cost: JobCost) -> float | None:
@@ -158,6 +161,7 @@ class Profiler:
             hardware=self._calibrator.hardware,
             idle_watts=self._watts[0],
             busy_watts=self._watts[1],
+            owner=self._owner,
         )
 
 

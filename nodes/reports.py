@@ -140,7 +140,7 @@ class Reports:
         runs, link = vitals.runs, vitals.link
         stages = self._core.stages.values()
         # An emulated device waits for the cores of a host that is not its own.
-        is_emulated = vitals.pacer.slowdown > 1
+        is_emulated = vitals.pacer.is_emulated
         telemetry = replace(
             self._sensors.read(),
             speed_ratio=vitals.gauge.ratio,

@@ -77,7 +77,7 @@ class NodeService:
         presence: Holds the session with which they were opened.
         profiler: Measures the device.
         loader: Started by the caller.
-        slowdown, hardship: See `Pacer`.
+        slowdown, hardship, is_emulated: See `Pacer`.
         heartbeat: Tells a health check that the device is on the bus.
         stop: Ends the loop, also out of an emulated wait.
         canary: Computes a little, and returns the seconds of a core that it took.
@@ -92,6 +92,7 @@ class NodeService:
         loader: Loader,
         *,
         slowdown: float = 1.0,
+        is_emulated: bool = True,
         hardship: Callable[[], float] = usual,
         telemetry_seconds: float = 2.0,
         heartbeat: Heartbeat | None = None,
@@ -106,7 +107,9 @@ class NodeService:
         self._clock = clock
         self._heartbeat = heartbeat or Heartbeat(None)
         self._stop = stop or threading.Event()
-        self._pacer = Pacer(slowdown, self._stop.wait, clock, hardship=hardship)
+        self._pacer = Pacer(
+            slowdown, self._stop.wait, clock, hardship=hardship, is_emulated=is_emulated
+        )
         self._runs = RunLog()
         self._gauge = SpeedGauge()
         self._canary = canary

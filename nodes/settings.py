@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from broker.address import BrokerAddress
+from broker.control import OwnerRules
 from broker.topics import check_level
 
 PREFIX: Final = "E2LLM_NODE_"
 
 _QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z%]*)")
+_LAYERS: Final = re.compile(r"(\d+)\s*-\s*(\d+)")
 _UNIT_BYTES: Final = {
     "B": 1,
     **{f"{letter}B": 1000**n for n, letter in enumerate("kMGT", start=1)},
@@ -47,6 +49,22 @@ class MemoryOffer:
         return cls(num_bytes=int(amount * _UNIT_BYTES[unit]))
 
 
+def parse_share(text: str) -> float:
+    """Read ``40 %``; ValueError says what was expected."""
+    found = _QUANTITY.fullmatch(text.strip())
+    if found is None or found[2] != "%" or not 0 < float(found[1]) <= 100:
+        raise ValueError(f'share {text!r} is not a part of the device like "40 %"')
+    return float(found[1]) / 100
+
+
+def parse_layers(text: str) -> tuple[int, int]:
+    """Read ``0-3``, first and last layer, as a half-open range; ValueError says what is wrong."""
+    found = _LAYERS.fullmatch(text.strip())
+    if found is None or int(found[2]) < int(found[1]):
+        raise ValueError(f'layers {text!r} are not a first and a last one like "0-3"')
+    return int(found[1]), int(found[2]) + 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
     """Settings of one node.
@@ -67,6 +85,13 @@ class NodeSettings:
         telemetry_seconds: Interval of telemetry.
         idle_watts: Power that the device draws while it waits; for planning with energy.
         busy_watts: Power that it draws while it computes.
+        share: Part of the device that is used at most, as ``40 %``: of its cores' time, and of
+            its memory where ``memory`` says nothing.
+        quiet_hours: Local time in which the device is left alone, as ``22:00-07:00``.
+        phases: ``prefill`` or ``decode``, when the device may do only one of them.
+        text: Whether the device may have embedding or head, and so see what is asked and
+            answered.
+        layers: The only layers that the device may hold, first and last, as ``0-3``.
     """
 
     id: str
@@ -84,8 +109,15 @@ class NodeSettings:
     telemetry_seconds: float = 2.0
     idle_watts: float | None = None
     busy_watts: float | None = None
+    share: str | None = None
+    quiet_hours: str | None = None
+    phases: str = "prefill,decode"
+    text: bool = True
+    layers: str | None = None
 
     def __post_init__(self) -> None:
+        # Checks what it is made of.
+        _ = self.owner(0)
         check_level(self.id)
         check_level(self.site)
         user = BrokerAddress.parse(self.broker).username
@@ -121,6 +153,17 @@ class NodeSettings:
     def offer(self) -> MemoryOffer | None:
         """``memory``, parsed."""
         return None if self.memory is None else MemoryOffer.parse(self.memory)
+
+    def owner(self, utc_offset_seconds: int) -> OwnerRules:
+        """Return what the owner allows, for the planner."""
+        return OwnerRules(
+            share=1.0 if self.share is None else parse_share(self.share),
+            quiet_hours=self.quiet_hours,
+            utc_offset_seconds=utc_offset_seconds,
+            phases=[phase.strip() for phase in self.phases.split(",")],
+            text=self.text,
+            layers=None if self.layers is None else parse_layers(self.layers),
+        )
 
     def cache_folder(self, home: Path) -> Path:
         """Return the folder to cache in, given the user's cache folder."""

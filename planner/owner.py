@@ -21,11 +21,13 @@ class Owner:
         holds_text: Whether it may have embedding or head. Between the two there are only
             hidden states, so without them a device sees no token of anybody.
         layers: The layers that it holds when it is used at all; None: any.
+        share: Part of the device that may be used, which its times contain already.
     """
 
     phases: frozenset[Role] = PHASES
     holds_text: bool = True
     layers: LayerRange | None = None
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.phases or not self.phases <= PHASES:
@@ -41,6 +43,8 @@ class Owner:
     def text(self) -> str:
         """The limits in words; empty without any."""
         parts = []
+        if self.share < 1:
+            parts.append(f"{self.share:.0%} of it")
         if self.phases != PHASES:
             parts.append(f"{min(self.phases)} only")
         if not self.holds_text:

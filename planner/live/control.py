@@ -155,7 +155,7 @@ class Control:
         A tick that searches for a plan publishes nothing. The next one does, when the look
         that `wants_look` asks for has renewed the lease.
         """
-        self._utc_seconds = utc_seconds
+        self._utc_seconds = self.knowledge.utc_seconds = utc_seconds
         if self._up_seconds is None or not self._heard_store or self.wants_look:
             return []
         if now - self._up_seconds < self.settings.settle_seconds:
@@ -208,12 +208,16 @@ class Control:
         signature = (
             model.revision,
             workload,
-            *((d.id, d.memory_bytes, d.speed, d.link) for d in usable.values()),
+            *((d.id, d.memory_bytes, d.speed, d.link, d.owner) for d in usable.values()),
+            *sorted(self.knowledge.cordoned()),
         )
         if signature == self._blocked:
             return False
+        cordoned = {name: usable[name] for name in self.knowledge.cordoned() & usable.keys()}
+        left_out = {**left_out, **dict.fromkeys(cordoned, "its owner lets it have nothing new")}
         question = Question(
-            devices=list(usable.values()),
+            devices=[spec for name, spec in usable.items() if name not in cordoned],
+            keepable=[spec for _, spec in sorted(cordoned.items())],
             model=model,
             workload=workload,
             objective=self._objective(now),
@@ -331,7 +335,7 @@ class Control:
         small = self._too_small(current, model, usable)
         if small:
             return f"{', '.join(small)} cannot hold its stage any more"
-        joined = sorted(set(usable) - set(current.reasons))
+        joined = sorted(set(usable) - set(current.reasons) - self.knowledge.cordoned())
         if joined and quiet:
             return f"{', '.join(joined)} joined"
         for name, spec in usable.items():

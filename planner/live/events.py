@@ -7,11 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from broker.codec import decode_control
-from broker.control import DeviceProfile, DeviceStatus, GatewayStatus, ModelManifest
+from broker.control import (
+    DeviceControl,
+    DeviceProfile,
+    DeviceStatus,
+    GatewayStatus,
+    ModelManifest,
+)
 from broker.plan import Assignment, Loaded, Plan, PlanHistory, PlannerStatus
 from broker.telemetry import Telemetry, parse_telemetry
 from broker.topics import (
     DEVICE_ASSIGNMENT,
+    DEVICE_CONTROL,
     DEVICE_LOADED,
     DEVICE_PROFILE,
     DEVICE_STATUS,
@@ -67,6 +74,14 @@ class LoadedSeen:
 
     device: str
     loaded: Loaded | None
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSeen:
+    """A person asked something of a device."""
+
+    device: str
+    control: DeviceControl | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +153,7 @@ Event = (
     | StatusSeen
     | ProfileSeen
     | LoadedSeen
+    | ControlSeen
     | AssignmentSeen
     | TelemetrySeen
     | PlanSeen
@@ -153,6 +169,7 @@ TOPICS: Final[tuple[Topic[Any], ...]] = (
     DEVICE_PROFILE,
     DEVICE_LOADED,
     DEVICE_ASSIGNMENT,
+    DEVICE_CONTROL,
     DEVICE_TELEMETRY,
     GATEWAY_STATUS,
     PLAN,
@@ -183,6 +200,10 @@ def event_of(topic: str, payload: bytes) -> Event | None:
         )
     if names := DEVICE_LOADED.match(topic):
         return LoadedSeen(names["device"], decode_control(payload, Loaded) if payload else None)
+    if names := DEVICE_CONTROL.match(topic):
+        return ControlSeen(
+            names["device"], decode_control(payload, DeviceControl) if payload else None
+        )
     if names := DEVICE_ASSIGNMENT.match(topic):
         return AssignmentSeen(
             names["device"], decode_control(payload, Assignment) if payload else None

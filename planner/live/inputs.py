@@ -10,9 +10,11 @@ import math
 from typing import Final
 
 from broker import architecture
-from broker.control import DeviceProfile, LayerTimes, ModelManifest
+from broker.control import DeviceProfile, LayerTimes, ModelManifest, OwnerRules
+from broker.plan import LayerRange, Role
 from planner.live.conditions import Condition
 from planner.model import DeviceSpec, ModelSpec
+from planner.owner import Owner
 
 # Between stages; whole numbers are weights alone, hidden states stay float32.
 _ACTIVATION_BYTES: Final = {"bfloat16": 2}
@@ -52,9 +54,15 @@ def model_spec(manifest: ModelManifest) -> ModelSpec:
 
 
 def device_spec(
-    device: str, profile: DeviceProfile, condition: Condition, model: ModelSpec
+    device: str,
+    profile: DeviceProfile,
+    condition: Condition,
+    model: ModelSpec,
+    rules: OwnerRules | None = None,
 ) -> DeviceSpec:
     """Return the device as measured, with the speed, link and memory that it has now.
+
+    ``rules`` are what its owner allows; None: what the profile says.
 
     Raises:
         UnusableProfileError: It measured another model or weight format, or not every kind
@@ -83,6 +91,17 @@ def device_spec(
         speed=condition.speed,
         idle_watts=watts[0],
         busy_watts=watts[1],
+        owner=owner_of(rules or profile.owner),
+    )
+
+
+def owner_of(rules: OwnerRules) -> Owner:
+    """Return what an owner allows as the search sees it; hours are not its business."""
+    return Owner(
+        frozenset(Role(phase) for phase in rules.phases),
+        rules.text,
+        None if rules.layers is None else LayerRange(*rules.layers),
+        rules.share,
     )
 
 

@@ -12,6 +12,7 @@ import msgspec.structs
 
 from broker.control import (
     PROTOCOL_VERSION,
+    DeviceControl,
     DeviceProfile,
     DeviceState,
     DeviceStatus,
@@ -19,12 +20,16 @@ from broker.control import (
     Link,
     MeasuredLengths,
     ModelManifest,
+    OwnerRules,
+    Placement,
 )
 from broker.plan import Assignment, Loaded, LoadState
+from broker.quiet import is_quiet
 from broker.telemetry import Telemetry
 from planner.live.conditions import Condition, Limits
 from planner.live.events import (
     AssignmentSeen,
+    ControlSeen,
     Event,
     GatewaySeen,
     LoadedSeen,
@@ -60,6 +65,7 @@ class DeviceView:
     profile: DeviceProfile | None = None
     loaded: Loaded | None = None
     assigned: Assignment | None = None
+    control: DeviceControl = field(default_factory=DeviceControl)
     condition: Condition = field(default_factory=Condition)
     failure: Failure | None = None
     # When it last said something about loading; a device that says nothing has hung.
@@ -88,6 +94,7 @@ class Knowledge:
         limits: From when on a device has changed, or is left alone.
 
     Attributes:
+        utc_seconds: The time of day, for quiet hours.
         planned_speeds: Speeds that the latest plan was made with; those of devices of which
             nothing was read yet.
     """
@@ -95,6 +102,7 @@ class Knowledge:
     def __init__(self, limits: Limits | None = None) -> None:
         self.models: dict[str, ModelManifest] = {}
         self.devices: dict[str, DeviceView] = {}
+        self.utc_seconds = 0.0
         self.planned_speeds: dict[str, float] = {}
         self._limits = limits or Limits()
         self._gateways: dict[str, GatewayStatus] = {}
@@ -121,6 +129,10 @@ class Knowledge:
                 self._hear_profile(device, profile, now)
             case LoadedSeen(device, loaded):
                 self._hear_loaded(self.view(device), loaded, now)
+            case ControlSeen(device, control):
+                known_control = self.view(device).control
+                if control is None or control.at >= known_control.at:
+                    self.view(device).control = control or DeviceControl()
             case AssignmentSeen(device, assignment) if assignment is not None:
                 view = self.view(device)
                 known_version = view.assigned.version if view.assigned is not None else -1
@@ -191,7 +203,8 @@ class Knowledge:
             if reason is None and view.profile is not None:
                 try:
                     condition = self._condition(device, view)
-                    usable[device] = device_spec(device, view.profile, condition, model)
+                    rules = view.control.rules
+                    usable[device] = device_spec(device, view.profile, condition, model, rules)
                 except UnusableProfileError as error:
                     reason = str(error)
             if reason is not None:
@@ -210,9 +223,22 @@ class Knowledge:
             return f"it failed to load: {view.failure.error}"
         if view.profile is None:
             return "it has not measured itself yet"
+        rules = view.control.rules or view.profile.owner
+        if view.control.placement is Placement.DRAINING:
+            return "its owner drains it"
+        if is_quiet(rules.quiet_hours, self.utc_seconds, rules.utc_offset_seconds):
+            return f"its owner wants it left alone ({rules.quiet_hours})"
         if view.condition.rest is not None:
             return view.condition.rest.reason
         return None
+
+    def cordoned(self) -> set[str]:
+        """Return the devices that keep what they have and get nothing new."""
+        return {
+            device
+            for device, view in self.devices.items()
+            if view.control.placement is Placement.CORDONED
+        }
 
     def _condition(self, device: str, view: DeviceView) -> Condition:
         if view.condition.levels:
@@ -264,4 +290,6 @@ class Knowledge:
 def _times(profile: DeviceProfile) -> DeviceProfile:
     """Return what was measured, whenever that was and over whatever link."""
     reference = Link(latency_seconds=0.0, bytes_per_second=1.0)
-    return msgspec.structs.replace(profile, session=0, memory_bytes=0, link=reference)
+    return msgspec.structs.replace(
+        profile, session=0, memory_bytes=0, link=reference, owner=OwnerRules()
+    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec.structs
 
 from broker.plan import Considered, IdleDevice, Plan, PlanDecision
 from planner.live.triggers import decide
-from planner.model import DeviceSpec, ModelSpec, Objective, Workload
+from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec, Objective, Workload
 from planner.planning import Outcome, plan_outcome, reassess
 
 
@@ -68,18 +68,27 @@ def propose(question: Question) -> Proposal:
     if objective.energy_weight and dark:
         objective = replace(objective, energy_weight=0.0)
         note = f"; energy does not count, as nobody says the power of {', '.join(dark)}"
-    best = plan_outcome(devices, model, workload, objective, question.seed, running)
     kept = None
     if running is not None:
         kept = reassess(running, [*devices, *question.keepable], model, workload, objective)
+    try:
+        best = plan_outcome(devices, model, workload, objective, question.seed, running)
+    except InfeasiblePlanError:
+        if running is None or kept is None or len(kept.plan.replicas) < len(running.replicas):
+            raise
+        best = kept
     decision = decide(running, kept, best, question.min_gain)
     fitted = workload.fitted_to(model.context_limit)
     plan = msgspec.structs.replace(
         decision.outcome.plan,
         version=question.version,
         trigger=f"{question.trigger}; {decision.reason}",
-        idle=[*decision.outcome.plan.idle, *question.left_out],
-        speeds={device.id: device.speed for device in devices if device.speed != 1.0},
+        idle=[*decision.outcome.plan.idle, *_left_out(decision.outcome.plan, question.left_out)],
+        speeds={
+            device.id: device.speed
+            for device in (*devices, *question.keepable)
+            if device.speed != 1.0
+        },
         prompt_tokens=fitted.prompt_tokens,
         answer_tokens=fitted.answer_tokens,
     )
@@ -102,6 +111,11 @@ def propose(question: Question) -> Proposal:
         f"{plan.optimality}{note}"
     )
     return Proposal(plan, record, text)
+
+
+def _left_out(plan: Plan, devices: Iterable[IdleDevice]) -> list[IdleDevice]:
+    """Return those that the plan does not name: what a device keeps it is not left out of."""
+    return [entry for entry in devices if entry.device not in plan.reasons]
 
 
 def _is_same(plan: Plan, running: Plan | None) -> bool:

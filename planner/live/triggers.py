@@ -36,6 +36,8 @@ def changes(
         if max(ratio, 1 / ratio) > (1 + threshold) * (1 - 1e-9):
             found.append(speed_text(name, ratio))
         found += _link_changes(name, before, after)
+        if after.owner != before.owner:
+            found.append(f"the owner of {name} allows {after.owner.text or 'everything'} now")
         if after.memory_bytes > before.memory_bytes * _MEMORY_FACTOR:
             found.append(f"{name} has {format_bytes(after.memory_bytes)} for the model again")
     return found

@@ -58,7 +58,9 @@ DEVICES: list[dict[str, Any]] = [
         "loaded_bytes": 2048,
         "tensors": ["a", "b"],
         "last_seen_seconds": 0.4,
-    }
+        "stages": ["r-1/0"],
+    },
+    {"id": "pi", "state": "sleeping", "stages": []},
 ]
 PIECES = (("Twelve", [7]), ("", [8]), (".", [9]))
 
@@ -118,6 +120,13 @@ def make_server(port: int, behaviour: Behaviour) -> ThreadingHTTPServer:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             behaviour.asked.append((self.path, body))
+            if self.path.startswith("/fog/devices/"):
+                _, _, _, device, verb = self.path.split("/")
+                known = any(entry["id"] == device for entry in DEVICES)
+                placed = {"id": device, "placement": verb}
+                missing = {"error": {"message": f"no device {device} is known", "param": None}}
+                self._send(200 if known else 404, placed if known else missing)
+                return
             chat = self.path == "/v1/chat/completions"
             if chat and not behaviour.chat_template:
                 message = "the model has no chat template"

@@ -68,6 +68,19 @@ def test_plan_and_devices_are_tables_or_json_alone_on_standard_output(tmp_path: 
     assert json.loads((tmp_path / "devices.json").read_text())[0]["id"] == "laptop"
 
 
+def test_a_device_is_cordoned_and_drained_from_the_command_line() -> None:
+    with serve() as url:
+        done = e2llm("device", "cordon", "laptop", "--url", url)
+        held = e2llm("device", "drain", "laptop", "--wait", "0", "--url", url)
+        empty = e2llm("device", "drain", "pi", "--url", url)
+        unknown = e2llm("device", "drain", "toaster", "--url", url)
+    assert "laptop keeps what it has and gets nothing new" in done.stdout
+    assert (held.returncode, empty.returncode, unknown.returncode) == (1, 0, 1)
+    assert "laptop still holds r-1/0 after 0 s" in held.stderr
+    assert "pi holds nothing and may be switched off" in empty.stdout
+    assert "no device toaster" in unknown.stderr
+
+
 @pytest.mark.parametrize("command", ["plan", "devices", "chat"])
 def test_without_a_fog_the_address_and_the_remedy_are_named_and_the_exit_code_is_3(
     command: str,

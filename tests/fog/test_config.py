@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from broker.control import OwnerRules
+from broker.plan import LayerRange, Role
+from broker.settings import read_settings
 from fog.config import DEFAULT_FOG, demand_warning, load_config, parse_config
 from fog.quantities import (
     Memory,
@@ -15,6 +18,9 @@ from fog.quantities import (
 )
 from fog.settable import gateway_settable, planner_settable
 from fog.tomlreader import ConfigError
+from nodes.settings import PREFIX, NodeSettings
+from planner.live.inputs import owner_of
+from planner.owner import FREE, Owner
 
 FILE = Path("my-fog.toml")
 DEVICE = '[[device]]\nid = "pi"\nslowdown = 2\nmodel_memory = "60 %"\n'
@@ -93,6 +99,12 @@ def test_every_value_is_read_in_its_unit() -> None:
         (DEVICE.replace("60 %", "2 potatoes"), "unknown unit 'potatoes' in '2 potatoes'; known: %"),
         (DEVICE + "link_delay = 5\n", "my-fog.toml:5: device[0].link_delay: expected text with a"),
         (DEVICE + 'link_delay = "-5 ms"\n', "device[0].link_delay: must not be negative"),
+        (DEVICE + 'share = "140 %"\n', "device[0].share: must be a part of the device such as"),
+        (DEVICE + "share = 0.4\n", "my-fog.toml:5: device[0].share: must be a part of the device"),
+        (DEVICE + 'quiet_hours = "late"\n', "device[0].quiet_hours: quiet hours 'late' are not"),
+        (DEVICE + 'phases = ["both"]\n', "device[0].phases: must be"),
+        (DEVICE + 'text = "no"\n', "device[0].text: must be true or false"),
+        (DEVICE + 'layers = "4-2"\n', "device[0].layers: must be a first and a last layer"),
         (DEVICE + 'link_rate = "0 bit/s"\n', "device[0].link_rate: must be greater than 0"),
         (DEVICE + 'link_rate = "5 ms"\n', "device[0].link_rate: unknown unit 'ms'"),
         ('site = "a/b"\n' + DEVICE, "my-fog.toml:1: site: 'a/b' cannot be used in an MQTT topic"),
@@ -107,6 +119,39 @@ def test_every_value_is_read_in_its_unit() -> None:
 )
 def test_a_mistake_is_named_with_file_line_and_key(text: str, expected: str) -> None:
     assert expected in error_of(text)
+
+
+OWNED = """share = "40 %"
+quiet_hours = "22:00-07:00"
+phases = ["decode"]
+text = false
+layers = "2-3"
+"""
+
+
+def test_what_an_owner_allows_reaches_the_node_and_a_planner_without_one() -> None:
+    (device,) = parse_config(DEVICE + OWNED, Path("my-fog.toml")).devices
+    node = read_settings(
+        NodeSettings,
+        PREFIX,
+        {"E2LLM_BROKER": "mqtt://h", "E2LLM_NODE_ID": "pi", **device.owner.environment},
+    )
+    assert node.owner(3600) == OwnerRules(
+        share=0.4,
+        quiet_hours="22:00-07:00",
+        utc_offset_seconds=3600,
+        phases=["decode"],
+        text=False,
+        layers=(2, 4),
+    )
+    planned = owner_of(device.owner.rules)
+    assert planned == Owner(frozenset({Role.DECODE}), False, LayerRange(2, 4), 0.4)
+
+
+def test_a_device_without_limits_sets_nothing() -> None:
+    (device,) = parse_config(DEVICE, Path("my-fog.toml")).devices
+    assert device.owner.environment == {}
+    assert owner_of(device.owner.rules) == FREE
 
 
 def test_a_key_is_found_behind_comments_and_multi_line_strings() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from broker.control import OwnerRules
 from gateway.requests import (
     DeadlineExceededError,
     GenerationFailedError,
@@ -487,3 +488,56 @@ async def test_no_log_at_default_level_holds_a_prompt(
     engine.error = RuntimeError("bug")
     await api.post(CHAT, marked)
     assert "MARKER" not in caplog.text
+
+
+# --- owners --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verb", "placement"), [("cordon", "cordoned"), ("drain", "draining"), ("uncordon", "open")]
+)
+async def test_a_device_is_cordoned_drained_and_used_again(
+    api: Api, engine: FakeEngine, verb: str, placement: str
+) -> None:
+    response = await api.post(f"/fog/devices/pi/{verb}", {})
+    assert response.status_code == 200
+    assert (response.json()["id"], response.json()["placement"]) == ("pi", placement)
+    assert engine.controls["pi"].placement == placement
+    assert engine.controls["pi"].at > 1.7e9
+
+
+@pytest.mark.parametrize("path", ["/fog/devices/pi/explode", "/fog/devices/toaster/drain"])
+async def test_an_unknown_wish_or_device_is_not_found(api: Api, path: str) -> None:
+    assert (await api.post(path, {})).status_code == 404
+
+
+async def test_rules_of_an_owner_are_set_and_taken_back(api: Api, engine: FakeEngine) -> None:
+    async with api.client() as client:
+        path = "/fog/devices/pi/owner"
+        body = {"text": False, "phases": ["decode"], "layers": [0, 2]}
+        assert (await client.put(path, json=body)).status_code == 200
+        rules = OwnerRules(text=False, phases=["decode"], layers=(0, 2))
+        assert engine.controls["pi"].rules == rules
+        assert (await client.put(path, content=b"null")).json()["rules"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"{", "not the rules of an owner"),
+        (b"[]", "not the rules of an owner"),
+        (b'{"phases": ["both"]}', "phases must be prefill, decode or both"),
+        (b'{"quiet_hours": "late"}', "quiet hours 'late' are not like"),
+        (b'{"share": 0.4}', "E2LLM_NODE_SHARE"),
+        (b'{"colour": "red"}', "unknown rules: colour"),
+        (b'{"layers": [3, 3]}', "layers must be"),
+    ],
+)
+async def test_rules_that_make_no_sense_are_refused(
+    api: Api, engine: FakeEngine, body: bytes, reason: str
+) -> None:
+    async with api.client() as client:
+        response = await client.put("/fog/devices/pi/owner", content=body)
+    assert response.status_code == 400
+    assert reason in response.json()["error"]["message"]
+    assert engine.controls["pi"].rules is None

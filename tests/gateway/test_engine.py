@@ -10,11 +10,20 @@ import msgspec
 import pytest
 
 from broker.codec import decode_control, encode_control, encode_frame
-from broker.control import Control, DeviceState, DeviceStatus, GatewayStatus, ModelManifest
+from broker.control import (
+    Control,
+    DeviceControl,
+    DeviceState,
+    DeviceStatus,
+    GatewayStatus,
+    ModelManifest,
+    Placement,
+)
 from broker.memory import MemoryBroker, MemoryTransport
 from broker.plan import PlannerStatus
 from broker.topics import (
     ALL_TOPICS,
+    DEVICE_CONTROL,
     DEVICE_STATUS,
     GATEWAY_EVENTS,
     GATEWAY_STATUS,
@@ -27,9 +36,12 @@ from broker.topics import (
 )
 from broker.transport import Publication, Received, Refused, TransportEvent
 from broker.work import Open, Release
+from gateway import lengths
 from gateway.dispatch import DispatchSettings
 from gateway.engine import FogEngine, status_publication
 from gateway.journal import RedisJournal
+from gateway.measures import FEWEST_LENGTHS
+from gateway.owners import UnknownDeviceError, placed
 from gateway.requests import (
     EngineError,
     GeneratedToken,
@@ -492,3 +504,35 @@ async def test_readiness_says_what_happens_before_the_first_connection() -> None
     assert not readiness.ready
     assert "not connected to the MQTT broker yet" in readiness.reason
     await site.engine.stop()
+
+
+async def test_what_an_owner_asks_is_retained_for_the_planner_and_shown(site: Site) -> None:
+    await answer(site, generation("a"))
+    said = site.engine.ask_of_device("b", lambda known: placed(known, "drain", 5.0))
+    await asyncio.sleep(0.05)
+
+    assert said["placement"] == "draining"
+    retained = site.broker.retained[DEVICE_CONTROL.path(SITE, device="b")]
+    assert decode_control(retained, DeviceControl).placement is Placement.DRAINING
+    assert [d["placement"] for d in site.engine.devices()] == ["open", "draining"]
+    # What was asked before that changes nothing.
+    site.engine.ask_of_device("b", lambda known: placed(known, "uncordon", 4.0))
+    await asyncio.sleep(0.05)
+    assert site.engine.devices()[1]["placement"] == "draining"
+    with pytest.raises(UnknownDeviceError, match="toaster"):
+        site.engine.ask_of_device("toaster", lambda known: known)
+
+
+async def test_lengths_of_requests_are_told_in_the_status(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lengths, "INTERVAL_SECONDS", 0.0)
+    for number in range(FEWEST_LENGTHS + 1):
+        await answer(site, generation(f"r{number}", prompt=5, tokens=4))
+    said = None
+    async with asyncio.timeout(5):
+        while said is None:
+            await asyncio.sleep(0.01)
+            retained = site.broker.retained[GATEWAY_STATUS.path(SITE, gateway=ME)]
+            said = decode_control(retained, GatewayStatus).lengths
+    assert (said.prompt_tokens, said.answer_tokens) == (5.0, 4.0)

@@ -13,6 +13,8 @@ from nodes.hardware import (
     free_memory_bytes,
     give_memory_back,
     offered_bytes,
+    share_slowdown,
+    total_memory_bytes,
 )
 from nodes.settings import MemoryOffer
 from tests.support.checkpoints import FAMILIES
@@ -124,3 +126,22 @@ def test_a_container_knows_the_cores_that_it_may_use(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cpu_quota_cores(tmp_path) == cores
+
+
+@pytest.mark.parametrize(
+    ("share", "threads", "cores", "slowdown"),
+    [(0.4, 1, 1, 2.5), (0.4, 1, 8, 1.0), (0.5, 4, 4, 2.0), (0.25, 2, 4, 2.0), (1.0, 4, 2, 2.0)],
+)
+def test_a_share_of_a_device_leaves_cores_alone_or_rests(
+    share: float, threads: int, cores: float, slowdown: float
+) -> None:
+    assert share_slowdown(share, threads, cores) == pytest.approx(slowdown)
+
+
+def test_a_container_has_the_memory_of_its_limit(tmp_path: Path) -> None:
+    whole = total_memory_bytes(tmp_path)
+    assert whole > 1 << 28
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert total_memory_bytes(tmp_path) == 1_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert total_memory_bytes(tmp_path) == whole

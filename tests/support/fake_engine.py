@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from broker.control import ModelManifest
+from broker.control import DeviceControl, ModelManifest
 from broker.plan import Plan
+from gateway.owners import UnknownDeviceError, control_body
 from gateway.requests import GeneratedToken, Generation, Readiness, Written
 
 Script = Callable[[Generation], Sequence[int]]
@@ -39,6 +40,7 @@ class FakeEngine:
         self.error_at = 0
         self.largest_tokens: int | None = None
         self.ready = Readiness(True, "a plan is active")
+        self.controls = {"pi": DeviceControl()}
         self.journal: dict[str, Written] = {}
         self.taken_over: list[Sequence[str]] = []
 
@@ -84,6 +86,14 @@ class FakeEngine:
 
     def fog_plan(self) -> dict[str, Any]:
         return {"version": 3, "state": "active", "replicas": []}
+
+    def ask_of_device(
+        self, device: str, change: Callable[[DeviceControl], DeviceControl]
+    ) -> dict[str, Any]:
+        if device not in self.controls:
+            raise UnknownDeviceError(f"no device {device} is known")
+        self.controls[device] = change(self.controls[device])
+        return control_body(device, self.controls[device])
 
     def plan_history(self) -> list[dict[str, Any]]:
         return [{"version": 3, "outcome": "adopted"}]

@@ -1,0 +1,78 @@
+"""``e2llm device``: what an owner asks of a device of a running fog."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Final
+
+import typer
+
+from fog.client import DEFAULT_URL, FogClient
+from fog.options import EXIT_FAILED, JsonOption, UrlOption, give_up
+from fog.output import make_console, write_json
+
+_LOOK_SECONDS: Final = 0.5
+
+device = typer.Typer(
+    no_args_is_help=True,
+    help="Take a device out of the running fog, or back.",
+    rich_markup_mode=None,
+)
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Name of the device.")]
+
+
+@device.command()
+def cordon(name: IdArgument, url: UrlOption = DEFAULT_URL, json_target: JsonOption = None) -> None:
+    """Give the device nothing new; what it has it keeps."""
+    _ask(name, "cordon", url, json_target, "keeps what it has and gets nothing new")
+
+
+@device.command()
+def uncordon(
+    name: IdArgument, url: UrlOption = DEFAULT_URL, json_target: JsonOption = None
+) -> None:
+    """Let the device be used again."""
+    _ask(name, "uncordon", url, json_target, "may be used")
+
+
+@device.command()
+def drain(
+    name: IdArgument,
+    url: UrlOption = DEFAULT_URL,
+    json_target: JsonOption = None,
+    wait: Annotated[
+        float,
+        typer.Option("--wait", min=0, metavar="SECONDS", help="Longest wait until it is empty."),
+    ] = 60.0,
+) -> None:
+    """Let others take over what the device does, and wait until it holds nothing.
+
+    Requests go on without a gap where memory allows. A device that nobody can replace keeps
+    its layers; `e2llm plan --history` says so.
+    """
+    client = FogClient(url)
+    placed = client.place_device(name, "drain")
+    deadline = time.monotonic() + wait
+    while stages := _stages(client, name):
+        if time.monotonic() >= deadline:
+            give_up(
+                f"e2llm: {name} still holds {', '.join(stages)} after {wait:g} s; "
+                "`e2llm plan --history` may say why",
+                EXIT_FAILED,
+            )
+        time.sleep(_LOOK_SECONDS)
+    write_json(json_target, placed)
+    if json_target is None:
+        make_console().print(f"{name} holds nothing and may be switched off.", highlight=False)
+
+
+def _ask(name: str, verb: str, url: str, json_target: str | None, meaning: str) -> None:
+    placed = FogClient(url).place_device(name, verb)
+    write_json(json_target, placed)
+    if json_target is None:
+        make_console().print(f"{name} {meaning}.", highlight=False)
+
+
+def _stages(client: FogClient, name: str) -> list[str]:
+    (found,) = [entry for entry in client.devices() if entry["id"] == name]
+    return list(found.get("stages") or ())

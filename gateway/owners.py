@@ -1,0 +1,67 @@
+"""What owners ask of their devices, from HTTP to the bus. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from broker.codec import encode_control
+from broker.control import DeviceControl, OwnerRules, Placement
+from broker.topics import DEVICE_CONTROL
+from broker.transport import Publication
+
+VERBS: Final = {
+    "cordon": Placement.CORDONED,
+    "drain": Placement.DRAINING,
+    "uncordon": Placement.OPEN,
+}
+"""What may be asked, and what becomes of the device's placement."""
+
+
+class UnknownDeviceError(Exception):
+    """No device of that name has ever said anything; the message names it."""
+
+
+class WrongRulesError(ValueError):
+    """What an owner asks for makes no sense; the message says why."""
+
+
+def parse_rules(body: bytes) -> OwnerRules | None:
+    """Return the rules in a JSON body; None for ``null``: those of the device itself.
+
+    Raises:
+        WrongRulesError: It is something else, or the share is not 1: only the device itself can
+            keep to a share.
+    """
+    try:
+        values = msgspec.json.decode(body)
+        if values is None:
+            return None
+        rules = msgspec.convert(values, OwnerRules)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WrongRulesError(f"not the rules of an owner: {error}") from error
+    if unknown := sorted(set(values) - set(OwnerRules.__struct_fields__)):
+        raise WrongRulesError(f"unknown rules: {', '.join(unknown)}")
+    if rules.share != 1:
+        raise WrongRulesError("a share is kept by the device itself: set E2LLM_NODE_SHARE there")
+    return rules
+
+
+def placed(known: DeviceControl, verb: str, utc_seconds: float) -> DeviceControl:
+    """Return what is asked of a device after a verb of `VERBS`."""
+    return replace(known, placement=VERBS[verb], at=utc_seconds)
+
+
+def control_publication(site: str, device: str, control: DeviceControl) -> Publication:
+    """Return what tells the planner."""
+    topic = DEVICE_CONTROL
+    return Publication(
+        topic.path(site, device=device), encode_control(control), topic.qos, topic.retained
+    )
+
+
+def control_body(device: str, control: DeviceControl) -> dict[str, Any]:
+    """Return the answer to whoever asked."""
+    return {"id": device, **msgspec.to_builtins(control)}
