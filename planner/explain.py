@@ -8,7 +8,7 @@ from planner.cost import DeviceCost
 from planner.groupings.search import Solution
 from planner.model import InfeasiblePlanError
 from planner.replicas import Fog
-from planner.rival import SLOWEST, Rival
+from planner.rival import Rival
 from planner.roles import Score
 
 MOST_NAMED: Final = 8
@@ -161,9 +161,9 @@ def _behind_reason(fog: Fog, with_it: Score, rival: Rival) -> str:
         )
     what = (
         f"a lone request takes {format_seconds(with_it.latency_seconds)} instead of "
-        f"{format_seconds(own.latency)}"
-        if with_it.latency_seconds > own.latency * (1 + 1e-6)
-        else f"some requests take more than {SLOWEST:g} times as long"
+        f"{format_seconds(rival.latency)}"
+        if with_it.latency_seconds > rival.latency * (1 + 1e-6)
+        else f"some requests take more than {rival.most_times(rate):.2g} times as long"
     )
     return (
         f"it would make answers later than {rival.device} alone: {what}, for {rate:.3g} requests "

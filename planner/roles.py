@@ -11,7 +11,7 @@ from broker.plan import Role
 from planner.flow import balanced_rate, flow_of, phase_rates
 from planner.model import Roles, Workload
 from planner.performance import Member, Options, Performance
-from planner.rival import Rival, Times
+from planner.rival import Part, Rival, Times
 from planner.terms import Terms
 
 MAX_ENUMERATED: Final = 6561
@@ -165,6 +165,18 @@ class _Search:
             for group in groups
         ]
         self._shared = [phase_rates(group.both, workload) for group in groups]
+        self._parts = [
+            {
+                role: _parts(
+                    Member(role, getattr(group, role.value)),
+                    self._prompts[g],
+                    self._answers[g],
+                    workload,
+                )
+                for role in Role
+            }
+            for g, group in enumerate(groups)
+        ]
 
     def promising(self, with_both: bool) -> Iterator[tuple[Role, ...]]:
         """Yield a few assignments that serve most requests per second, or nearly so."""
@@ -243,15 +255,10 @@ class _Search:
         """Whether a choice is behind even if it serves so many requests, and KV moves at once."""
         if self._rival is None:
             return False
-        found = [
-            getattr(group, role.value) for group, role in zip(self._groups, chosen, strict=True)
-        ]
-        latency = _latency(
-            [p for p, role in zip(found, chosen, strict=True) if role is not Role.DECODE],
-            [p for p, role in zip(found, chosen, strict=True) if role is not Role.PREFILL],
-            self._workload,
-        )
-        return self._rival.leaves_behind(Times(num_slow, seconds, seconds, *latency))
+        parts = [part[role] for part, role in zip(self._parts, chosen, strict=True)]
+        prefills = [prefill for prefill, _ in parts if prefill is not None]
+        decodes = [decode for _, decode in parts if decode is not None]
+        return self._rival.must_leave_behind(Times(num_slow, seconds, seconds, prefills, decodes))
 
 
 def score(
@@ -271,34 +278,64 @@ def score(
         return WORST
     flow = flow_of(members, workload, terms)
     seconds = objective_seconds = 1 / max(flow.rate, 1e-12)
-    latency, slowest = _latency(prefills, decodes, workload)
+    latency = _latency(prefills, decodes, workload)
+    exposed = 0.0
     if terms is not None:
         objective_seconds = terms.objective_seconds(members, flow)
         if len(members) <= _MAX_PAIRED:
-            latency += terms.kv_times(members, flow).exposed_seconds
+            exposed = terms.kv_times(members, flow).exposed_seconds
     mixed = roles is not Roles.MIXED and any(m.role is Role.BOTH for m in members)
     num_slow = sum(not p.keeps_min_tps for p in decodes)
-    times = Times(num_slow, objective_seconds, seconds, latency, slowest)
+    is_behind = False
+    if rival is not None:
+        parts = [
+            _parts(member, prompts, answers, workload)
+            for member, prompts, answers in zip(members, flow.prompts, flow.answers, strict=True)
+        ]
+        is_behind = rival.leaves_behind(
+            Times(
+                num_slow,
+                objective_seconds,
+                seconds,
+                [prefill for prefill, _ in parts if prefill is not None],
+                [decode for _, decode in parts if decode is not None],
+                exposed,
+            )
+        )
     return Score(
-        int(rival is not None and rival.leaves_behind(times)),
+        int(is_behind),
         int(mixed),
         num_slow,
         _rounded(objective_seconds),
         _rounded(seconds),
-        _rounded(latency),
+        _rounded(latency + exposed),
         sum(len(m.performance.devices) for m in members),
     )
 
 
 def _latency(
     prefills: Sequence[Performance], decodes: Sequence[Performance], workload: Workload
-) -> tuple[float, float]:
-    """Return a lone request's time without KV transfer: mean over replicas, and the longest."""
-    ttfts, tpots = [p.ttft_seconds for p in prefills], [p.tpot_seconds for p in decodes]
-    ttft = _mean(ttfts, [p.prefill_rate for p in prefills])
-    tpot = _mean(tpots, [p.decode_rate for p in decodes])
-    tokens = workload.answer_tokens
-    return ttft + tokens * tpot, max(ttfts) + tokens * max(tpots)
+) -> float:
+    """Return a lone request's time without KV transfer, mean over replicas by their rates."""
+    ttft = _mean([p.ttft_seconds for p in prefills], [p.prefill_rate for p in prefills])
+    tpot = _mean([p.tpot_seconds for p in decodes], [p.decode_rate for p in decodes])
+    return ttft + workload.answer_tokens * tpot
+
+
+def _parts(
+    member: Member, prompts: float, answers: float, workload: Workload
+) -> tuple[Part | None, Part | None]:
+    """Return a member's part in prefill and in decode, if any."""
+    found = member.performance
+    if member.role is Role.BOTH:
+        prompts, answers = phase_rates(found, workload)
+        prompts = answers = prompts * answers / (prompts + answers)
+    prefill = Part(found.ttft_seconds, prompts)
+    decode = Part(workload.answer_tokens * found.tpot_seconds, answers)
+    return (
+        None if member.role is Role.DECODE else prefill,
+        None if member.role is Role.PREFILL else decode,
+    )
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:

@@ -36,7 +36,7 @@ def packed_groupings(fog: Fog, market: Market) -> list[list[list[int]]]:
     rival = rival_of(fog)
     times = [(inf, inf)]
     if rival is not None and rival.load is not None:
-        longest = rival.longest_seconds
+        longest = rival.most_times(market.bound) * rival.latency
         times = [(part * longest, (1 - part) * longest) for part in _PREFILL_PARTS]
     found = []
     for prefill, decode in times:

@@ -117,6 +117,7 @@ def evolve(
     operators: Operators = Operators(),
     max_groupings: int | None = None,
     effort: float = 1.0,
+    most: float = inf,
 ) -> Solution:
     """Return the best grouping that the genetic algorithm finds.
 
@@ -132,6 +133,7 @@ def evolve(
             to evaluate; None for the usual limit.
         effort: The part of the usual limits that may be spent; less where it begins from
             something good.
+        most: Requests per second that no plan exceeds, where a bound is known.
     """
     # An empty `Groupings` is false, so `or` would lose what is to be shared.
     shared = Groupings(fog, roles) if groupings is None else groupings
@@ -140,7 +142,7 @@ def evolve(
     state = random.getstate()
     random.seed(seed)
     try:
-        run = _Evolution(fog, shared, operators, random.Random(seed), effort)
+        run = _Evolution(fog, shared, operators, random.Random(seed), effort, most)
         return run.found(given, len(shared) + max_groupings if max_groupings else None)
     finally:
         random.setstate(state)
@@ -156,6 +158,7 @@ class _Evolution:
         operators: Operators,
         rng: random.Random,
         effort: float,
+        most: float,
     ) -> None:
         self.fog = fog
         self.objective = fog.objective
@@ -166,7 +169,7 @@ class _Evolution:
         self.cross = CROSSOVERS[operators.crossover]
         self.rng = rng
         self.effort = effort
-        self.worth = Worth(fog, groupings.rival)
+        self.worth = Worth(fog, groupings.rival, most)
         self.elites: dict[tuple[int, ...], Individual] = {}
 
     def found(self, given: Sequence[Sequence[int]], until: int | None) -> Solution:

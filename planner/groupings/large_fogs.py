@@ -65,6 +65,7 @@ def search(
         Groupings(fog, roles),
         [*start, *packed],
         effort=_EFFORT_AFTER_PACKING if packed else 1.0,
+        most=found.bound,
     )
     if solution.score.is_mixed or solution.score.num_slow:
         found = market(fog, _FEW_ROUNDS)

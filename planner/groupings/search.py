@@ -10,7 +10,7 @@ from broker.plan import Role
 from planner.cost import DeviceCost
 from planner.model import Objective, Roles, Workload
 from planner.performance import Member, Options
-from planner.rival import Rival, Times
+from planner.rival import Part, Rival, Times
 from planner.roles import MAX_ENUMERATED, WORST, RoleRule, Score, choose_roles, score
 from planner.terms import Terms
 
@@ -64,15 +64,16 @@ def rival_of(table: GroupTable) -> Rival | None:
     """Return what no plan should be behind; None where the objective is the paper's alone."""
     if table.terms is None or (single := best_single(table)) is None:
         return None
-    found = _alone(table, single)
+    found, alone = _alone(table, single), single.performance
+    rate = 1 / found.request_seconds
     return Rival(
-        table.costs[single.performance.devices[0]].id,
+        table.costs[alone.devices[0]].id,
         Times(
             found.num_slow,
             found.objective_seconds,
             found.request_seconds,
-            found.latency_seconds,
-            found.latency_seconds,
+            [Part(alone.ttft_seconds, rate)],
+            [Part(table.workload.answer_tokens * alone.tpot_seconds, rate)],
         ),
         table.objective.rival_load,
     )

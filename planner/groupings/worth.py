@@ -18,7 +18,7 @@ from broker.plan import Role
 from planner.flow import phase_rates
 from planner.groupings.search import GroupTable
 from planner.performance import Options
-from planner.rival import SLOWEST, Rival
+from planner.rival import Rival
 
 # A replica that misses `min_tps` or a target still counts for something, where no other does
 # better.
@@ -49,8 +49,11 @@ class Worth:
             faster than the number of its devices (0.1 ms, or a little more).
     """
 
-    def __init__(self, table: GroupTable, rival: Rival | None = None) -> None:
-        """Begin without groups; those that leave a plan behind ``rival`` miss a target."""
+    def __init__(self, table: GroupTable, rival: Rival | None = None, most: float = inf) -> None:
+        """Begin without groups; those that leave a plan behind ``rival`` miss a target.
+
+        No plan serves more than ``most`` requests per second.
+        """
         self._table = table
         self._known: dict[int, Rates] = {0: NOTHING}
         self.effort = 0
@@ -62,8 +65,9 @@ class Worth:
             assert alone is not None, "a rival holds the model"
             # The slowest prefill and the slowest decode together may take so many times as
             # long as the rival; each of them alone is held to that.
-            self._most_ttft = SLOWEST * alone.both.ttft_seconds
-            self._most_tpot = SLOWEST * alone.both.tpot_seconds
+            times = rival.most_times(most)
+            self._most_ttft = times * alone.both.ttft_seconds
+            self._most_tpot = times * alone.both.tpot_seconds
 
     def rates(self, group: int) -> Rates:
         """Return the requests per second of a group (a bit mask) in each phase."""

@@ -16,7 +16,7 @@ from planner.groupings.search import rival_of
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
 from planner.planning import plan_outcome, reassess
 from planner.replicas import Fog
-from planner.rival import Rival, Times
+from planner.rival import Part, Rival, Times
 from tests.planner import fogs
 
 WORK = Workload(prompt_tokens=200, answer_tokens=100, context_tokens=1024, min_tps=1.0)
@@ -53,7 +53,7 @@ def test_no_plan_is_behind_the_best_device(seed: int) -> None:
     assert rival.load is not None
     assert not outcome.score.is_behind
     assert outcome.score.request_seconds <= rival.times.request * (1 + 1e-6)
-    longer = outcome.score.latency_seconds / rival.times.latency
+    longer = outcome.score.latency_seconds / rival.latency
     assert longer <= 1 / (1 - rival.load)
 
 
@@ -94,27 +94,48 @@ def test_two_equal_devices_stand_beside_one_of_them() -> None:
     assert outcome.plan.idle == []
 
 
+def times(request: float, *replicas: tuple[float, float], num_slow: int = 0) -> Times:
+    """Return a plan of replicas that do both: seconds of a lone request, requests per second."""
+    prefills = [Part(0.25 * seconds, rate) for seconds, rate in replicas]
+    decodes = [Part(0.75 * seconds, rate) for seconds, rate in replicas]
+    return Times(num_slow, request, request, prefills, decodes)
+
+
+RIVAL = Rival("a", times(1.0, (10.0, 1.0)), 0.3)
+
+
 def test_twice_the_requests_may_take_somewhat_longer_and_not_much_longer() -> None:
-    rival = Rival("a", Times(0, 1.0, 1.0, 10.0, 10.0), 0.3)
-
-    assert not rival.leaves_behind(Times(0, 0.5, 0.5, 12.0, 12.0))
-    assert rival.leaves_behind(Times(0, 0.5, 0.5, 12.5, 12.5))
-    assert rival.leaves_behind(Times(0, 0.999, 0.999, 10.1, 10.1))
+    assert not RIVAL.leaves_behind(times(0.5, (12.0, 2.0)))
+    assert RIVAL.leaves_behind(times(0.5, (12.5, 2.0)))
+    assert RIVAL.leaves_behind(times(0.999, (10.1, 1.001)))
 
 
-def test_one_replica_that_takes_three_times_as_long_is_too_slow() -> None:
-    rival = Rival("a", Times(0, 1.0, 1.0, 10.0, 10.0), 0.3)
+def test_slow_replicas_do_no_harm_beside_one_as_fast_as_the_device() -> None:
+    assert not RIVAL.leaves_behind(times(0.5, (10.0, 1.0), (19.0, 1.0)))
+    assert RIVAL.leaves_behind(times(0.5, (10.0, 0.3), (19.0, 1.7)))
 
-    assert not rival.leaves_behind(Times(0, 0.8, 0.8, 10.2, 19.0))
-    assert rival.leaves_behind(Times(0, 0.8, 0.8, 10.2, 30.0))
+
+def test_the_slowest_replica_may_take_longer_the_more_requests_a_plan_serves() -> None:
+    assert RIVAL.leaves_behind(times(0.8, (10.0, 1.0), (30.0, 0.25)))
+    assert not RIVAL.leaves_behind(times(0.25, (10.0, 1.0), (30.0, 3.0)))
+    assert RIVAL.leaves_behind(times(0.25, (10.0, 1.0), (41.0, 3.0)))
 
 
 def test_a_device_too_slow_for_a_reader_leaves_no_plan_behind_that_is_fast_enough() -> None:
-    rival = Rival("a", Times(1, 1.0, 1.0, 10.0, 10.0), 0.3)
+    rival = RIVAL._replace(times=times(1.0, (10.0, 1.0), num_slow=1))
 
-    assert not rival.leaves_behind(Times(0, 1.0, 1.0, 15.0, 15.0))
-    assert rival.leaves_behind(Times(1, 1.0, 1.0, 15.0, 15.0))
-    assert rival.leaves_behind(Times(0, 1.1, 1.1, 9.0, 9.0))
+    assert not rival.leaves_behind(times(1.0, (15.0, 1.0)))
+    assert rival.leaves_behind(times(1.0, (15.0, 1.0), num_slow=1))
+    assert rival.leaves_behind(times(1.1, (9.0, 0.9)))
+
+
+def test_what_must_be_behind_is_behind() -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        parts = [(rng.uniform(8, 30), rng.uniform(0.1, 2)) for _ in range(4)]
+        plan = times(1 / sum(rate for _, rate in parts), *parts)
+
+        assert RIVAL.leaves_behind(plan) or not RIVAL.must_leave_behind(plan)
 
 
 @pytest.mark.parametrize("roles", list(Roles))
