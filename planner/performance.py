@@ -34,8 +34,8 @@ class Performance:
         counts: Layers of each stage.
         prefill_rate: Prompt tokens per second with the pipeline full (PS in the paper).
         decode_rate: Tokens per second of all slots together (DS).
-        slots: Requests decoded at once, the most that keep ``min_tps``, and the TPOT target
-            if one request keeps it; at least 1.
+        slots: Requests decoded at once: as many as give the most tokens per second, keep
+            ``min_tps``, and keep the TPOT target if one request does; at least 1.
         keeps_min_tps: Whether even one request at a time gets ``min_tps``.
         kv_tokens: KV positions that every stage can hold.
         ttft_seconds: Prefill of one prompt on the idle replica, mean over the buckets.

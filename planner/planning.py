@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from broker.plan import Plan, Role
 from planner.assembly import assemble
@@ -21,6 +21,9 @@ from planner.owner import roles_of
 from planner.performance import Options
 from planner.replicas import Fog
 from planner.roles import WORST, Score, choose_roles
+
+if TYPE_CHECKING:
+    from planner.groupings.large_fogs import Found
 
 # With `Roles.AUTO`, separate roles may cost this factor in throughput.
 _AUTO_FACTOR: Final = 2.0
@@ -116,8 +119,7 @@ def plan_outcome(
     equal the one nearer to it wins (`Objective.horizon_seconds`).
     """
     fog = Fog(devices, model, workload, objective or Objective(), running)
-    start = [] if running is None else [_groups_of(fog, running)]
-    return _planned(fog, lambda roles: _searched(fog, roles, seed, start))
+    return _planned(fog, _Searches(fog, seed, running))
 
 
 def reassess(
@@ -192,32 +194,42 @@ def _planned(fog: Fog, search: _Search) -> Outcome:
     return Outcome(assemble(fog, solution, optimality), solution.score)
 
 
-def _searched(
-    fog: Fog, roles: Roles, seed: int, start: Sequence[Sequence[Sequence[int]]]
-) -> tuple[Solution, str]:
-    # What may be left when all else is behind it.
-    single = best_single(fog)
-    start = start if single is None else [*start, [single.performance.devices]]
-    # DEAP and HiGHS are imported here, so that `import planner` costs nothing that a reader
-    # of plans does not need.
-    if fog.num_devices > fog.objective.exact_devices:
-        from planner.groupings.large_fogs import gap_in_words, search
+class _Searches:
+    """The genetic algorithm for one fog; a search with other roles goes on from the last."""
 
-        found = search(fog, roles, seed, start)
-        return found.solution, gap_in_words(fog, found) if found.solution.members else ""
-    from planner.groupings.evolve import evolve
+    def __init__(self, fog: Fog, seed: int, running: Plan | None) -> None:
+        self._fog = fog
+        self._seed = seed
+        self._start = [] if running is None else [_groups_of(fog, running)]
+        # What may be left when all else is behind it.
+        single = best_single(fog)
+        if single is not None:
+            self._start.append([list(single.performance.devices)])
+        self._before: Found | None = None
 
-    groupings = Groupings(fog, roles)
-    evolved = evolve(fog, roles, seed, groupings, start)
-    certified = enumerate_groupings(fog, roles, groupings)
-    if certified.score < evolved.score:
-        text = (
-            "certified optimal: exact enumeration of "
-            f"{certified.num_compared} groupings improved on the genetic algorithm"
-        )
-    else:
-        text = f"certified optimal: the best of {certified.num_compared} groupings"
-    return certified, text
+    def __call__(self, roles: Roles) -> tuple[Solution, str]:
+        """Return the best solution with such roles, and how good it is in words."""
+        # DEAP and HiGHS are imported here, so that `import planner` costs nothing that a
+        # reader of plans does not need.
+        fog, seed, start = self._fog, self._seed, self._start
+        if fog.num_devices > fog.objective.exact_devices:
+            from planner.groupings.large_fogs import gap_in_words, search
+
+            found = self._before = search(fog, roles, seed, start, self._before)
+            return found.solution, gap_in_words(fog, found) if found.solution.members else ""
+        from planner.groupings.evolve import evolve
+
+        groupings = Groupings(fog, roles)
+        evolved = evolve(fog, roles, seed, groupings, start)
+        certified = enumerate_groupings(fog, roles, groupings)
+        if certified.score < evolved.score:
+            text = (
+                "certified optimal: exact enumeration of "
+                f"{certified.num_compared} groupings improved on the genetic algorithm"
+            )
+        else:
+            text = f"certified optimal: the best of {certified.num_compared} groupings"
+        return certified, text
 
 
 def _enumerated(fog: Fog, roles: Roles) -> tuple[Solution, str]:

@@ -17,6 +17,8 @@ from planner.cost import DeviceCost, PhaseCost, hop_seconds, link_seconds
 from planner.model import ModelSpec, Objective, Workload
 from planner.performance import Energy, Performance
 
+FEWER_SLOTS_GAIN: Final = 1.001
+"""Fewer requests at once have to be faster by this: more of them wait less for a slot."""
 _ROUNDING: Final = 1e-9
 
 
@@ -127,9 +129,8 @@ class Promises:
         prefill_rate = work.prompt_tokens * min(1 / max(slowest, 1e-9), prompts / max(ttft, 1e-9))
 
         ring = _Ring(stages, hops)
-        slots = self._most_slots(ring, room)
-        step = self._step(ring, slots)
         alone = self._step(ring, 1).seconds
+        slots, step = self._fastest(ring, room, alone)
         # More than this is never used, and a node need not keep it. It depends on the split
         # alone, so that a change of speed does not change what the nodes hold.
         useful = (self._objective.max_slots + len(devices) + 1) * self.context_tokens
@@ -178,24 +179,21 @@ class Promises:
 
     # --- decode -----------------------------------------------------------------------------
 
-    def _most_slots(self, ring: _Ring, room: int) -> int:
-        """Return the most slots whose step is short enough; at least one.
+    def _fastest(self, ring: _Ring, room: int, alone: float) -> tuple[int, _Step]:
+        """Return the slots with the most tokens per second whose step is short enough.
 
-        A TPOT target that not even one request keeps would leave the replica nearly unused
-        and still be missed, so then ``min_tps`` alone counts.
+        At least one. A TPOT target that not even one request keeps (``alone``) would leave
+        the replica nearly unused and still be missed, so then ``min_tps`` alone counts.
         """
         limit = self.step_seconds
-        if self._step(ring, 1).seconds > limit * (1 + _ROUNDING):
+        if alone > limit * (1 + _ROUNDING):
             limit = self.loose_seconds
-        low = 1
-        high = max(min(self._objective.max_slots, room // self.request_tokens), 1)
-        while low < high:
-            slots = (low + high + 1) // 2
-            if self._step(ring, slots).seconds <= limit * (1 + _ROUNDING):
-                low = slots
-            else:
-                high = slots - 1
-        return low
+        best, fastest, rate = 1, self._step(ring, 1), 0.0
+        for slots in range(min(self._objective.max_slots, room // self.request_tokens), 0, -1):
+            step = self._step(ring, slots)
+            if step.seconds <= limit * (1 + _ROUNDING) and slots > rate * step.seconds:
+                best, fastest, rate = slots, step, FEWER_SLOTS_GAIN * slots / step.seconds
+        return best, fastest
 
     def _step(self, ring: _Ring, slots: int) -> _Step:
         """Return the shortest decode step over the numbers of groups in flight.

@@ -10,19 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from math import inf
+from typing import Final
 
 from broker.plan import Plan
-from planner.cost import DeviceCost, device_cost, hop_seconds
+from planner.cost import DeviceCost, device_cost
 from planner.masks import members_of
 from planner.model import DeviceSpec, ModelSpec, Objective, Workload
 from planner.moves import Holdings
 from planner.owner import roles_of
 from planner.performance import Options, Performance
-from planner.promises import NO_HOPS, Promises, groupings
+from planner.promises import FEWER_SLOTS_GAIN, NO_HOPS, Hops, Promises, groupings
+from planner.splits.any_stages import AnyStages
 from planner.splits.linear_stages import LinearStages
-from planner.splits.partition import best_split
-from planner.splits.split import Offload, Pace, Split, SplitProblem
+from planner.splits.split import Pace, Split
 from planner.terms import Terms
+
+# Less than this is rounding.
+_WORTH: Final = 1e-9
 
 
 class Fog:
@@ -68,9 +72,11 @@ class Fog:
         self.terms: Terms = Terms(self.costs, model, self.workload, objective, holdings)
         self._running = {} if running is None else self._splits_of(running)
         self._has_ways = any(cost.peers for cost in self.costs)
+        self._any_stages = AnyStages(self.costs, model, self.context_tokens)
         self._lines = (
             LinearStages(self.costs, model) if LinearStages.describes(self.costs, model) else None
         )
+        self._pinned = {d for d, cost in enumerate(self.costs) if cost.owner.layers is not None}
         self._options: dict[int, Options | None] = {}
         # Equal devices are exchanged, not evaluated again.
         known: dict[tuple[object, ...], int] = {}
@@ -178,124 +184,88 @@ class Fog:
 
     # --- splits ---------------------------------------------------------------------------
 
-    def _problem(self, members: Sequence[int], kv_tokens: int, rows: int | None) -> SplitProblem:
-        """Return the group's problem: prefill when ``rows`` is None, else one decode step."""
-        model = self.model
-        costs = [self.costs[d] for d in members]
-        phases = [cost.prefill if rows is None else cost.decode[rows - 1] for cost in costs]
-        offload = None
-        if any(cost.host_memory_bytes for cost in costs):
-            none = (0.0,) * model.num_layers
-            extras = [phase.offload_extra or none for phase in phases]
-            hosts = [cost.host_memory_bytes for cost in costs]
-            offload = Offload(model.ffn_bytes, extras, hosts)
-        return SplitProblem(
-            layer_seconds=[phase.layers for phase in phases],
-            first_seconds=[phase.embedding for phase in phases],
-            last_seconds=[phase.head for phase in phases],
-            layer_bytes=[
-                weights + kv_tokens * kv
-                for weights, kv in zip(model.block_bytes, model.kv_bytes, strict=True)
-            ],
-            first_bytes=model.embedding_bytes,
-            last_bytes=model.head_bytes,
-            shared_bytes=model.shared_bytes,
-            memory_bytes=[cost.memory_bytes for cost in costs],
-            offload=offload,
-            hop_seconds=[[hop_seconds(a, b, rows or 1) for b in costs] for a in costs]
-            if self._has_ways
-            else (),
-            endless=[i for i, cost in enumerate(costs) if not cost.owner.holds_text],
-            pinned={
-                i: cost.owner.layers
-                for i, cost in enumerate(costs)
-                if cost.owner.layers is not None
-            },
-        )
-
     def _split(
         self,
         members: Sequence[int],
-        kv_tokens: int,
         rows: int | None,
+        kv_tokens: int,
         pace: Pace,
         limit: float = inf,
-        any_will_do: bool = False,
     ) -> Split | None:
-        """Return the best split of the group's problem, the fastest way there is."""
-        is_pinned = any(self.costs[d].owner.layers is not None for d in members)
-        if self._lines is not None and not is_pinned:
-            return self._lines.best_split(members, rows, kv_tokens, pace, limit, any_will_do)
-        return best_split(self._problem(members, kv_tokens, rows), pace, limit, any_will_do)
+        """Return the best split of a group, the fastest way there is."""
+        is_pinned = not self._pinned.isdisjoint(members)
+        stages = self._any_stages if self._lines is None or is_pinned else self._lines
+        return stages.best_split(members, rows, kv_tokens, pace, limit)
 
     def _best_prefill(self, members: Sequence[int]) -> Performance | None:
         """Balance the stages for prompts; room for more prompts at once may cost balance."""
         prompt = self._promises.prompt_tokens
-        best: Performance | None = None
-        tried: set[int] = set()
-        for prompts in range(len(members) + 1, 0, -1):
-            kv_tokens = max(self.context_tokens, prompts * prompt)
-            if kv_tokens in tried:
-                continue
-            tried.add(kv_tokens)
-            split = self._split(members, kv_tokens, None, Pace())
-            least = 0.0 if best is None else best.prefill_rate * (1 + 1e-9)
-            # No pipeline is faster than its slowest stage.
-            if split is None or self.workload.prompt_tokens <= least * split.slowest:
-                continue
-            found = self._promised(members, split)
-            if found.prefill_rate > least:
-                best = found
+        # With room for one prompt stages balance best, and no pipeline is faster than its
+        # slowest stage.
+        split = self._split(members, None, self.context_tokens, Pace())
+        if split is None:
+            return None
+        most_rate = self.workload.prompt_tokens / max(split.slowest, 1e-9)
+        best = self._promised(members, split)
+        rooms = {
+            max(self.context_tokens, prompts * prompt) for prompts in range(2, len(members) + 2)
+        }
+        for kv_tokens in sorted(rooms - {self.context_tokens}, reverse=True):
+            least = best.prefill_rate * (1 + _WORTH)
+            if least >= most_rate:
+                break
+            split = self._split(
+                members, None, kv_tokens, Pace(), self.workload.prompt_tokens / least
+            )
+            if split is not None:
+                best = max(
+                    best, self._promised(members, split), key=lambda found: found.prefill_rate
+                )
         return best
 
     def _best_decode(self, members: Sequence[int]) -> Performance:
-        """Find the largest number of slots, by bisection, and the fastest step with it.
-
-        More slots need more memory and longer steps, so what fails for some number fails
-        for every larger one.
-        """
+        """Find the number of slots, and the split, with the most tokens per second."""
         promises = self._promises
-        slots = self._most_slots(members, promises.step_seconds)
-        if not slots and promises.step_seconds < promises.loose_seconds:
+        split = self._fastest_decode(members, promises.step_seconds)
+        if split is None and promises.step_seconds < promises.loose_seconds:
             # As `Promises` has it: a target that nobody keeps does not limit anybody.
-            slots = self._most_slots(members, promises.loose_seconds)
-        split = self._best_step(members, max(slots, 1), inf)
+            split = self._fastest_decode(members, promises.loose_seconds)
+        if split is None:
+            # So slow that even one request misses what it should get.
+            split = self._fastest_decode(members, inf, max_slots=1)
         assert split is not None, "a group that holds one request has a split"
         return self._promised(members, split)
 
-    def _most_slots(self, members: Sequence[int], limit: float) -> int:
-        low, high = 0, self.objective.max_slots
-        # Where streams are fast, only the cap stops them: that number is tried first.
-        slots = high
-        while low < high:
-            if self._best_step(members, slots, limit, any_will_do=True) is not None:
-                low = slots
-            else:
-                high = slots - 1
-            slots = (low + high + 1) // 2
-        return low
+    def _fastest_decode(
+        self, members: Sequence[int], limit: float, max_slots: int | None = None
+    ) -> Split | None:
+        """Return the split for the most tokens per second with no step over ``limit``."""
+        best, token_seconds = None, inf
+        # Where the order matters, the problem knows the hops.
+        hops = NO_HOPS if self._has_ways else self._promises.hops(members)
+        link = 0.0 if self._has_ways else self._promises.link_seconds(members, 1)
+        for slots in range(max_slots or self.objective.max_slots, 0, -1):
+            split = self._best_step(members, slots, min(limit, slots * token_seconds), hops, link)
+            if split is not None:
+                best, token_seconds = split, split.seconds / slots / FEWER_SLOTS_GAIN
+        return best
 
     def _promised(self, members: Sequence[int], split: Split) -> Performance:
         devices = [members[i] for i in split.order]
         return self.performance(devices, split.counts, split.offloads)
 
     def _best_step(
-        self, members: Sequence[int], slots: int, limit: float, any_will_do: bool = False
+        self, members: Sequence[int], slots: int, limit: float, hops: Hops, link_seconds: float
     ) -> Split | None:
         """Return the split with the fastest decode step of ``slots`` requests, if any."""
         kv_tokens = max(self.context_tokens, slots * self.request_tokens)
-        # Where the order matters, the problem knows the hops.
-        hops = NO_HOPS if self._has_ways else self._promises.hops(members)
-        link = 0.0 if self._has_ways else self._promises.link_seconds(members, 1)
         best: Split | None = None
         for groups, rows in groupings(slots, len(members)):
             pace = Pace(laps=groups, weight=1.0, extra_seconds=hops.of(rows))
             bound = limit if best is None else min(limit, best.seconds)
-            if groups * rows * link > bound:
+            if groups * rows * link_seconds > bound:
                 continue
-            split = self._split(members, kv_tokens, rows, pace, bound, any_will_do)
-            if split is not None and any_will_do:
-                return split
+            split = self._split(members, rows, kv_tokens, pace, bound)
             if split is not None and split.is_better_than(best):
                 best = split
         return best

@@ -41,8 +41,8 @@ class Times(NamedTuple):
         objective: Per request that counts.
         request: Per request at full load.
         prefills: A lone prompt, on each replica that prefills.
-        decodes: A lone answer, on each replica that decodes.
-        kv_exposed: What is left of the KV transfer when prefill ends, mean over replicas.
+        decodes: A lone answer, on each replica that decodes, after what is left of its KV
+            transfer.
     """
 
     num_slow: int
@@ -50,7 +50,6 @@ class Times(NamedTuple):
     request: float
     prefills: Sequence[Part]
     decodes: Sequence[Part]
-    kv_exposed: float = 0.0
 
     @property
     def slowest(self) -> float:
@@ -59,7 +58,7 @@ class Times(NamedTuple):
 
     def latency(self, rate: float) -> float:
         """Return a lone request's time on the fastest replicas that serve ``rate`` together."""
-        return _fastest(self.prefills, rate) + _fastest(self.decodes, rate) + self.kv_exposed
+        return _fastest(self.prefills, rate) + _fastest(self.decodes, rate)
 
 
 def _fastest(parts: Sequence[Part], rate: float) -> float:

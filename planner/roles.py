@@ -280,17 +280,23 @@ def score(
     seconds = objective_seconds = 1 / max(flow.rate, 1e-12)
     latency = _latency(prefills, decodes, workload)
     exposed = 0.0
+    is_paired = terms is not None and len(members) <= _MAX_PAIRED
     if terms is not None:
         objective_seconds = terms.objective_seconds(members, flow)
-        if len(members) <= _MAX_PAIRED:
+        if is_paired:
             exposed = terms.kv_times(members, flow).exposed_seconds
     mixed = roles is not Roles.MIXED and any(m.role is Role.BOTH for m in members)
     num_slow = sum(not p.keeps_min_tps for p in decodes)
     is_behind = False
     if rival is not None:
+        waits = [0.0] * len(members)
+        if terms is not None and is_paired:
+            waits = terms.exposed_seconds(members, flow)
         parts = [
-            _parts(member, prompts, answers, workload)
-            for member, prompts, answers in zip(members, flow.prompts, flow.answers, strict=True)
+            _parts(member, prompts, answers, workload, wait)
+            for member, prompts, answers, wait in zip(
+                members, flow.prompts, flow.answers, waits, strict=True
+            )
         ]
         is_behind = rival.leaves_behind(
             Times(
@@ -299,7 +305,6 @@ def score(
                 seconds,
                 [prefill for prefill, _ in parts if prefill is not None],
                 [decode for _, decode in parts if decode is not None],
-                exposed,
             )
         )
     return Score(
@@ -323,7 +328,7 @@ def _latency(
 
 
 def _parts(
-    member: Member, prompts: float, answers: float, workload: Workload
+    member: Member, prompts: float, answers: float, workload: Workload, kv_exposed: float = 0.0
 ) -> tuple[Part | None, Part | None]:
     """Return a member's part in prefill and in decode, if any."""
     found = member.performance
@@ -331,7 +336,7 @@ def _parts(
         prompts, answers = phase_rates(found, workload)
         prompts = answers = prompts * answers / (prompts + answers)
     prefill = Part(found.ttft_seconds, prompts)
-    decode = Part(workload.answer_tokens * found.tpot_seconds, answers)
+    decode = Part(kv_exposed + workload.answer_tokens * found.tpot_seconds, answers)
     return (
         None if member.role is Role.DECODE else prefill,
         None if member.role is Role.PREFILL else decode,

@@ -180,21 +180,39 @@ class Terms:
         """
         if not self._objective.counts_kv:
             return KvTimes(0.0, 0.0)
-        prompts, answers = flow.shares()
-        more = [p - a for p, a in zip(prompts, answers, strict=True)]
-        moved = sum(excess for excess in more if excess > 0)
+        more, moved = _moving(flow)
         seconds = exposed = 0.0
-        chunks = ceil(self._workload.prompt_tokens / self._workload.chunk_tokens)
         for sender, sent in zip(members, more, strict=True):
             for receiver, taken in zip(members, more, strict=True):
                 if sent > 0 > taken:
                     transfer = self._transfer(sender.performance, receiver.performance)
                     weight = -sent * taken / moved
                     seconds += weight * transfer.seconds
-                    exposed += weight * transfer.exposed_seconds(
-                        sender.performance.ttft_seconds, chunks
-                    )
+                    exposed += weight * self._exposed_seconds(sender, transfer)
         return KvTimes(seconds, exposed)
+
+    def exposed_seconds(self, members: Sequence[Member], flow: Flow) -> list[float]:
+        """Return [R], as in `kv_times`, for an answer that each only decodes; else 0."""
+        found = [0.0] * len(members)
+        if not self._objective.counts_kv:
+            return found
+        more, moved = _moving(flow)
+        for r, receiver in enumerate(members):
+            if receiver.role is Role.DECODE:
+                found[r] = sum(
+                    sent
+                    / moved
+                    * self._exposed_seconds(
+                        sender, self._transfer(sender.performance, receiver.performance)
+                    )
+                    for sender, sent in zip(members, more, strict=True)
+                    if sent > 0
+                )
+        return found
+
+    def _exposed_seconds(self, sender: Member, transfer: KvTransfer) -> float:
+        chunks = ceil(self._workload.prompt_tokens / self._workload.chunk_tokens)
+        return transfer.exposed_seconds(sender.performance.ttft_seconds, chunks)
 
     def _transfer(self, sender: Performance, receiver: Performance) -> KvTransfer:
         key = (sender.stages, receiver.stages)
@@ -244,6 +262,13 @@ class Terms:
             joules += energy.idle_watts / rate
             joules += prompts * energy.prompt_joules + answers * tokens * energy.token_joules
         return joules / tokens
+
+
+def _moving(flow: Flow) -> tuple[list[float], float]:
+    """Return [R], the part of all requests that each sends, or takes below 0; and their sum."""
+    prompts, answers = flow.shares()
+    more = [p - a for p, a in zip(prompts, answers, strict=True)]
+    return more, sum(excess for excess in more if excess > 0)
 
 
 def _relative_work(costs: Sequence[DeviceCost], num_lengths: int) -> list[float]:

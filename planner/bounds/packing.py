@@ -6,14 +6,15 @@ a better one than a search from chance finds.
 
 Where no plan should be behind the best device (`planner.rival`), a lone request may take only
 so long on the slowest replicas of both phases. Then there is a packing for each of a few
-divisions of that time: of groups that prefill, and of groups that decode, within their part.
+divisions of that time: of groups that prefill, and of groups that decode, within their part;
+and another in which the best device is set apart, since it answers lone requests as soon.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from math import inf
+from itertools import chain
 from typing import Final
 
 from planner.bounds.group_bound import Columns, Market
@@ -23,30 +24,41 @@ from planner.replicas import Fog
 
 # The integer program chooses among so many groups, those that earn most for their price.
 _MOST_GROUPS: Final = 1200
-# Parts of a lone request's time that prefill may take.
-_PREFILL_PARTS: Final = (0.1, 0.2, 0.3, 0.4)
+PREFILL_PARTS: Final = (0.1, 0.3)
+"""Parts of a lone request's time that prefill may take."""
 
 
-def packed_groupings(fog: Fog, market: Market) -> list[list[list[int]]]:
+def packed_groupings(
+    fog: Fog, market: Market, parts: Sequence[float] = PREFILL_PARTS
+) -> list[list[list[int]]]:
     """Return groupings, replicas as lists of device indexes; none where nothing was found."""
     for kinds in market.groups:
         devices = _devices(fog, [kinds])
         fog.options(sum(1 << device for group in devices for device in group))
     known = list(fog.evaluated())
     rival = rival_of(fog)
-    times = [(inf, inf)]
-    if rival is not None and rival.load is not None:
+    if rival is None or rival.load is None:
+        found = [_packed(fog, market, Columns(fog, known, market.among), [])]
+    else:
         longest = rival.most_times(market.bound) * rival.latency
-        times = [(part * longest, (1 - part) * longest) for part in _PREFILL_PARTS]
-    found = []
-    for prefill, decode in times:
-        columns = Columns(fog, known, market.among, prefill, decode)
-        best = columns.dearest(market.prices, _MOST_GROUPS)
-        chosen = best_packing(columns.device_counts, best)
-        members = [[k for k, n in enumerate(c.counts) for _ in range(n)] for c in chosen]
-        if members:
-            found.append(_devices(fog, members))
-    return found
+        device = next(i for i, cost in enumerate(fog.costs) if cost.id == rival.device)
+        found = []
+        for part in parts:
+            columns = Columns(fog, known, market.among, part * longest, (1 - part) * longest)
+            for apart in ([], [[fog.kinds[device]]]):
+                found.append(_packed(fog, market, columns, apart))
+    return [grouping for grouping in found if grouping]
+
+
+def _packed(fog: Fog, market: Market, columns: Columns, apart: list[list[int]]) -> list[list[int]]:
+    """Return the best packing beside groups (by kinds) that are set apart."""
+    counts = list(columns.device_counts)
+    for kind in chain(*apart):
+        counts[kind] -= 1
+    best = columns.dearest(market.prices, _MOST_GROUPS)
+    chosen = best_packing(counts, [column for column in best if not (column.counts > counts).any()])
+    members = [[k for k, n in enumerate(c.counts) for _ in range(n)] for c in chosen]
+    return _devices(fog, [*apart, *members]) if members else []
 
 
 def _devices(fog: Fog, groups: Sequence[Sequence[int]]) -> list[list[int]]:

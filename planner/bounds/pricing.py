@@ -29,7 +29,7 @@ _CLOSE: Final = 1.1
 _MAX_TRIES: Final = 8
 # The ends of a bracket differ at first by this factor, and at last by less than that one.
 _COARSE: Final = 1.3
-_FINE: Final = 1.004
+_FINE: Final = 1.01
 # Paces solved in one array.
 _BATCH: Final = 96
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from planner.bounds.group_bound import Market, market
 from planner.bounds.offers import ALL_PLANS, Among
-from planner.bounds.packing import packed_groupings
+from planner.bounds.packing import PREFILL_PARTS, packed_groupings
 from planner.flow import flow_of
 from planner.groupings.beginnings import beginnings
 from planner.groupings.evolve import evolve
@@ -20,6 +20,8 @@ from planner.replicas import Fog
 
 # Begun from a packing the genetic algorithm finds little more: its part of the usual effort.
 _EFFORT_AFTER_PACKING: Final = 0.5
+# With other roles the same groups are good ones.
+_EFFORT_WITH_OTHER_ROLES: Final = 0.2
 # The bound on all plans is asked for where a plan is a last resort: a quick one will do.
 _FEW_ROUNDS: Final = 8
 
@@ -34,11 +36,15 @@ class Found:
 
     solution: Solution
     market: Market
-    packed: Sequence[Sequence[Sequence[int]]]
+    packed: list[list[list[int]]]
 
 
 def search(
-    fog: Fog, roles: Roles, seed: int, start: Sequence[Sequence[Sequence[int]]] = ()
+    fog: Fog,
+    roles: Roles,
+    seed: int,
+    start: Sequence[Sequence[Sequence[int]]] = (),
+    before: Found | None = None,
 ) -> Found:
     """Return the best plan found, and a bound.
 
@@ -52,19 +58,29 @@ def search(
         roles: Which may be used.
         seed: Of the genetic algorithm.
         start: Groupings to begin with, as that of the running plan.
+        before: What was found with other roles; the search goes on from there.
     """
-    # The genetic algorithm evaluates these groups anyway, and the bound is sooner low
-    # when it knows some.
-    beginnings(fog, Worth(fog), random.Random(seed))
-    found = market(fog, among=Among(is_separate=roles is not Roles.MIXED, keeps_min_tps=True))
-    packed = packed_groupings(fog, found)
+    among = Among(is_separate=roles is not Roles.MIXED, keeps_min_tps=True)
+    if before is None:
+        # The genetic algorithm evaluates these groups anyway, and the bound is sooner low
+        # when it knows some.
+        beginnings(fog, Worth(fog), random.Random(seed))
+        found = market(fog, among=among)
+        packed = packed_groupings(fog, found)
+        effort = _EFFORT_AFTER_PACKING if packed else 1.0
+    else:
+        found = market(fog, _FEW_ROUNDS, among)
+        members = before.solution.members
+        packed = [*before.packed, *packed_groupings(fog, found, PREFILL_PARTS[:1])]
+        packed.append([list(member.performance.devices) for member in members])
+        effort = _EFFORT_WITH_OTHER_ROLES
     solution = evolve(
         fog,
         roles,
         seed,
         Groupings(fog, roles),
         [*start, *packed],
-        effort=_EFFORT_AFTER_PACKING if packed else 1.0,
+        effort=effort,
         most=found.bound,
     )
     if solution.score.is_mixed or solution.score.num_slow:

@@ -22,9 +22,7 @@ def has_equal_blocks(problem: SplitProblem) -> bool:
     return all(len(set(row)) == 1 for row in rows)
 
 
-def best_of_equal_blocks(
-    problem: SplitProblem, pace: Pace, limit: float, any_will_do: bool
-) -> Split | None:
+def best_of_equal_blocks(problem: SplitProblem, pace: Pace, limit: float) -> Split | None:
     """Try each pair of ends; a stage's time is a table over the number of its layers.
 
     Most tables are lines, ``base + count * rate``; offloading bends them upwards. For a
@@ -43,8 +41,6 @@ def best_of_equal_blocks(
         candidate = group.best(bound, first, last)
         if candidate is not None and candidate.is_better_than(best):
             best = candidate
-            if any_will_do:
-                return best
     return best
 
 

@@ -10,6 +10,7 @@ compares them); here it takes a tenth of the time, and the search asks for many 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from math import inf
 from typing import Final, NamedTuple
 
@@ -60,6 +61,8 @@ class LinearStages:
         num_rows = len(costs[0].decode) if costs else 0
         self._decode = [_times([cost.decode[row] for cost in costs]) for row in range(num_rows)]
         self._fits: dict[int, _Fits] = {}
+        self._last_members: tuple[int, ...] = ()
+        self._chains: dict[int | None, _Chain] = {}
 
     @staticmethod
     def describes(costs: Sequence[DeviceCost], model: ModelSpec) -> bool:
@@ -84,7 +87,6 @@ class LinearStages:
         kv_tokens: int,
         pace: Pace,
         limit: float = inf,
-        any_will_do: bool = False,
     ) -> Split | None:
         """As `planner.splits.partition.best_split`, for some devices of the fog.
 
@@ -94,22 +96,28 @@ class LinearStages:
             kv_tokens: KV positions for which every stage has room.
             pace: What is to be made small.
             limit: Splits with a larger value do not count.
-            any_will_do: Return the first split within the limit.
         """
-        times = self._prefill if rows is None else self._decode[rows - 1]
-        fits = self._fits_for(kv_tokens)
         if len(members) == 1:
-            return self._alone(members[0], times, fits, pace, limit)
+            times = self._prefill if rows is None else self._decode[rows - 1]
+            return self._alone(members[0], times, self._fits_for(kv_tokens), pace, limit)
         if len(members) > self._num_layers:
             return None
-        if limit < inf:
-            # Refuse at once what no split can reach, ends and memory aside.
-            speed = sum([times.speeds[d] for d in members])
-            fastest = min([times.rates[d] for d in members])
-            total = pace.weight * self._num_layers * fastest + pace.extra_seconds
-            if max(pace.laps * self._num_layers / speed, total) > limit * (1 + EPSILON):
-                return None
-        return _Group(members, times, fits, self._num_layers, pace).best(limit, any_will_do)
+        chain = self._chain(members, rows)
+        if chain.least_seconds(pace) > limit * (1 + EPSILON):
+            return None
+        return _Group(members, chain, self._fits_for(kv_tokens), pace).best(limit)
+
+    def _chain(self, members: Sequence[int], rows: int | None) -> _Chain:
+        """Return what does not depend on memory; the same members are asked for in a row."""
+        known = tuple(members)
+        if known != self._last_members:
+            self._last_members = known
+            self._chains.clear()
+        chain = self._chains.get(rows)
+        if chain is None:
+            times = self._prefill if rows is None else self._decode[rows - 1]
+            chain = self._chains[rows] = _Chain(known, times, self._num_layers)
+        return chain
 
     def _alone(
         self, device: int, times: _Times, fits: _Fits, pace: Pace, limit: float
@@ -153,42 +161,69 @@ def _times(phases: Sequence[PhaseCost]) -> _Times:
     )
 
 
+class _Chain:
+    """Times of some devices in one phase; devices are positions in the group from here on."""
+
+    def __init__(self, members: Sequence[int], times: _Times, num_layers: int) -> None:
+        self.num_layers = num_layers
+        self.rates = [times.rates[d] for d in members]
+        self.speeds = [times.speeds[d] for d in members]
+        self.firsts = [times.firsts[d] for d in members]
+        self.lasts = [times.lasts[d] for d in members]
+        self.least_slowest = self._least_slowest()
+        self._least_total = num_layers * min(self.rates) + min(self.firsts) + min(self.lasts)
+
+    def _least_slowest(self) -> float:
+        """Return a time that the slowest stage has at least: layers cut anywhere."""
+        first = min([end * speed for end, speed in zip(self.firsts, self.speeds, strict=True)])
+        last = min([end * speed for end, speed in zip(self.lasts, self.speeds, strict=True)])
+        return (self.num_layers + first + last) / sum(self.speeds)
+
+    def least_seconds(self, pace: Pace) -> float:
+        """Return what no split goes below, memory aside."""
+        total = pace.weight * self._least_total + pace.extra_seconds
+        return max(pace.laps * self.least_slowest, total)
+
+    @cached_property
+    def by_rate(self) -> list[int]:
+        """Positions, the fastest first."""
+        return sorted(range(len(self.rates)), key=self.rates.__getitem__)
+
+    @cached_property
+    def pairs(self) -> list[tuple[float, int, int]]:
+        """What the ends cost, and which two devices have them; the least first."""
+        positions = range(len(self.rates))
+        return sorted(
+            [(self.firsts[i] + self.lasts[j], i, j) for i in positions for j in positions if i != j]
+        )
+
+
 class _Group:
-    """One group in one phase: devices are positions in it from here on.
+    """One group in one phase, with the layers that fit.
 
     For a given slowest stage, the least total gives as many layers as allowed to the fastest
     devices; which devices have the ends is tried in the order of what the ends cost, until
     no pair can be better any more.
     """
 
-    def __init__(
-        self, members: Sequence[int], times: _Times, fits: _Fits, num_layers: int, pace: Pace
-    ) -> None:
-        self.num_layers = num_layers
+    def __init__(self, members: Sequence[int], chain: _Chain, fits: _Fits, pace: Pace) -> None:
+        self.num_layers = num_layers = chain.num_layers
+        self.chain = chain
         self.pace = pace
         # Every other device needs a layer too, so none can hold more than this.
         most = num_layers - len(members) + 1
-        self.rates = rates = [times.rates[d] for d in members]
-        self.speeds = [times.speeds[d] for d in members]
-        self.firsts = firsts = [times.firsts[d] for d in members]
-        self.lasts = lasts = [times.lasts[d] for d in members]
+        self.rates, self.firsts, self.lasts = chain.rates, chain.firsts, chain.lasts
         self.middle_fits = [min(fits.middle[d], most) for d in members]
         self.first_fits = [min(fits.first[d], most) for d in members]
         self.last_fits = [min(fits.last[d], most) for d in members]
-        positions = range(len(members))
-        self.by_rate = sorted(positions, key=rates.__getitem__)
-        self.pairs = sorted(
-            [(firsts[i] + lasts[j], i, j) for i in positions for j in positions if i != j]
-        )
 
-    def best(self, limit: float, any_will_do: bool) -> Split | None:
-        """Return the best split within ``limit``, or any, or None."""
+    def best(self, limit: float) -> Split | None:
+        """Return the best split within ``limit``, or None."""
         laps, weight, extra = self.pace.laps, self.pace.weight, self.pace.extra_seconds
         if min(self.middle_fits) < 1 or sum(self.middle_fits) < self.num_layers:
             return None
-        least_slowest = self._least_slowest()
-        least_total = self._fill(self.middle_fits) + self.pairs[0][0]
-        lower = max(laps * least_slowest, weight * least_total + extra)
+        least_total = self._fill(self.middle_fits) + self.chain.pairs[0][0]
+        lower = max(laps * self.chain.least_slowest, weight * least_total + extra)
         if lower > limit * (1 + EPSILON):
             return None
         # No slowest stage under this one can give a better value.
@@ -203,8 +238,6 @@ class _Group:
         found = self._value(widest)
         if found < value:
             best, value = widest, found
-        if any_will_do and value <= limit * (1 + EPSILON):
-            return self._split(best)
         # A split with a slower slowest stage than this is worse than the best so far.
         high = min(high, value / laps)
         times = self._stage_times(low, high)
@@ -215,8 +248,6 @@ class _Group:
             seconds = self._value(tried)
             if (seconds, tried.total if tried else inf) < (value, best.total if best else inf):
                 best, value = tried, seconds
-                if any_will_do and value <= limit * (1 + EPSILON):
-                    break
             # Beyond the time where the slowest stage decides, it only gets slower.
             if tried is not None and laps * times[middle] >= weight * tried.total + extra:
                 right = middle
@@ -224,17 +255,11 @@ class _Group:
                 left = middle + 1
         return self._split(best) if value <= limit * (1 + EPSILON) else None
 
-    def _least_slowest(self) -> float:
-        """Return a time that the slowest stage has at least: layers cut anywhere."""
-        first = min([end * speed for end, speed in zip(self.firsts, self.speeds, strict=True)])
-        last = min([end * speed for end, speed in zip(self.lasts, self.speeds, strict=True)])
-        return (self.num_layers + first + last) / sum(self.speeds)
-
     def _fill(self, caps: Sequence[int]) -> float:
         """Return the least total without ends with at most ``caps`` layers each."""
         left = self.num_layers - len(caps)
         total = sum(self.rates)
-        for d in self.by_rate:
+        for d in self.chain.by_rate:
             more = caps[d] - 1
             if more >= left:
                 return total + left * self.rates[d]
@@ -244,7 +269,7 @@ class _Group:
 
     def _within(self, slowest: float) -> _Found | None:
         """Return the split of least total with no stage over ``slowest``; None if none."""
-        rates, by_rate = self.rates, self.by_rate
+        rates, by_rate = self.rates, self.chain.by_rate
         # The small addend admits a stage that takes exactly ``slowest``.
         caps = [
             min(fit, int(slowest / rate + EPSILON))
@@ -258,7 +283,7 @@ class _Group:
         one_each = sum(rates)
         best: tuple[int, int, int, int] | None = None
         best_total = inf
-        for ends, i, j in self.pairs:
+        for ends, i, j in self.chain.pairs:
             if least + ends >= best_total:
                 break
             first = min(self.first_fits[i], int((slowest - self.firsts[i]) / rates[i] + EPSILON))
@@ -283,7 +308,7 @@ class _Group:
         i, j, first, last = ends
         caps[i], caps[j] = first, last
         counts, left = [1] * len(caps), self.num_layers - len(caps)
-        for d in self.by_rate:
+        for d in self.chain.by_rate:
             more = min(caps[d] - 1, left)
             counts[d] += more
             left -= more

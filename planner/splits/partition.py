@@ -31,9 +31,7 @@ MAX_SUBSET_DEVICES: Final = 8
 MAX_ORDERED_DEVICES: Final = 5
 
 
-def best_split(
-    problem: SplitProblem, pace: Pace, limit: float = inf, any_will_do: bool = False
-) -> Split | None:
+def best_split(problem: SplitProblem, pace: Pace, limit: float = inf) -> Split | None:
     """Return the best split in which every device holds at least one layer.
 
     Args:
@@ -41,7 +39,6 @@ def best_split(
         pace: What is to be made small; ties go to the smaller sum of stages, then to the
             order of the devices as given.
         limit: Splits with a larger value do not count.
-        any_will_do: Return the first split within the limit, which is faster.
 
     Returns:
         None when nothing fits in memory, or within the limit.
@@ -52,17 +49,37 @@ def best_split(
     if problem.pinned and num_devices > MAX_SUBSET_DEVICES:
         return None
     if has_equal_blocks(problem) and not problem.pinned:
-        return best_of_equal_blocks(problem, pace, limit, any_will_do)
+        return best_of_equal_blocks(problem, pace, limit)
+    return best_end(pareto_splits(problem), pace, limit)
+
+
+def best_end(ends: Sequence[End], pace: Pace, limit: float) -> Split | None:
+    """Return the best of the splits of `pareto_splits` by a pace, if any is within ``limit``."""
     best: Split | None = None
-    for end in pareto_splits(problem):
+    for end in ends:
         split = Split(pace.seconds(end.slowest, end.total), *end)
         if split.seconds <= limit * (1 + EPSILON) and split.is_better_than(best):
             best = split
     return best
 
 
-class _End(NamedTuple):
-    """A split of the first layers; fields in the order of `Split`."""
+def fits(problem: SplitProblem, split: Split) -> bool:
+    """Whether the stages of a split have memory for a problem, with no more in host memory."""
+    tables = _Tables(problem)
+    start, num_layers = 0, len(problem.layer_bytes)
+    for device, count, offloads in zip(split.order, split.counts, split.offloads, strict=True):
+        end = start + count
+        is_master = device == split.order[0]
+        chain = start == 0, end == num_layers
+        held = (is_master, is_master) if problem.ends is Ends.MASTER else chain
+        if tables.moved(device, start, end, problem.room_bytes(device, *held)) != offloads:
+            return False
+        start = end
+    return True
+
+
+class End(NamedTuple):
+    """A split of the first layers, or of all; fields in the order of `Split`."""
 
     total: float
     slowest: float
@@ -71,13 +88,13 @@ class _End(NamedTuple):
     offloads: tuple[int, ...]
 
 
-_Fronts = dict[int, list[_End]]
+_Fronts = dict[int, list[End]]
 """Number of layers placed to the Pareto front of (slowest, total)."""
 
-_START: Final[_Fronts] = {0: [_End(0.0, 0.0, (), (), ())]}
+_START: Final[_Fronts] = {0: [End(0.0, 0.0, (), (), ())]}
 
 
-def pareto_splits(problem: SplitProblem) -> list[_End]:
+def pareto_splits(problem: SplitProblem) -> list[End]:
     """Return the splits of which none is better in both slowest stage and sum of stages.
 
     A dynamic program over the set of devices used and the number of layers placed. It is
@@ -94,12 +111,12 @@ def pareto_splits(problem: SplitProblem) -> list[_End]:
     return _subsets(tables, None)
 
 
-def _subsets(tables: _Tables, master: int | None) -> list[_End]:
+def _subsets(tables: _Tables, master: int | None) -> list[End]:
     num_devices = len(tables.problem.memory_bytes)
     everyone = (1 << num_devices) - 1
     fronts: dict[int, _Fronts] = {0: _START}
     for used in range(1, everyone + 1):
-        merged: dict[int, list[_End]] = {}
+        merged: dict[int, list[End]] = {}
         for device in range(num_devices):
             # The master comes first, so that the ring closes where it began.
             allowed = master is None or (device == master) == (used == 1 << master)
@@ -127,7 +144,7 @@ def _orders(problem: SplitProblem) -> Iterator[tuple[int, ...]]:
             yield (first, *middle, last) if first != last else (first, *middle)
 
 
-def _chain(tables: _Tables, order: Sequence[int]) -> list[_End]:
+def _chain(tables: _Tables, order: Sequence[int]) -> list[End]:
     fronts = _START
     master = order[0] if tables.problem.ends is Ends.MASTER else None
     for device in order:
@@ -152,7 +169,7 @@ class _Tables:
     def extended(self, fronts: _Fronts, device: int, is_last: bool, master: int | None) -> _Fronts:
         """Give ``device`` the next stage; the last one takes all layers that are left."""
         num_layers = len(self.problem.layer_bytes)
-        longer: dict[int, list[_End]] = {}
+        longer: dict[int, list[End]] = {}
         for start, ends in fronts.items():
             held = (start == 0, is_last) if master is None else (device == master,) * 2
             room = self.problem.room_bytes(device, *held)
@@ -162,7 +179,7 @@ class _Tables:
             for end in range(num_layers if is_last else start + 1, num_layers + 1):
                 if pin is not None and (start, end) != (pin.start, pin.end):
                     continue
-                moved = self._moved(device, start, end, room) if end > start else None
+                moved = self.moved(device, start, end, room) if end > start else None
                 if moved is None:
                     break
                 stage = base + seconds[end] - seconds[start]
@@ -170,7 +187,7 @@ class _Tables:
                     extra = self.extra_until[device]
                     stage += extra[start + moved] - extra[start]
                 longer.setdefault(end, []).extend(
-                    _End(
+                    End(
                         e.total + stage,
                         max(e.slowest, stage),
                         (*e.order, device),
@@ -181,7 +198,7 @@ class _Tables:
                 )
         return {placed: _pruned(found) for placed, found in longer.items()}
 
-    def _moved(self, device: int, start: int, end: int, room: int) -> int | None:
+    def moved(self, device: int, start: int, end: int, room: int) -> int | None:
         """Return how many layers must go to host memory; None if that does not help."""
         excess = self.bytes_until[end] - self.bytes_until[start] - room
         if excess <= 0:
@@ -194,8 +211,8 @@ class _Tables:
         return count if fits else None
 
 
-def _pruned(ends: list[_End]) -> list[_End]:
-    front: list[_End] = []
+def _pruned(ends: list[End]) -> list[End]:
+    front: list[End] = []
     for end in sorted(ends, key=lambda end: (end.slowest, end.total, end.order, end.counts)):
         if not front or end.total < front[-1].total:
             front.append(end)

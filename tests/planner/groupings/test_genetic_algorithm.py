@@ -312,7 +312,9 @@ def test_groups_that_only_leave_a_plan_behind_the_best_device_are_left_idle() ->
     ]
     fog = Fog(devices, model, WORKLOAD, SMALL)
     groupings = Groupings(fog, Roles.SEPARATE)
-    worth = Worth(fog, groupings.rival)
+    assert groupings.rival is not None
+    most = 5 / groupings.rival.times.request
+    worth = Worth(fog, groupings.rival, most)
     alone = [1 << device for device in range(10)]
     assert worth.good_groups(alone) == alone[:4]
     assert worth.rates(alone[9]).prompts < worth.rates(alone[0]).prompts / 1000
