@@ -10,7 +10,14 @@ from math import prod
 from typing import Final, NamedTuple
 
 from broker.config_values import UnsupportedModelError
-from broker.model_config import Experts, LayerConfig, ModelConfig
+from broker.model_config import (
+    Activation,
+    Experts,
+    LayerConfig,
+    ModelConfig,
+    QkNorm,
+    Scales,
+)
 from broker.plan import LayerRange
 from broker.registry import parse_config
 from broker.rope import Rope
@@ -21,10 +28,13 @@ __all__ = [
     "KV_FORMATS",
     "KV_TRANSFERS",
     "WEIGHT_FORMATS",
+    "Activation",
     "Experts",
     "LayerConfig",
     "ModelConfig",
+    "QkNorm",
     "Rope",
+    "Scales",
     "TensorSpec",
     "UnsupportedModelError",
     "block_bytes",
@@ -94,13 +104,16 @@ def block_tensors(config: ModelConfig, layer: int) -> dict[str, TensorSpec]:
     """
     prefix = f"model.layers.{layer}"
     specs: dict[str, TensorSpec] = {}
-    for norm in ("input_layernorm", "post_attention_layernorm"):
-        name = f"{prefix}.{norm}.weight"
-        specs[f"{norm}.weight"] = TensorSpec(name, (config.hidden_size,), is_exact=True)
+    for place, norm in config.norms._asdict().items():
+        if norm is not None:
+            name = f"{prefix}.{norm}.weight"
+            specs[f"{place}.weight"] = TensorSpec(name, (config.hidden_size,), is_exact=True)
     specs |= _attention_tensors(config, f"{prefix}.self_attn")
     experts = config.layers[layer].experts
     if experts is None:
         return specs | _mlp_tensors(config, f"{prefix}.mlp", config.intermediate_size)
+    if experts.is_packed:
+        return specs | _packed_experts(config.hidden_size, experts, f"{prefix}.mlp")
     shape = (experts.count, config.hidden_size)
     specs["router.weight"] = TensorSpec(f"{prefix}.mlp.gate.weight", shape, is_exact=True)
     for expert in range(experts.count):
@@ -110,28 +123,47 @@ def block_tensors(config: ModelConfig, layer: int) -> dict[str, TensorSpec]:
     return specs
 
 
+def _packed_experts(hidden: int, experts: Experts, prefix: str) -> dict[str, TensorSpec]:
+    """Return a mixture in which each matrix is (count, columns, rows)."""
+    count, inner = experts.count, experts.intermediate_size
+    router, name = f"{prefix}.router", f"{prefix}.experts"
+    return {
+        "router.weight": TensorSpec(f"{router}.weight", (count, hidden), is_exact=True),
+        "router.bias": TensorSpec(f"{router}.bias", (count,), is_exact=True),
+        "gate_up.weight": TensorSpec(f"{name}.gate_up_proj", (count, hidden, 2 * inner)),
+        "gate_up.bias": TensorSpec(f"{name}.gate_up_proj_bias", (count, 2 * inner), is_exact=True),
+        "down.weight": TensorSpec(f"{name}.down_proj", (count, inner, hidden)),
+        "down.bias": TensorSpec(f"{name}.down_proj_bias", (count, hidden), is_exact=True),
+    }
+
+
 def _attention_tensors(config: ModelConfig, prefix: str) -> dict[str, TensorSpec]:
     hidden, head = config.hidden_size, config.head_dim
     q_size, kv_size = config.num_heads * head, config.num_kv_heads * head
-    specs = {
-        **_linear(prefix, "q_proj", q_size, hidden, config.qkv_bias),
-        **_linear(prefix, "k_proj", kv_size, hidden, config.qkv_bias),
-        **_linear(prefix, "v_proj", kv_size, hidden, config.qkv_bias),
-        **_linear(prefix, "o_proj", hidden, q_size, config.output_bias),
-    }
-    if config.qk_norm:
-        for norm in ("q_norm.weight", "k_norm.weight"):
-            specs[norm] = TensorSpec(f"{prefix}.{norm}", (head,), is_exact=True)
+    sizes = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+    if config.is_fused:
+        sizes = {"qkv_proj": q_size + 2 * kv_size}
+    specs = _linear(prefix, "o_proj", hidden, q_size, config.output_bias)
+    for name, size in sizes.items():
+        specs |= _linear(prefix, name, size, hidden, config.qkv_bias)
+    for norm, size in (("q_norm.weight", q_size), ("k_norm.weight", kv_size)):
+        if config.qk_norm is not None:
+            shape = (head,) if config.qk_norm is QkNorm.HEAD else (size,)
+            specs[norm] = TensorSpec(f"{prefix}.{norm}", shape, is_exact=True)
+    if config.has_sinks:
+        specs["sinks"] = TensorSpec(f"{prefix}.sinks", (config.num_heads,), is_exact=True)
     return specs
 
 
 def _mlp_tensors(config: ModelConfig, prefix: str, inner: int) -> dict[str, TensorSpec]:
     hidden, has_bias = config.hidden_size, config.mlp_bias
-    return {
-        **_linear(prefix, "gate_proj", inner, hidden, has_bias),
-        **_linear(prefix, "up_proj", inner, hidden, has_bias),
-        **_linear(prefix, "down_proj", hidden, inner, has_bias),
-    }
+    sizes = (
+        {"gate_up_proj": 2 * inner} if config.is_fused else {"gate_proj": inner, "up_proj": inner}
+    )
+    specs = _linear(prefix, "down_proj", hidden, inner, has_bias)
+    for name, size in sizes.items():
+        specs |= _linear(prefix, name, size, hidden, has_bias)
+    return specs
 
 
 def _linear(
@@ -254,7 +286,8 @@ def _tensor_bytes(spec: TensorSpec, weights: str) -> int:
         return ITEMSIZE[weights] * prod(spec.shape)
     if spec.is_exact:
         return ITEMSIZE["float32"] * prod(spec.shape)
-    rows, columns = spec.shape
+    columns = spec.shape[1]
+    rows = prod(spec.shape) // columns  # of all experts together, where they are packed
     if matrix_format(weights, columns) == "int8":
         return rows * (columns + 2 * ITEMSIZE["float32"])
     return rows * (columns // 2 + 2 * ITEMSIZE["bfloat16"] * columns // INT4_GROUP)

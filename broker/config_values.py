@@ -27,6 +27,10 @@ class ConfigValues:
         """Return the value as it stands, None if it is absent."""
         return self._values.get(key)
 
+    def changed(self, **changes: Any) -> ConfigValues:
+        """Return the same values but for some."""
+        return ConfigValues({**self._values, **changes}, self._inside)
+
     def flag(self, key: str) -> bool:
         """Return whether the value is there and not false."""
         return bool(self.get(key))
@@ -44,6 +48,13 @@ class ConfigValues:
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
             raise self._refusal(key, value, "a number greater than 0")
         return float(value)
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """Return a list of numbers greater than 0, of at least one."""
+        value = self.get(key)
+        if not isinstance(value, (list, tuple)) or not value:
+            raise self._refusal(key, value, "a list of numbers")
+        return tuple(ConfigValues({key: number}, self._inside).number(key) for number in value)
 
     def whole_numbers(self, key: str) -> tuple[int, ...]:
         """Return a list of whole numbers from 0 on, also of one alone; empty where absent."""

@@ -5,9 +5,66 @@ The files in `broker.families` read it; `broker.registry` finds the one that doe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
 
 from broker.rope import Rope
+
+
+class Norms(NamedTuple):
+    """Names of a block's norms in the checkpoint; None where there is none.
+
+    The usual block has one before each part; others have one after each, or both.
+    """
+
+    before_attention: str | None = "input_layernorm"
+    after_attention: str | None = None
+    before_feed_forward: str | None = "post_attention_layernorm"
+    after_feed_forward: str | None = None
+
+
+class QkNorm(Enum):
+    """What a norm of queries and keys before rotation is taken over."""
+
+    HEAD = "each head"
+    ROW = "all heads together"
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What becomes of gate and up in a feed-forward part.
+
+    Attributes:
+        name: ``silu`` or ``gelu_tanh``, of the gate; times up.
+        limit: None, or where gate (above) and up (both ways) are cut off; 1 is then added to up.
+        slope: Of the gate within its sigmoid.
+    """
+
+    name: str = "silu"
+    limit: float | None = None
+    slope: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """Factors and bounds here and there in a model; the defaults are those of Llama.
+
+    Attributes:
+        embedding: Of what the embedding gives.
+        residual: Of what attention and feed-forward part add to their input.
+        scores: Of queries times keys; None: 1 / sqrt(head_dim).
+        scores_cap: c of c * tanh(scores / c); None: scores as they are.
+        logits: Of what the head gives.
+        logits_cap: As ``scores_cap``, of logits.
+    """
+
+    embedding: float = 1.0
+    residual: float = 1.0
+    scores: float | None = None
+    scores_cap: float | None = None
+    logits: float = 1.0
+    logits_cap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +76,15 @@ class Experts:
         active: How many a row takes: those that its router finds most likely.
         intermediate_size: Of each.
         normalised: Whether the shares of those that a row takes are made to add up to 1.
+        is_packed: Whether the checkpoint has all of them in one tensor, its matrices
+            transposed and gate and up in turns, with biases for router and experts.
     """
 
     count: int
     active: int
     intermediate_size: int
     normalised: bool
+    is_packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +92,12 @@ class LayerConfig:
     """What may differ from block to block of one model.
 
     Attributes:
+        rope: None: queries and keys are not rotated.
         window: Positions that a query sees, itself included; None: all.
         experts: None: one feed-forward part for all rows.
     """
 
-    rope: Rope
+    rope: Rope | None
     window: int | None = None
     experts: Experts | None = None
 
@@ -58,7 +119,11 @@ class ModelConfig:
         qkv_bias: Whether the query, key and value projections have a bias.
         output_bias: Whether the attention's output projection has one.
         mlp_bias: Whether the three projections of the MLP have one.
-        qk_norm: Whether each head's query and key are normalised before rotation.
+        qk_norm: Whether and how queries and keys are normalised before rotation.
+        is_fused: Whether the checkpoint has queries, keys and values in one tensor, and gate and
+            up in another.
+        has_sinks: Whether each head may also look at nothing, as much as a weight says.
+        norm_offset: What is added to the weights of all norms.
         dtype: Element type that the checkpoint declares; nodes convert it.
     """
 
@@ -75,10 +140,16 @@ class ModelConfig:
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
-    qk_norm: bool
+    qk_norm: QkNorm | None = None
     max_position_embeddings: int
     eos_token_ids: tuple[int, ...]
     dtype: str
+    norms: Norms = field(default_factory=Norms)
+    norm_offset: float = 0.0
+    activation: Activation = field(default_factory=Activation)
+    scales: Scales = field(default_factory=Scales)
+    is_fused: bool = False
+    has_sinks: bool = False
 
     @property
     def num_layers(self) -> int:

@@ -167,7 +167,7 @@ def _shape(name: str, config: ModelConfig) -> CatalogueModel:
         qkv_bias=config.qkv_bias,
         output_bias=config.output_bias,
         mlp_bias=config.mlp_bias,
-        qk_norm=config.qk_norm,
+        qk_norm=config.qk_norm is not None,
         experts=experts.count if experts else 0,
         active_experts=experts.active if experts else 0,
         expert_size=experts.intermediate_size if experts else 0,

@@ -9,95 +9,66 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 import torch.nn.functional as F
 
-from broker.architecture import ModelConfig, Rope
+from broker.architecture import ModelConfig, QkNorm
 from nodes.feed_forward import FeedForward
 from nodes.packed import Linear, Norm
+from nodes.rotary import rotate
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlockWeights:
     """One block's weights; projections that share their input are one matrix.
 
     Attributes:
         qkv: ((num_heads + 2 * num_kv_heads) * head_dim, hidden); rows of q, then k, then v.
+        sinks: As of `Scores`.
     """
 
-    input_norm: Norm
+    before_attention: Norm | None
     qkv: Linear
     q_norm: Norm | None
     k_norm: Norm | None
+    sinks: torch.Tensor | None
     output: Linear
-    post_attention_norm: Norm
+    after_attention: Norm | None
+    before_feed_forward: Norm | None
     feed_forward: FeedForward
+    after_feed_forward: Norm | None
 
     @property
     def num_bytes(self) -> int:
         """Bytes in memory."""
-        norms = (self.input_norm, self.q_norm, self.k_norm, self.post_attention_norm)
+        norms = (
+            self.before_attention,
+            self.q_norm,
+            self.k_norm,
+            self.after_attention,
+            self.before_feed_forward,
+            self.after_feed_forward,
+        )
         total = sum(norm.num_bytes for norm in norms if norm is not None)
+        total += 0 if self.sinks is None else self.sinks.nbytes
         return total + self.qkv.num_bytes + self.output.num_bytes + self.feed_forward.num_bytes
 
 
-class RotaryTable:
-    """Cosines and sines by absolute position, computed once, in blocks of fixed size.
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How queries times keys become shares.
 
-    Fixed blocks, because a vectorised cosine may differ in the last bit between the body
-    and the tail of an array: so a position's values never depend on what else is asked.
+    Attributes:
+        scale: None: 1 / sqrt(head_dim).
+        cap: c of c * tanh(scores / c); None: scores as they are.
+        sinks: (kv_heads, heads per key head): what each head may look at beside positions,
+            and which has no value; None: nothing.
     """
 
-    _BLOCK: Final = 512
-
-    def __init__(self, rope: Rope, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._frequencies = inverse_frequencies(rope, head_dim)
-        self._dtype, self._device = dtype, device
-        empty = torch.empty((0, 1, head_dim), dtype=dtype, device=device)
-        self._cos, self._sin = empty, empty
-
-    def __call__(self, positions: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cos and signed sin, each (n, 1, head_dim), of positions below ``end``."""
-        while len(self._cos) < end:
-            self._extend()
-        return self._cos[positions], self._sin[positions]
-
-    def _extend(self) -> None:
-        start = len(self._cos)
-        positions = torch.arange(start, start + self._BLOCK, dtype=torch.float32)
-        angles = positions[:, None] * self._frequencies
-        cos, sin = angles.cos(), angles.sin()
-        # Halves swapped instead of "rotated": the minus sign moves from x into the sine.
-        cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-        self._cos = torch.cat((self._cos, cos[:, None].to(self._device, self._dtype)))
-        self._sin = torch.cat((self._sin, sin[:, None].to(self._device, self._dtype)))
-
-
-def inverse_frequencies(rope: Rope, head_dim: int) -> torch.Tensor:
-    """Return (head_dim / 2,) float32 radians per position.
-
-    ``llama3`` is the scaling that Meta published with Llama 3.1: long wavelengths are
-    divided by the factor, short ones kept, those between blended linearly in frequency.
-    """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    frequencies = 1.0 / rope.theta**exponents
-    if rope.kind == "linear":
-        return frequencies / rope.factor
-    if rope.kind == "llama3":
-        context, low, high = (
-            rope.original_max_position_embeddings,
-            rope.low_freq_factor,
-            rope.high_freq_factor,
-        )
-        wavelengths = 2 * math.pi / frequencies
-        scaled = torch.where(wavelengths > context / low, frequencies / rope.factor, frequencies)
-        smooth = (context / wavelengths - low) / (high - low)
-        blended = (1 - smooth) * scaled / rope.factor + smooth * scaled
-        is_medium = (wavelengths >= context / high) & (wavelengths <= context / low)
-        return torch.where(is_medium, blended, scaled)
-    return frequencies
+    scale: float | None = None
+    cap: float | None = None
+    sinks: torch.Tensor | None = None
 
 
 class Block:
@@ -105,34 +76,44 @@ class Block:
 
     def __init__(self, config: ModelConfig, weights: BlockWeights) -> None:
         self._config, self._weights = config, weights
+        scales = config.scales
+        self.scores = Scores(scales.scores, scales.scores_cap, weights.sinks)
 
     def project(
-        self, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
+        self, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return rotated queries (n, heads, head_dim), rotated keys and values of all rows."""
         config, weights = self._config, self._weights
-        qkv = weights.qkv(hidden, weights.input_norm).view(len(hidden), -1, config.head_dim)
+        qkv = weights.qkv(hidden, weights.before_attention).view(len(hidden), -1, config.head_dim)
         qk, v = torch.split(qkv, [config.num_heads + config.num_kv_heads, config.num_kv_heads], 1)
         if weights.q_norm is not None and weights.k_norm is not None:
             q, k = qk[:, : config.num_heads], qk[:, config.num_heads :]
+            if config.qk_norm is QkNorm.ROW:
+                q, k = q.flatten(1), k.flatten(1)
             qk = torch.cat((weights.q_norm(q), weights.k_norm(k)), 1)
-        rotated = _rotate(qk, rotary)
+            qk = qk.view(len(hidden), -1, config.head_dim)
+        rotated = rotate(qk, rotary)
         return rotated[:, : config.num_heads], rotated[:, config.num_heads :], v
 
     def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Return the block's output from its input and the attention's (n, heads * head_dim)."""
-        weights = self._weights
-        hidden = hidden + weights.output(attended)
-        return hidden + weights.feed_forward(hidden, weights.post_attention_norm)
-
-
-def _rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    cos, sin = rotary
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+        weights, scale = self._weights, self._config.scales.residual
+        added = weights.output(attended)
+        if weights.after_attention is not None:
+            added = weights.after_attention(added)
+        hidden = torch.add(hidden, added, alpha=scale)
+        added = weights.feed_forward(hidden, weights.before_feed_forward)
+        if weights.after_feed_forward is not None:
+            added = weights.after_feed_forward(added)
+        return torch.add(hidden, added, alpha=scale)
 
 
 def attend_chunk(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    scores: Scores,
 ) -> torch.Tensor:
     """Attention of n consecutive positions over everything up to them.
 
@@ -144,6 +125,7 @@ def attend_chunk(
         keys: (length, kv_heads, head_dim), of consecutive positions up to the last of the n.
         values: Like ``keys``.
         mask: From `chunk_mask`.
+        scores: Of the block.
 
     Returns:
         (n, heads * head_dim).
@@ -152,9 +134,7 @@ def attend_chunk(
     kv_heads = keys.shape[1]
     grouped = query.view(n, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
     rows = grouped.reshape(1, kv_heads, -1, head_dim)
-    out = F.scaled_dot_product_attention(
-        rows, keys.transpose(0, 1)[None], values.transpose(0, 1)[None], attn_mask=mask
-    )
+    out = _attend(rows, keys.transpose(0, 1)[None], values.transpose(0, 1)[None], mask, scores)
     return out.view(kv_heads, -1, n, head_dim).permute(2, 0, 1, 3).reshape(n, heads * head_dim)
 
 
@@ -179,14 +159,42 @@ def chunk_mask(
     return mask.masked_fill_(hidden, -math.inf).repeat(config.num_heads // config.num_kv_heads, 1)
 
 
-def attend_position(query: torch.Tensor, keys_values: torch.Tensor) -> torch.Tensor:
+def attend_position(query: torch.Tensor, keys_values: torch.Tensor, scores: Scores) -> torch.Tensor:
     """Attention of one position over all that it sees.
 
     Args:
         query: (1, kv_heads, heads per key head, head_dim).
         keys_values: (2, kv_heads, length, head_dim), the position included.
+        scores: Of the block.
 
     Returns:
         Like ``query``.
     """
-    return F.scaled_dot_product_attention(query, keys_values[:1], keys_values[1:])
+    return _attend(query, keys_values[:1], keys_values[1:], None, scores)
+
+
+def _attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scores: Scores,
+) -> torch.Tensor:
+    """Attend (1, kv_heads, rows, head_dim); torch's own kernel has neither cap nor sinks."""
+    if scores.cap is None and scores.sinks is None:
+        return F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, scale=scores.scale
+        )
+    scale = scores.scale or query.shape[-1] ** -0.5
+    logits = query @ keys.transpose(2, 3) * scale
+    if scores.cap is not None:
+        logits = scores.cap * torch.tanh(logits / scores.cap)
+    if mask is not None:
+        logits = logits + mask
+    if scores.sinks is not None:
+        # Rows are heads of a key head, and for each of them positions.
+        per_head = query.shape[2] // scores.sinks.shape[1]
+        sinks = scores.sinks.repeat_interleave(per_head, 1)[None, ..., None]
+        logits = torch.cat((logits, sinks.to(logits.dtype)), -1)
+    shares = logits.softmax(-1, dtype=torch.float32).to(values.dtype)
+    return shares[..., : keys.shape[2]] @ values

@@ -16,9 +16,10 @@ from broker.codec import Buffer
 from broker.placement import KV_BLOCK_TOKENS
 from broker.plan import LayerRange
 from broker.work import RequestKey, TensorMeta
-from nodes.decoder import Block, RotaryTable, attend_chunk, attend_position, chunk_mask
+from nodes.decoder import Block, attend_chunk, attend_position, chunk_mask
 from nodes.kv_cache import KvCache, Slab, first_seen
 from nodes.kv_wire import kv_wire
+from nodes.rotary import RotaryTable
 from nodes.tensors import DTYPES, meta_of, to_bytes
 from nodes.weights import LayerWeights
 
@@ -79,6 +80,7 @@ class StageExecutor:
         self._rotary = {
             rope: RotaryTable(rope, config.head_dim, self._dtype, self._device)
             for rope in dict.fromkeys(layer.rope for layer in self._layers)
+            if rope is not None
         }
         self._windows = frozenset(layer.window for layer in self._layers)
         self.kv = KvCache(
@@ -139,7 +141,10 @@ class StageExecutor:
                     f"token id {token_id} is outside the vocabulary of {self.config.vocab_size}"
                 )
         ids = torch.tensor(token_ids, dtype=torch.long, device=self._device)
-        return self._embedding(ids)
+        hidden = self._embedding(ids)
+        scale = self.config.scales.embedding
+        # Rounded first, as the models are trained.
+        return hidden if scale == 1 else hidden * torch.tensor(scale, dtype=hidden.dtype)
 
     def prefill(self, key: RequestKey, hidden: torch.Tensor, start_position: int) -> torch.Tensor:
         """Run `prefill_by_layer` without a pause."""
@@ -175,7 +180,8 @@ class StageExecutor:
             keys[start_position:end] = k
             values[start_position:end] = v
             first, mask = sights[self._layers[layer].window]
-            return attend_chunk(q, keys[first:end], values[first:end], mask)
+            scores = self._blocks[layer].scores
+            return attend_chunk(q, keys[first:end], values[first:end], mask, scores)
 
         positions = torch.arange(start_position, end, device=self._device)
         hidden = yield from self._run(hidden, positions, end, attend)
@@ -198,7 +204,7 @@ class StageExecutor:
             keys, values = slab.data[layer]
             keys[start_position:end] = k
             values[start_position:end] = v
-            return self._attend_rows(q, [sight[layer] for sight in sights])
+            return self._attend_rows(layer, q, [sight[layer] for sight in sights])
 
         positions = torch.arange(start_position, end, device=self._device)
         hidden = yield from self._run(hidden, positions, end, attend)
@@ -227,7 +233,7 @@ class StageExecutor:
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             for target, kv in zip(targets, torch.stack((k, v), 1), strict=True):
                 target[layer].copy_(kv)
-            return self._attend_rows(q, [sight[layer] for sight in sights])
+            return self._attend_rows(layer, q, [sight[layer] for sight in sights])
 
         lengths = [position for _, position in rows]
         positions = torch.tensor(lengths, device=self._device)
@@ -243,7 +249,15 @@ class StageExecutor:
         if self._head is None:
             raise ValueError("this stage has no head")
         hidden = hidden.to(self._device, self._dtype)
-        return self._head.linear(hidden, self._head.norm).to("cpu", torch.float32)
+        logits = self._head.linear(hidden, self._head.norm).to("cpu", torch.float32)
+        scales = self.config.scales
+        if scales.logits != 1:
+            logits = logits * scales.logits
+        if scales.logits_cap is not None:
+            # Row by row: at another place in memory the last bit may differ.
+            capped = [torch.tanh(row / scales.logits_cap) for row in logits]
+            logits = scales.logits_cap * torch.stack(capped)
+        return logits
 
     # --- KV transfer ------------------------------------------------------------------
 
@@ -315,7 +329,8 @@ class StageExecutor:
         hidden = hidden.to(self._device, self._dtype)
         rotary = {rope: table(positions, end) for rope, table in self._rotary.items()}
         for layer, block in enumerate(self._blocks):
-            q, k, v = block.project(hidden, rotary[self._layers[layer].rope])
+            rope = self._layers[layer].rope
+            q, k, v = block.project(hidden, None if rope is None else rotary[rope])
             attended = attend(layer, q.to(self._kv_dtype), k, v)
             hidden = block.finish(hidden, attended.to(self._dtype))
             yield
@@ -338,10 +353,13 @@ class StageExecutor:
         }
         return [by_window[layer.window][index] for index, layer in enumerate(self._layers)]
 
-    def _attend_rows(self, q: torch.Tensor, sights: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _attend_rows(
+        self, layer: int, q: torch.Tensor, sights: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         """Attend row by row, so that no row's result depends on another."""
+        scores = self._blocks[layer].scores
         queries = q.reshape(len(q), 1, self.config.num_kv_heads, -1, self.config.head_dim)
-        attended = [attend_position(*row) for row in zip(queries, sights, strict=True)]
+        attended = [attend_position(*row, scores) for row in zip(queries, sights, strict=True)]
         return torch.cat(attended).view(len(q), -1)
 
     def _part(self, slab: Slab, layers: LayerRange, start: int, end: int) -> torch.Tensor:

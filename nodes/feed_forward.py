@@ -6,13 +6,14 @@ experts is computed alone, and what its experts give is added in their order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 import torch
 import torch.nn.functional as F
 
-from broker.architecture import Experts
+from broker.architecture import Activation, Experts
 from nodes.packed import Linear, Norm
 
 _UNSHARED: Final = 32768  # elements that torch computes in one thread
@@ -44,12 +45,12 @@ class Mlp:
         down: (hidden, intermediate).
     """
 
-    def __init__(self, gate_up: Linear, down: Linear) -> None:
-        self._gate_up, self._down = gate_up, down
+    def __init__(self, gate_up: Linear, down: Linear, activation: Activation) -> None:
+        self._gate_up, self._down, self._activation = gate_up, down, activation
 
     def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
         gate, up = self._gate_up(x, norm).chunk(2, -1)
-        return self._down(_silu(gate) * up)
+        return self._down(activate(gate, up, self._activation))
 
     @property
     def num_bytes(self) -> int:
@@ -67,10 +68,18 @@ class Mixture:
 
     Args:
         router: (experts, hidden).
+        bias: (experts,), of the router; None: none.
     """
 
-    def __init__(self, config: Experts, router: torch.Tensor, experts: Sequence[Mlp]) -> None:
-        self._config, self._router, self._experts = config, router, tuple(experts)
+    def __init__(
+        self,
+        config: Experts,
+        router: torch.Tensor,
+        bias: torch.Tensor | None,
+        experts: Sequence[Mlp],
+    ) -> None:
+        self._config, self._experts = config, tuple(experts)
+        self._router, self._bias = router, bias
 
     def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
         x = norm(x) if norm else x
@@ -94,7 +103,7 @@ class Mixture:
         Row by row, and each in memory of its own: another order of adding changes the last
         bits, which may choose another expert.
         """
-        logits = torch.cat([F.linear(row[None].clone(), self._router) for row in x])
+        logits = torch.cat([F.linear(row[None].clone(), self._router, self._bias) for row in x])
         likely = logits.softmax(-1, dtype=torch.float32)
         shares, chosen = likely.topk(self._config.active)
         if self._config.normalised:
@@ -103,7 +112,9 @@ class Mixture:
 
     @property
     def num_bytes(self) -> int:
-        return self._router.nbytes + sum(expert.num_bytes for expert in self._experts)
+        bias_bytes = 0 if self._bias is None else self._bias.nbytes
+        experts_bytes = sum(expert.num_bytes for expert in self._experts)
+        return self._router.nbytes + bias_bytes + experts_bytes
 
     def products(self, x: torch.Tensor) -> list[tuple[Linear, torch.Tensor]]:
         count, active = self._config.count, self._config.active
@@ -112,13 +123,30 @@ class Mixture:
         return [product for mlp in self._experts[:touched] for product in mlp.products(share)]
 
 
-def _silu(x: torch.Tensor) -> torch.Tensor:
-    """Return silu of each row, in the same bits however many rows there are.
+def activate(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """Return what goes into the down projection; may change ``gate`` and ``up``."""
+    function = _FUNCTIONS[activation.name]
+    limit, slope = activation.limit, activation.slope
+    if limit is None:
+        return _by_row(function, gate) * up
+    # In place, because rows that are apart in memory stay so (see `_by_row`).
+    gate.clamp_(max=limit).mul_(slope)
+    return _by_row(function, gate).div_(slope) * up.clamp_(-limit, limit).add_(1)
+
+
+_FUNCTIONS: Final[Mapping[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "silu": F.silu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+def _by_row(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Return the function of each row, in the same bits however many rows there are.
 
     torch shares long arrays out to threads in equal parts, and the end of a part that does
     not fill a vector is computed by another exponential. Parts below are never shared out.
     """
     rows, columns = x.shape
     if rows * columns <= _UNSHARED or columns % (_VECTOR * torch.get_num_threads()) == 0:
-        return F.silu(x)
-    return torch.cat([F.silu(part) for part in torch.split(x, max(1, _UNSHARED // columns))])
+        return function(x)
+    return torch.cat([function(part) for part in torch.split(x, max(1, _UNSHARED // columns))])

@@ -8,7 +8,7 @@ until it goes itself.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -211,10 +211,11 @@ class LayerWeights:
         return self._packing.merged(self._read(specs), (sum(s.shape[0] for s in specs),))
 
     def _norm(self, spec: TensorSpec) -> Norm:
-        return Norm(self._vector(spec), self.config.rms_norm_eps)
+        gains = (tensor.float() + self.config.norm_offset for tensor in self._read([spec]))
+        return Norm(self._packing.merged(gains, spec.shape), self.config.rms_norm_eps)
 
     def _load_block(self, layer: int) -> BlockWeights:
-        specs = block_tensors(self.config, layer)
+        config, specs = self.config, block_tensors(self.config, layer)
 
         def linear(*names: str) -> Linear:
             biases = [specs[f"{name}.bias"] for name in names if f"{name}.bias" in specs]
@@ -224,27 +225,61 @@ class LayerWeights:
             return self._packing.linear(self._read(matrices), shape, bias)
 
         def mlp(prefix: str = "") -> Mlp:
-            gate_up = linear(f"{prefix}gate_proj", f"{prefix}up_proj")
-            return Mlp(gate_up, linear(f"{prefix}down_proj"))
+            names = ("gate_up_proj",) if config.is_fused else ("gate_proj", "up_proj")
+            gate_up = linear(*(f"{prefix}{name}" for name in names))
+            return Mlp(gate_up, linear(f"{prefix}down_proj"), config.activation)
 
         def feed_forward() -> FeedForward:
-            experts = self.config.layers[layer].experts
+            experts = config.layers[layer].experts
             if experts is None:
                 return mlp()
-            spec = specs["router.weight"]
+            spec, bias = specs["router.weight"], specs.get("router.bias")
             router = self._packing.merged(self._read([spec]), spec.shape)
-            return Mixture(experts, router, [mlp(f"{number}.") for number in range(experts.count)])
+            parts = (
+                self._packed_mlps(specs)
+                if experts.is_packed
+                else [mlp(f"{number}.") for number in range(experts.count)]
+            )
+            return Mixture(experts, router, None if bias is None else self._vector(bias), parts)
 
-        has_norms = self.config.qk_norm
+        def norm(place: str) -> Norm | None:
+            spec = specs.get(f"{place}.weight")
+            return None if spec is None else self._norm(spec)
+
         return BlockWeights(
-            input_norm=self._norm(specs["input_layernorm.weight"]),
-            qkv=linear("q_proj", "k_proj", "v_proj"),
-            q_norm=self._norm(specs["q_norm.weight"]) if has_norms else None,
-            k_norm=self._norm(specs["k_norm.weight"]) if has_norms else None,
+            before_attention=norm("before_attention"),
+            qkv=linear("qkv_proj") if config.is_fused else linear("q_proj", "k_proj", "v_proj"),
+            q_norm=norm("q_norm"),
+            k_norm=norm("k_norm"),
+            sinks=self._vector(specs["sinks"]).view(config.num_kv_heads, -1)
+            if config.has_sinks
+            else None,
             output=linear("o_proj"),
-            post_attention_norm=self._norm(specs["post_attention_layernorm.weight"]),
+            after_attention=norm("after_attention"),
+            before_feed_forward=norm("before_feed_forward"),
             feed_forward=feed_forward(),
+            after_feed_forward=norm("after_feed_forward"),
         )
+
+    def _packed_mlps(self, specs: Mapping[str, TensorSpec]) -> list[Mlp]:
+        """Return the experts of tensors that hold all of them, gate and up in turns."""
+
+        def linears(name: str, stride: int) -> list[Linear]:
+            (weight,) = self._read([specs[f"{name}.weight"]])
+            (bias,) = self._read([specs[f"{name}.bias"]])
+            return [
+                self._packing.linear(
+                    [matrix.t()[start::stride].contiguous() for start in range(stride)],
+                    (matrix.shape[1], matrix.shape[0]),
+                    self._packing.merged(
+                        [vector[start::stride] for start in range(stride)], tuple(vector.shape)
+                    ),
+                )
+                for matrix, vector in zip(weight, bias, strict=True)
+            ]
+
+        pairs = zip(linears("gate_up", 2), linears("down", 1), strict=True)
+        return [Mlp(gate_up, down, self.config.activation) for gate_up, down in pairs]
 
 
 def _check_shape(spec: TensorSpec, tensor: torch.Tensor) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from broker.config_values import ConfigValues, UnsupportedModelError
-from broker.model_config import LayerConfig, ModelConfig
-from broker.rope import read_rope
+from broker.model_config import Experts, LayerConfig, ModelConfig
+from broker.rope import Rope, read_rope
 
 FULL_ATTENTION: Final = "full_attention"
 SLIDING_ATTENTION: Final = "sliding_attention"
@@ -83,8 +83,10 @@ class Family:
     layer_types: tuple[str, ...] = (FULL_ATTENTION,)
 
 
-def read_decoder(values: ConfigValues, family: str) -> ModelConfig:
+def read_decoder(values: ConfigValues, family: str, rope: Rope | None = None) -> ModelConfig:
     """Return a decoder with the blocks of Llama: what `dataclasses.replace` starts from.
+
+    A family that reads its rotation in another way gives it as ``rope``.
 
     Raises:
         UnsupportedModelError: A value is malformed, or two do not fit together.
@@ -105,7 +107,7 @@ def read_decoder(values: ConfigValues, family: str) -> ModelConfig:
             f"head_dim={head_dim} is odd, rotary embeddings need pairs; check config.json"
         )
     max_positions = values.whole_number("max_position_embeddings")
-    layer = LayerConfig(read_rope(values, max_positions))
+    layer = LayerConfig(read_rope(values) if rope is None else rope)
     return ModelConfig(
         family=family,
         hidden_size=hidden_size,
@@ -120,7 +122,6 @@ def read_decoder(values: ConfigValues, family: str) -> ModelConfig:
         qkv_bias=values.flag("attention_bias"),
         output_bias=values.flag("attention_bias"),
         mlp_bias=values.flag("mlp_bias"),
-        qk_norm=False,
         max_position_embeddings=max_positions,
         eos_token_ids=values.whole_numbers("eos_token_id"),
         dtype=str(values.get("dtype") or values.get("torch_dtype") or "float32"),
@@ -135,24 +136,46 @@ def window_of(values: ConfigValues, max_positions: int) -> int | None:
     return window if window < max_positions else None
 
 
-def with_windows(
-    config: ModelConfig, values: ConfigValues, computed: Sequence[str], window: int | None
-) -> ModelConfig:
-    """Return the config with ``window`` in its sliding layers.
-
-    The key ``layer_types`` says which those are; ``computed`` does where it is absent.
+def layer_types_of(values: ConfigValues, computed: Sequence[str]) -> Sequence[str]:
+    """Return the type of each layer: the key ``layer_types``, or ``computed`` where it is absent.
 
     Raises:
         UnsupportedModelError: There are not as many types as there are layers.
     """
     types: Sequence[str] = values.get("layer_types") or computed
-    if len(types) != config.num_layers:
+    if len(types) != len(computed):
         raise UnsupportedModelError(
-            f"config key layer_types has {len(types)} entries for {config.num_layers} layers; "
+            f"config key layer_types has {len(types)} entries for {len(computed)} layers; "
             "check config.json"
         )
+    return types
+
+
+def with_windows(config: ModelConfig, types: Sequence[str], window: int | None) -> ModelConfig:
+    """Return the config with ``window`` in the layers of sliding attention."""
     layers = [
         replace(layer, window=window if kind == SLIDING_ATTENTION else None)
         for layer, kind in zip(config.layers, types, strict=True)
     ]
     return replace(config, layers=tuple(layers))
+
+
+def experts_of(
+    values: ConfigValues,
+    count_key: str,
+    intermediate_size: int,
+    *,
+    normalised: bool,
+    is_packed: bool = False,
+) -> Experts:
+    """Return a mixture as its keys describe it.
+
+    Raises:
+        UnsupportedModelError: More of them should work for a row than there are.
+    """
+    count, active = values.whole_number(count_key), values.whole_number("num_experts_per_tok")
+    if active > count:
+        raise UnsupportedModelError(
+            f"config key num_experts_per_tok={active} with {count} experts; check config.json"
+        )
+    return Experts(count, active, intermediate_size, normalised, is_packed)

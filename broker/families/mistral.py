@@ -7,6 +7,7 @@ from broker.families.family import (
     DEFAULTS,
     SLIDING_ATTENTION,
     Family,
+    layer_types_of,
     read_decoder,
     window_of,
     with_windows,
@@ -16,8 +17,8 @@ from broker.model_config import ModelConfig
 
 def _read(values: ConfigValues) -> ModelConfig:
     config = read_decoder(values, "mistral")
-    window = window_of(values, config.max_position_embeddings)
-    return with_windows(config, values, [SLIDING_ATTENTION] * config.num_layers, window)
+    types = layer_types_of(values, [SLIDING_ATTENTION] * config.num_layers)
+    return with_windows(config, types, window_of(values, config.max_position_embeddings))
 
 
 FAMILIES = (

@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from broker.config_values import ConfigValues, UnsupportedModelError
+from broker.config_values import ConfigValues
 from broker.families.family import (
     DEFAULTS,
     FULL_ATTENTION,
     SLIDING_ATTENTION,
     Family,
+    experts_of,
+    layer_types_of,
     read_decoder,
     window_of,
     with_windows,
 )
-from broker.model_config import Experts, ModelConfig
+from broker.model_config import ModelConfig, QkNorm
 
 
 def _read_qwen2(values: ConfigValues) -> ModelConfig:
@@ -26,24 +28,15 @@ def _read_qwen2(values: ConfigValues) -> ModelConfig:
 
 
 def _read_qwen3(values: ConfigValues) -> ModelConfig:
-    return _with_windows(replace(read_decoder(values, "qwen3"), qk_norm=True), values)
+    return _with_windows(replace(read_decoder(values, "qwen3"), qk_norm=QkNorm.HEAD), values)
 
 
 def _read_qwen3_moe(values: ConfigValues) -> ModelConfig:
-    config = replace(read_decoder(values, "qwen3_moe"), qk_norm=True)
+    config = replace(read_decoder(values, "qwen3_moe"), qk_norm=QkNorm.HEAD)
     # The published files name one key, those that transformers 5 saves the other.
-    count = values.whole_number("num_local_experts", values.whole_number("num_experts"))
-    experts = Experts(
-        count=count,
-        active=values.whole_number("num_experts_per_tok"),
-        intermediate_size=values.whole_number("moe_intermediate_size"),
-        normalised=values.flag("norm_topk_prob"),
-    )
-    if experts.active > count:
-        raise UnsupportedModelError(
-            f"config key num_experts_per_tok={experts.active} with {count} experts; "
-            "check config.json"
-        )
+    count = "num_experts" if values.get("num_local_experts") is None else "num_local_experts"
+    size = values.whole_number("moe_intermediate_size")
+    experts = experts_of(values, count, size, normalised=values.flag("norm_topk_prob"))
     step, dense = (
         values.whole_number("decoder_sparse_step"),
         values.whole_numbers("mlp_only_layers"),
@@ -56,8 +49,8 @@ def _read_qwen3_moe(values: ConfigValues) -> ModelConfig:
     if not values.flag("use_sliding_window"):
         return config
     # In all layers: this family has no key that spares some.
-    window = window_of(values, config.max_position_embeddings)
-    return with_windows(config, values, [SLIDING_ATTENTION] * config.num_layers, window)
+    types = [SLIDING_ATTENTION] * config.num_layers
+    return with_windows(config, types, window_of(values, config.max_position_embeddings))
 
 
 def _with_windows(config: ModelConfig, values: ConfigValues) -> ModelConfig:
@@ -65,11 +58,12 @@ def _with_windows(config: ModelConfig, values: ConfigValues) -> ModelConfig:
     if not values.flag("use_sliding_window"):
         return config
     first = values.whole_number("max_window_layers", least=0)
-    types = [
+    computed = [
         FULL_ATTENTION if number < first else SLIDING_ATTENTION
         for number in range(config.num_layers)
     ]
-    return with_windows(config, values, types, window_of(values, config.max_position_embeddings))
+    types = layer_types_of(values, computed)
+    return with_windows(config, types, window_of(values, config.max_position_embeddings))
 
 
 _DEFAULTS: Final[Mapping[str, Any]] = {

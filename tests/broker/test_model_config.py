@@ -12,6 +12,7 @@ from broker.architecture import (
     parse_config,
     stage_bytes,
 )
+from broker.model_config import QkNorm
 from tests.support.checkpoints import FAMILIES, newer_layout
 
 # config.json as published on the hub, without keys that say nothing about the computation.
@@ -150,7 +151,6 @@ EXPECTED: Final[Mapping[str, ModelConfig]] = {
         qkv_bias=False,
         output_bias=False,
         mlp_bias=False,
-        qk_norm=False,
         max_position_embeddings=4096,
         eos_token_ids=(2,),
         dtype="float16",
@@ -181,7 +181,6 @@ EXPECTED: Final[Mapping[str, ModelConfig]] = {
         qkv_bias=False,
         output_bias=False,
         mlp_bias=False,
-        qk_norm=False,
         max_position_embeddings=131072,
         eos_token_ids=(128001,),
         dtype="bfloat16",
@@ -200,7 +199,6 @@ EXPECTED: Final[Mapping[str, ModelConfig]] = {
         qkv_bias=False,
         output_bias=False,
         mlp_bias=False,
-        qk_norm=False,
         max_position_embeddings=32768,
         eos_token_ids=(2,),
         dtype="bfloat16",
@@ -219,7 +217,6 @@ EXPECTED: Final[Mapping[str, ModelConfig]] = {
         qkv_bias=True,
         output_bias=False,
         mlp_bias=False,
-        qk_norm=False,
         max_position_embeddings=32768,
         eos_token_ids=(151643,),
         dtype="bfloat16",
@@ -238,7 +235,7 @@ EXPECTED: Final[Mapping[str, ModelConfig]] = {
         qkv_bias=False,
         output_bias=False,
         mlp_bias=False,
-        qk_norm=True,
+        qk_norm=QkNorm.HEAD,
         max_position_embeddings=40960,
         eos_token_ids=(151645,),
         dtype="bfloat16",
@@ -314,7 +311,9 @@ def test_a_window_as_large_as_the_context_is_no_window() -> None:
 def test_llama3_scaling_takes_the_context_as_original_where_none_is_named() -> None:
     scaling = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
     config = parse_config({**FAMILIES["llama"], "rope_scaling": scaling})
-    assert config.layers[0].rope.original_max_position_embeddings == context_limit(config) == 512
+    rope = config.layers[0].rope
+    assert rope is not None
+    assert rope.original_max_position_embeddings == context_limit(config) == 512
 
 
 @pytest.mark.parametrize(
@@ -323,8 +322,17 @@ def test_llama3_scaling_takes_the_context_as_original_where_none_is_named() -> N
         ("llama", "quantization_config", {"quant_method": "gptq"}),
         ("llama", "hidden_act", "gelu"),
         ("llama", "partial_rotary_factor", 0.5),
-        ("llama", "rope_scaling", {"type": "dynamic", "factor": 2.0}),
-        ("llama", "rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("llama", "rope_scaling", {"type": "xpos", "factor": 2.0}),
+        ("llama", "rope_scaling", {"rope_type": "yarn", "beta_fast": 32.0}),
+        ("phi4", "rope_scaling", {"type": "longrope", "short_factor": [1.0, 1.5]}),
+        ("phi4", "rope_scaling", {"type": "longrope", "short_factor": [1.0, 1.5, -1.0]}),
+        ("phi4", "partial_rotary_factor", 1.5),
+        ("smollm3", "no_rope_layers", [1, 0]),
+        ("gemma2", "hidden_activation", "relu"),
+        ("gemma3", "use_bidirectional_attention", True),
+        ("gemma3", "query_pre_attn_scalar", "auto"),
+        ("gpt_oss", "quantization_config", {"quant_method": "mxfp4"}),
+        ("granite", "logits_scaling", 0),
         ("llama", "rope_scaling", {"rope_type": "linear"}),
         ("llama", "rope_parameters", {"full_attention": {"rope_type": "default"}}),
         ("llama", "rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0.5}),

@@ -5,13 +5,8 @@ import pytest
 import torch
 
 from broker.architecture import ModelConfig, Rope, parse_config
-from nodes.decoder import (
-    RotaryTable,
-    attend_chunk,
-    attend_position,
-    chunk_mask,
-    inverse_frequencies,
-)
+from nodes.decoder import Scores, attend_chunk, attend_position, chunk_mask
+from nodes.rotary import RotaryTable, inverse_frequencies
 from tests.support.checkpoints import FAMILIES
 
 CPU = torch.device("cpu")
@@ -56,7 +51,7 @@ def test_attention_of_a_chunk_is_causal_from_its_offset(
     config = config_of(sliding_window=window)
     query, keys, values = random_qkv(config, start + n, n)
     mask = chunk_mask(config, window, range(start + n), n, torch.float32, CPU)
-    actual = attend_chunk(query, keys, values, mask)
+    actual = attend_chunk(query, keys, values, mask, Scores())
     expected = attend_by_definition(config, query, keys, values)
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
 
@@ -69,6 +64,7 @@ def test_attention_of_a_position_is_over_all_that_it_sees(length: int, num_kv_he
     actual = attend_position(
         query.view(1, num_kv_heads, -1, config.head_dim),
         torch.stack((keys, values)).transpose(1, 2),
+        Scores(),
     )
     expected = attend_by_definition(config, query, keys, values)
     torch.testing.assert_close(actual.reshape(1, -1), expected, atol=1e-6, rtol=1e-5)
@@ -102,11 +98,11 @@ def test_llama3_scaling_keeps_short_waves_divides_long_ones_and_blends_between()
 
 def test_the_rotation_of_a_position_does_not_depend_on_what_was_asked_before() -> None:
     config = config_of("qwen3")
+    rope = config.layers[0].rope
+    assert rope is not None
     positions = torch.tensor([3, 511, 512, 1300])
-    at_once = RotaryTable(config.layers[0].rope, config.head_dim, torch.float32, CPU)(
-        positions, 1301
-    )
-    stepwise = RotaryTable(config.layers[0].rope, config.head_dim, torch.float32, CPU)
+    at_once = RotaryTable(rope, config.head_dim, torch.float32, CPU)(positions, 1301)
+    stepwise = RotaryTable(rope, config.head_dim, torch.float32, CPU)
     stepwise(torch.tensor([0]), 1)
     for i, position in enumerate(positions.tolist()):
         cos, sin = stepwise(torch.tensor([position]), position + 1)

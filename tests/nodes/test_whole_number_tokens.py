@@ -38,6 +38,11 @@ CASES: Final[dict[str, Callable[[], Case]]] = {
     "qwen2-int8": partial(random_case, "qwen2", "int8"),
     "qwen2-int4-kv-bfloat16": partial(random_case, "qwen2", "int4", "bfloat16"),
     "qwen3-int8-kv-bfloat16": partial(random_case, "qwen3", "int8", "bfloat16"),
+    "qwen3_moe-int8": partial(random_case, "qwen3_moe", "int8"),
+    "qwen3_moe-int4": partial(random_case, "qwen3_moe", "int4"),
+    # Caps of scores and logits, and sinks, are computed outside torch's attention.
+    "gemma2-int8": partial(random_case, "gemma2", "int8"),
+    "gpt_oss-int8-kv-bfloat16": partial(random_case, "gpt_oss", "int8", "bfloat16"),
     "demo-int8": partial(demo_case, "int8"),
 }
 

@@ -41,6 +41,8 @@ _SHAPE: Final[Mapping[str, Any]] = {
     "bos_token_id": BOS_ID,
     "eos_token_id": EOS_ID,
     "torch_dtype": "float32",
+    # Some families' default lies outside so small a vocabulary.
+    "pad_token_id": UNKNOWN_ID,
 }
 
 # In the layout of transformers 4, in which most published checkpoints are.
@@ -135,17 +137,142 @@ FAMILIES: Final[Mapping[str, Mapping[str, Any]]] = {
         "decoder_sparse_step": 2,
         "tie_word_embeddings": True,
     },
+    "llama_yarn": {
+        **_SHAPE,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "head_dim": 20,
+        "rope_theta": 10000.0,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        "tie_word_embeddings": False,
+    },
+    "llama_dynamic": {
+        **_SHAPE,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "rope_theta": 10000.0,
+        "rope_scaling": {"type": "dynamic", "factor": 2.0},
+        "tie_word_embeddings": False,
+    },
+    "olmo2": {
+        **_SHAPE,
+        "architectures": ["Olmo2ForCausalLM"],
+        "model_type": "olmo2",
+        "rope_theta": 500000.0,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+    },
+    "smollm3": {
+        **_SHAPE,
+        "architectures": ["SmolLM3ForCausalLM"],
+        "model_type": "smollm3",
+        "rope_theta": 5000000.0,
+        "no_rope_layers": [1, 0, 1, 1, 0],
+        "use_sliding_window": False,
+        "tie_word_embeddings": True,
+    },
+    "granite": {
+        **_SHAPE,
+        "architectures": ["GraniteForCausalLM"],
+        "model_type": "granite",
+        "rope_theta": 10000.0,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.7,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.0,
+        "tie_word_embeddings": True,
+    },
+    "phi3": {
+        **_SHAPE,
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "sliding_window": 40,
+        "tie_word_embeddings": False,
+    },
+    "phi4": {
+        **_SHAPE,
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 256,
+        "rope_theta": 10000.0,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.0, 1.2, 1.5],
+            "long_factor": [1.0, 4.0, 16.0],
+        },
+        "tie_word_embeddings": True,
+    },
+    "gemma2": {
+        **_SHAPE,
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "head_dim": 10,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rope_theta": 10000.0,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 40,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 30.0,
+        "tie_word_embeddings": True,
+    },
+    "gemma3": {
+        **_SHAPE,
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "head_dim": 10,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 11,
+        "sliding_window_pattern": 3,
+        "tie_word_embeddings": True,
+    },
+    "gpt_oss": {
+        **_SHAPE,
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        "head_dim": 10,
+        "intermediate_size": 24,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "rope_theta": 150000.0,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 16,
+        },
+        "attention_bias": True,
+        "sliding_window": 12,
+        "tie_word_embeddings": False,
+    },
 }
 
 
 def newer_layout(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the same config as transformers 5 writes it."""
-    new = {
-        k: v for k, v in config.items() if k not in ("rope_theta", "rope_scaling", "torch_dtype")
-    }
+    moved = ("rope_theta", "rope_scaling", "rope_local_base_freq", "torch_dtype")
+    new = {k: v for k, v in config.items() if k not in moved}
     rope = dict(config.get("rope_scaling") or {})
     rope["rope_type"] = rope.pop("type", rope.get("rope_type", "default"))
-    new["rope_parameters"] = {"rope_theta": config["rope_theta"], **rope}
+    rope["rope_theta"] = config["rope_theta"]
+    new["rope_parameters"] = rope
+    if "rope_local_base_freq" in config:
+        local = {"rope_type": "default", "rope_theta": config["rope_local_base_freq"]}
+        new["rope_parameters"] = {"full_attention": rope, "sliding_attention": local}
     new["dtype"] = config["torch_dtype"]
     return new
 
@@ -166,8 +293,10 @@ def random_tensors(config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.
         values = torch.randn(shape, generator=generator)
         if name.endswith("norm.weight"):
             values = 1 + 0.2 * values
-        elif name.endswith(".bias"):
+        elif name.endswith("bias"):
             values = 0.3 * values
+        elif len(shape) == 1:
+            pass
         elif name == "model.embed_tokens.weight":
             values = values * (0.5 if parsed.tie_word_embeddings else 1.0)
         else:
