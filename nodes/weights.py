@@ -8,36 +8,22 @@ until it goes itself.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from broker.architecture import (
     ModelConfig,
-    TensorSpec,
     block_tensors,
     embedding_tensors,
     head_tensors,
 )
 from broker.plan import LayerRange
+from nodes.blocks import BlockReader, Tensors
 from nodes.decoder import BlockWeights
-from nodes.feed_forward import FeedForward, Mixture, Mlp
 from nodes.kernels import Int8Kernel
 from nodes.packed import Embedding, FloatEmbedding, FloatLinear, Linear, Norm
 from nodes.packing import Packing
-
-
-class WrongShapeError(Exception):
-    """A tensor of the checkpoint does not have the shape that config.json implies."""
-
-
-class Tensors(Protocol):
-    """Where weights come from: `nodes.checkpoint.TensorSource`, or made up when measuring."""
-
-    def load_tensor(self, name: str) -> torch.Tensor:
-        """Return the tensor of that name in the checkpoint, in any floating dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +57,7 @@ class LayerWeights:
         self.device = device or torch.device("cpu")
         self._packing = Packing(weights, self.device, kernel)
         self.dtype = self._packing.dtype
-        self._source = source
+        self._reader = BlockReader(config, source, self._packing)
         self._blocks: dict[int, BlockWeights] = {}
         self._embedding: Embedding | None = None
         self._head: HeadWeights | None = None
@@ -85,7 +71,7 @@ class LayerWeights:
         """
         if layer in self._blocks:
             return
-        block = self._load_block(layer)
+        block = self._reader.block(layer)
         with self._lock:
             self._blocks[layer] = block
 
@@ -98,7 +84,7 @@ class LayerWeights:
             if isinstance(tied, FloatLinear):
                 embedding = FloatEmbedding(tied.matrix)
             else:
-                embedding = self._packing.embedding(self._read([spec]), spec.shape)
+                embedding = self._packing.embedding(self._reader.read([spec]), spec.shape)
             with self._lock:
                 self._embedding = embedding
 
@@ -106,14 +92,14 @@ class LayerWeights:
         """Load final norm and head; a tied head shares an embedding that is here already."""
         if self._head is None:
             specs = head_tensors(self.config)
-            norm = self._norm(specs["norm.weight"])
+            norm = self._reader.norm(specs["norm.weight"])
             tied = self._embedding if self.config.tie_word_embeddings else None
             linear: Linear
             if isinstance(tied, FloatEmbedding):
                 linear = FloatLinear(tied.matrix)
             else:
                 spec = specs["head.weight"]
-                linear = self._packing.head(self._read([spec]), spec.shape)
+                linear = self._packing.head(self._reader.read([spec]), spec.shape)
             with self._lock:
                 self._head = HeadWeights(norm, linear)
 
@@ -199,92 +185,3 @@ class LayerWeights:
             )
             total += 0 if is_shared else head.linear.num_bytes
         return total + (embedding.num_bytes if embedding is not None else 0)
-
-    def _read(self, specs: Iterable[TensorSpec]) -> Iterator[torch.Tensor]:
-        """Read tensors one after the other, each when the one before is no longer needed."""
-        for spec in specs:
-            tensor = self._source.load_tensor(spec.name)
-            _check_shape(spec, tensor)
-            yield tensor
-
-    def _vector(self, *specs: TensorSpec) -> torch.Tensor:
-        return self._packing.merged(self._read(specs), (sum(s.shape[0] for s in specs),))
-
-    def _norm(self, spec: TensorSpec) -> Norm:
-        gains = (tensor.float() + self.config.norm_offset for tensor in self._read([spec]))
-        return Norm(self._packing.merged(gains, spec.shape), self.config.rms_norm_eps)
-
-    def _load_block(self, layer: int) -> BlockWeights:
-        config, specs = self.config, block_tensors(self.config, layer)
-
-        def linear(*names: str) -> Linear:
-            biases = [specs[f"{name}.bias"] for name in names if f"{name}.bias" in specs]
-            matrices = [specs[f"{name}.weight"] for name in names]
-            shape = sum(spec.shape[0] for spec in matrices), matrices[0].shape[1]
-            bias = self._vector(*biases) if biases else None
-            return self._packing.linear(self._read(matrices), shape, bias)
-
-        def mlp(prefix: str = "") -> Mlp:
-            names = ("gate_up_proj",) if config.is_fused else ("gate_proj", "up_proj")
-            gate_up = linear(*(f"{prefix}{name}" for name in names))
-            return Mlp(gate_up, linear(f"{prefix}down_proj"), config.activation)
-
-        def feed_forward() -> FeedForward:
-            experts = config.layers[layer].experts
-            if experts is None:
-                return mlp()
-            spec, bias = specs["router.weight"], specs.get("router.bias")
-            router = self._packing.merged(self._read([spec]), spec.shape)
-            parts = (
-                self._packed_mlps(specs)
-                if experts.is_packed
-                else [mlp(f"{number}.") for number in range(experts.count)]
-            )
-            return Mixture(experts, router, None if bias is None else self._vector(bias), parts)
-
-        def norm(place: str) -> Norm | None:
-            spec = specs.get(f"{place}.weight")
-            return None if spec is None else self._norm(spec)
-
-        return BlockWeights(
-            before_attention=norm("before_attention"),
-            qkv=linear("qkv_proj") if config.is_fused else linear("q_proj", "k_proj", "v_proj"),
-            q_norm=norm("q_norm"),
-            k_norm=norm("k_norm"),
-            sinks=self._vector(specs["sinks"]).view(config.num_kv_heads, -1)
-            if config.has_sinks
-            else None,
-            output=linear("o_proj"),
-            after_attention=norm("after_attention"),
-            before_feed_forward=norm("before_feed_forward"),
-            feed_forward=feed_forward(),
-            after_feed_forward=norm("after_feed_forward"),
-        )
-
-    def _packed_mlps(self, specs: Mapping[str, TensorSpec]) -> list[Mlp]:
-        """Return the experts of tensors that hold all of them, gate and up in turns."""
-
-        def linears(name: str, stride: int) -> list[Linear]:
-            (weight,) = self._read([specs[f"{name}.weight"]])
-            (bias,) = self._read([specs[f"{name}.bias"]])
-            return [
-                self._packing.linear(
-                    [matrix.t()[start::stride].contiguous() for start in range(stride)],
-                    (matrix.shape[1], matrix.shape[0]),
-                    self._packing.merged(
-                        [vector[start::stride] for start in range(stride)], tuple(vector.shape)
-                    ),
-                )
-                for matrix, vector in zip(weight, bias, strict=True)
-            ]
-
-        pairs = zip(linears("gate_up", 2), linears("down", 1), strict=True)
-        return [Mlp(gate_up, down, self.config.activation) for gate_up, down in pairs]
-
-
-def _check_shape(spec: TensorSpec, tensor: torch.Tensor) -> None:
-    if tuple(tensor.shape) != spec.shape:
-        raise WrongShapeError(
-            f"tensor {spec.name} has shape {tuple(tensor.shape)}, config.json implies "
-            f"{spec.shape}; the checkpoint's files do not belong together, fetch it again"
-        )

@@ -10,9 +10,10 @@ import torch
 
 from broker.architecture import parse_config
 from broker.control import ModelManifest
+from nodes.blocks import WrongShapeError
 from nodes.checkpoint import DamagedTensorError, MissingTensorError, TensorSource
 from nodes.ranges import RangeReader
-from nodes.weights import LayerWeights, WrongShapeError
+from nodes.weights import LayerWeights
 from tests.support.checkpoints import FAMILIES, manifest_of, random_tensors, write_checkpoint
 from tests.support.range_server import Answer, RangeServer, serve_ranges
 

@@ -31,13 +31,14 @@ from broker.work import (
     ReserveKind,
     Sampling,
 )
+from nodes.blocks import Tensors
 from nodes.compute import Pace
 from nodes.context import StageSettings, UnexpectedMessageError
 from nodes.device import DeviceCore
 from nodes.executor import StageExecutor
 from nodes.outgoing import Timers, ToGateway, ToStage
 from nodes.stage import StageCore
-from nodes.weights import LayerWeights, Tensors
+from nodes.weights import LayerWeights
 
 GATEWAY = "gateway-1"
 Deliver = Callable[[], None]
