@@ -53,6 +53,7 @@ def random_case(family: str, weights: str, kv_format: str = "float32") -> Case:
     """Return a random model of a family of `FAMILIES`."""
     # Wide enough for the four-bit kernel, and no multiple of anything else.
     raw = {**FAMILIES[family], "hidden_size": 128, "intermediate_size": 384, "head_dim": 18}
+    raw["moe_intermediate_size"] = 128
     return Case(load_weights(raw, weights=weights), kv_format)
 
 
