@@ -25,7 +25,7 @@ from planner.simulation.routing import (
     PAPER_JSQ,
     Routing,
 )
-from planner.variations import in_other_groups, in_other_roles
+from planner.variations import in_other_groups, in_other_roles, is_allowed
 
 ROUTINGS: Final = {
     "late": LATE_BINDING,
@@ -245,7 +245,8 @@ def choose(
 
     Args:
         trials: Where and on what candidates are tried. Runs are kept there for other choices.
-        candidates: Plans with routings, in the order of preference.
+        candidates: Plans with routings, in the order of preference; those with a role that a
+            device's owner does not allow are left out.
         value: What is made small.
         routings: The only ones that may be chosen; candidates with another get each of these.
             None: those of the candidates, and `ROUTINGS`.
@@ -258,6 +259,7 @@ def choose(
     offered = list(candidates)
     if routings is not None:
         offered = [replace(c, routing=routing) for c in offered for routing in routings]
+    offered = [c for c in offered if is_allowed(trials.site.table, c.members)]
     given = list({candidate.key: candidate for candidate in reversed(offered)}.values())
     given.reverse()
     if not given:

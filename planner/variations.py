@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import Final
 
 from broker.plan import Role
 from planner.groupings.search import GroupTable
 from planner.masks import members_of
 from planner.model import Roles
+from planner.owner import ROLES
 from planner.performance import Member
 from planner.roles import WORST, Score, score
-
-_ROLES: Final = (Role.PREFILL, Role.DECODE, Role.BOTH)
 
 
 def in_other_roles(table: GroupTable, members: Sequence[Member]) -> Iterator[tuple[Member, ...]]:
     """Yield the plans that can serve and differ in one replica's role."""
     for index, member in enumerate(members):
-        for role in _ROLES:
-            if role is not member.role:
-                found = _member(table, _group(member), role)
-                assert found is not None, "a member is a group that holds the model"
+        for role in ROLES:
+            found = None if role is member.role else _member(table, _group(member), role)
+            if found is not None:
                 changed = (*members[:index], found, *members[index + 1 :])
                 if _is_complete(changed):
                     yield changed
+
+
+def is_allowed(table: GroupTable, members: Sequence[Member]) -> bool:
+    """Whether the devices' owners allow every replica its role."""
+    return all(_member(table, _group(member), member.role) is not None for member in members)
 
 
 def in_other_groups(
@@ -74,7 +76,7 @@ def _regrouped(table: GroupTable, members: Sequence[Member]) -> Iterator[tuple[M
         if places[here] != bit or here == len(groups):
             moved = list(places)
             moved[here] ^= bit
-            for role in _ROLES:
+            for role in ROLES:
                 yield _plan(table, [*moved[:-1], bit], [*roles, role])
     for one, other in combinations(home, 2):
         if home[one] != home[other]:
@@ -86,14 +88,19 @@ def _regrouped(table: GroupTable, members: Sequence[Member]) -> Iterator[tuple[M
 
 
 def _plan(table: GroupTable, groups: Sequence[int], roles: Sequence[Role]) -> tuple[Member, ...]:
-    """Return the replicas of groups; devices that cannot hold the model together are idle."""
+    """Return the replicas of groups.
+
+    Devices are idle that cannot hold the model together, or whose owners do not allow the role.
+    """
     made = (_member(table, group, role) for group, role in zip(groups, roles, strict=True))
     return tuple(member for member in made if member is not None)
 
 
 def _member(table: GroupTable, group: int, role: Role) -> Member | None:
     options = table.options(group) if group else None
-    return None if options is None else Member(role, getattr(options, role.value))
+    if options is None or role not in options.roles:
+        return None
+    return Member(role, getattr(options, role.value))
 
 
 def _group(member: Member) -> int:

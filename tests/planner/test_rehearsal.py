@@ -3,13 +3,16 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import planner
+from broker.plan import Role
 from planner import DeviceSpec, InfeasiblePlanError, Workload
 from planner.candidates import ROUTINGS, total_delay
+from planner.owner import Owner
 from planner.simulation import SimRequest
 from planner.simulation.routing import LATE_BINDING
 from planner.simulation.workloads import constant, fixed_period, lognormal, requests
@@ -44,6 +47,13 @@ def test_a_plan_is_rehearsed_for_the_gateways_routing_unless_others_are_allowed(
     assert ours.routing == LATE_BINDING
     assert anyhow.routing in ROUTINGS.values()
     assert total_delay(anyhow.served) <= total_delay(ours.served)
+
+
+def test_a_rehearsed_plan_gives_no_device_a_role_that_its_owner_does_not_allow() -> None:
+    limited = [replace(d, owner=Owner(phases=frozenset({Role.DECODE}))) for d in fog()[1:]]
+    found = planner.rehearse([fog()[0], *limited], MODEL, WORK, [sample(0)], routings=None)
+    roles = {s.device: replica.role for replica in found.plan.replicas for s in replica.stages}
+    assert {roles.get(d.id, Role.DECODE) for d in limited} == {Role.DECODE}
 
 
 def test_rehearsing_is_repeatable() -> None:
