@@ -12,8 +12,8 @@ A row's result never depends on how many other rows come with it (design, sectio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from typing import Final, NamedTuple, Protocol
 
 import torch
@@ -26,6 +26,10 @@ _SLICE_ROWS: Final = 256  # what stays in the caches of small processors
 _SMALLEST_STEP: Final = 1e-30
 _INT4_ROWS: Final = 16  # the kernel takes rows of weights by so many
 _INT4_LEVELS: Final = 7
+
+
+Bare = Callable[[], object]
+"""A call whose time is measured; what it gives is not used."""
 
 
 class Norm:
@@ -60,6 +64,9 @@ class Linear(Protocol):
         With ``norm``, of the normalised rows, which then need not be written down.
         """
 
+    def bare(self, x: torch.Tensor) -> Bare:
+        """Return a call of the kernel alone with rows like ``x``: the floor of a call's time."""
+
     @property
     def num_bytes(self) -> int:
         """Bytes in memory."""
@@ -73,6 +80,9 @@ class FloatLinear:
 
     def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
         return F.linear(norm(x) if norm else x, self.matrix, self._bias)
+
+    def bare(self, x: torch.Tensor) -> Bare:
+        return partial(F.linear, x, self.matrix)
 
     @property
     def num_bytes(self) -> int:
@@ -105,9 +115,10 @@ def encode(x: torch.Tensor, bits: int, norm: Norm | None = None) -> Codes:
     scales = rounded[:, columns:].contiguous()
     if scales.storage_offset() % 4:
         scales = scales.clone()
-    # A row that is no number has codes nevertheless; this keeps its result from being one.
-    factors = norm.factors(x) if norm else x.amax(-1, keepdim=True).mul_(0).add_(1)
-    step, offset = (scales.view(torch.float32) * factors).split(1, 1)
+    scales = scales.view(torch.float32)
+    # A row that is no number has codes nevertheless; neither way is its result a number.
+    scales = scales * norm.factors(x) if norm else scales + x.amax(-1, keepdim=True).mul_(0)
+    step, offset = scales.chunk(2, 1)
     whole = rounded[:, :columns].contiguous()
     if bits < FULL_BITS:
         # Halves lie in the middle of the two codes that they stand for.
@@ -132,7 +143,14 @@ class Int8Linear:
         self._values_bytes = values.nbytes
 
     def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
-        return self.of_codes(encode(x, self._bits, norm))
+        return self.of_codes(self.encode(x, norm))
+
+    def bare(self, x: torch.Tensor) -> Bare:
+        return partial(self._product, self.encode(x).whole)
+
+    def encode(self, x: torch.Tensor, norm: Norm | None = None) -> Codes:
+        """Return rows as this matrix and those of the same kernel take them."""
+        return encode(x, self._bits, norm)
 
     def of_codes(self, codes: Codes) -> torch.Tensor:
         """Return float32 (n, rows) of rows that are encoded already."""
@@ -146,13 +164,22 @@ class Int8Linear:
 
 
 class StackedLinear:
-    """Matrices below each other, each packed alone: packing a large one takes little memory."""
+    """Matrices below each other, each packed alone: packing a large one takes little memory.
 
-    def __init__(self, parts: Sequence[Linear]) -> None:
+    Args:
+        parts: At least one; all for the same kernel.
+    """
+
+    def __init__(self, parts: Sequence[Int8Linear]) -> None:
         self._parts = tuple(parts)
 
     def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
-        return torch.cat([part(x, norm) for part in self._parts], -1)
+        codes = self._parts[0].encode(x, norm)
+        return torch.cat([part.of_codes(codes) for part in self._parts], -1)
+
+    def bare(self, x: torch.Tensor) -> Bare:
+        calls = [part.bare(x) for part in self._parts]
+        return lambda: [call() for call in calls]
 
     @property
     def num_bytes(self) -> int:
@@ -176,11 +203,17 @@ class Int4Linear:
 
     def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
         normed = x * norm.gains * norm.factors(x) if norm else x
-        result: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            normed.bfloat16(), self._packed, INT4_GROUP, self._steps
-        )
-        result = result[:, : self._rows].to(x.dtype)
+        result = self._product(normed.bfloat16())[:, : self._rows].to(x.dtype)
         return result if self._bias is None else result.add_(self._bias)
+
+    def bare(self, x: torch.Tensor) -> Bare:
+        return partial(self._product, x.bfloat16())
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x, self._packed, INT4_GROUP, self._steps
+        )
+        return result
 
     @property
     def num_bytes(self) -> int:

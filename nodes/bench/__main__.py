@@ -17,16 +17,18 @@ from typing import Final
 import psutil
 import torch
 
+from broker.architecture import is_integer
 from broker.codec import decode_control, encode_control
 from nodes.bench.ours import OurEngine, Step
-from nodes.bench.task import BenchError, BenchMemory, BenchRow, BenchTask, Said
+from nodes.bench.task import BenchError, BenchFloor, BenchMemory, BenchRow, BenchTask, Said
 from nodes.bench.theirs import TransformersEngine
 from nodes.measure import CHUNK_TOKENS
 
 _MAX_ROUNDS: Final = 25
 _MIN_ROUNDS: Final = 2
-_BANDWIDTH_ELEMENTS: Final = 1 << 28  # 1 GiB of float32, more than any cache
-_OURS, _THEIR_INT8, _THEIR_FLOAT32, _KERNELS = "ours", "int8", "float32", "kernels"
+_BANDWIDTH_ELEMENTS: Final = 1 << 27  # half a GiB of float32, more than any cache
+_OURS, _THEIR_INT8, _THEIR_FLOAT32 = "ours", "int8", "float32"
+_KERNELS, _READ = "kernels", "read"
 
 Rounds = list[dict[str, float]]
 """Seconds of each engine, round by round."""
@@ -46,11 +48,12 @@ def run(task: BenchTask) -> Iterator[Said]:
     """Load, then measure phase by phase."""
     folder = Path(task.folder)
     yield Said(doing=f"loading {task.weights}")
-    ours = OurEngine(folder, task.weights, task.threads)
+    device = choose_device(task.weights)
+    ours = OurEngine(folder, task.weights, task.threads, device)
     ours.prefill(task.prompt_tokens)()
     peak_bytes = _peak_bytes()  # before the others, and before a gigabyte to read
     yield Said(doing="memory bandwidth")
-    bandwidth = memory_bandwidth()
+    memory = MemoryReader(device)
     yield Said(
         memory=BenchMemory(
             shape=task.shape,
@@ -58,7 +61,8 @@ def run(task: BenchTask) -> Iterator[Said]:
             load_seconds=ours.load_seconds,
             weight_bytes=ours.weights.num_bytes,
             peak_bytes=peak_bytes,
-            bandwidth_bytes_per_second=bandwidth,
+            bandwidth_bytes_per_second=memory.bandwidth(),
+            device=device.type,
         )
     )
     if task.trained_texts:
@@ -66,24 +70,28 @@ def run(task: BenchTask) -> Iterator[Said]:
     theirs: dict[str, TransformersEngine] = {}
     if task.with_transformers:
         yield Said(doing="loading transformers")
-        theirs[_THEIR_FLOAT32] = TransformersEngine(folder, is_int8=False)
-        yield Said(doing="loading transformers int8")
-        theirs[_THEIR_INT8] = TransformersEngine(folder, is_int8=True)
+        theirs[_THEIR_FLOAT32] = TransformersEngine(folder, device, is_int8=False)
+        if device.type == "cpu":
+            yield Said(doing="loading transformers int8")
+            theirs[_THEIR_INT8] = TransformersEngine(folder, device, is_int8=True)
     yield Said(doing=f"prefill of {task.prompt_tokens} tokens")
     steps = {name: engine.prefill(task.prompt_tokens) for name, engine in theirs.items()}
     steps |= {
         _OURS: ours.prefill(task.prompt_tokens),
         _KERNELS: ours.products_of_prompt(task.prompt_tokens),
+        _READ: memory.read,
     }
     rounds = time_rounds(steps, task.seconds)
-    yield Said(row=_row(task, "prefill", 1, task.prompt_tokens, rounds, ours, bandwidth))
+    passes = -(-task.prompt_tokens // CHUNK_TOKENS) * ours.bytes_per_step / memory.num_bytes
+    yield _said(task, "prefill", 1, task.prompt_tokens, rounds, passes)
     for batch in task.batches:
         yield Said(doing=f"decode, batch {batch}")
         steps = {name: e.decode(batch, task.context_tokens) for name, e in theirs.items()}
         steps[_OURS] = ours.decode(batch, task.context_tokens)
-        steps[_KERNELS] = ours.products(batch, batch)
+        steps |= {_KERNELS: ours.products(batch, batch), _READ: memory.read}
         rounds = time_rounds(steps, task.seconds)
-        yield Said(row=_row(task, "decode", batch, task.context_tokens, rounds, ours, bandwidth))
+        passes = ours.bytes_per_step / memory.num_bytes
+        yield _said(task, "decode", batch, task.context_tokens, rounds, passes)
 
 
 def time_rounds(steps: Mapping[str, Step], seconds: float) -> Rounds:
@@ -99,29 +107,32 @@ def time_rounds(steps: Mapping[str, Step], seconds: float) -> Rounds:
     return rounds
 
 
-def _row(
-    task: BenchTask,
-    phase: str,
-    batch: int,
-    tokens: int,
-    rounds: Rounds,
-    ours: OurEngine,
-    bandwidth: float,
-) -> BenchRow:
+def _said(
+    task: BenchTask, phase: str, batch: int, tokens: int, rounds: Rounds, reads: float
+) -> Said:
+    """Return a row and its floor; ``reads``: what ours reads, in what `MemoryReader` reads."""
     seconds = statistics.median(times[_OURS] for times in rounds)
-    passes = -(-tokens // CHUNK_TOKENS) if phase == "prefill" else 1
-    return BenchRow(
-        shape=task.shape,
-        weights=task.weights,
-        phase=phase,
-        batch=batch,
-        tokens=tokens,
-        threads=task.threads,
-        tokens_per_second=(tokens if phase == "prefill" else batch) / seconds,
-        ratio_to_transformers_int8=_ratio(rounds, _THEIR_INT8),
-        ratio_to_transformers_float32=_ratio(rounds, _THEIR_FLOAT32),
-        share_of_bandwidth_limit=passes * ours.bytes_per_step / seconds / bandwidth,
-        share_of_kernels=statistics.median(t[_KERNELS] / t[_OURS] for t in rounds),
+    return Said(
+        row=BenchRow(
+            shape=task.shape,
+            weights=task.weights,
+            phase=phase,
+            batch=batch,
+            tokens=tokens,
+            threads=task.threads,
+            tokens_per_second=(tokens if phase == "prefill" else batch) / seconds,
+            ratio_to_transformers_int8=_ratio(rounds, _THEIR_INT8),
+            ratio_to_transformers_float32=_ratio(rounds, _THEIR_FLOAT32),
+            share_of_bandwidth_limit=reads * (_ratio(rounds, _READ) or 0.0),
+        ),
+        floor=BenchFloor(
+            shape=task.shape,
+            weights=task.weights,
+            phase=phase,
+            batch=batch,
+            seconds=statistics.median(times[_KERNELS] for times in rounds),
+            share=_ratio(rounds, _KERNELS) or 0.0,
+        ),
     )
 
 
@@ -147,20 +158,38 @@ def format_error(task: BenchTask) -> BenchError:
     )
 
 
-def memory_bandwidth() -> float:
-    """Return the bytes per second at which all threads together read memory."""
-    data = torch.ones(_BANDWIDTH_ELEMENTS)
-    best = 0.0
-    for read in (data.sum, data.amax):
-        read()
-        seconds = statistics.median(_seconds(read) for _ in range(5))
-        best = max(best, data.nbytes / seconds)
-    return best
+class MemoryReader:
+    """Reads more memory than caches hold, with all threads."""
+
+    def __init__(self, device: torch.device) -> None:
+        data = torch.ones(_BANDWIDTH_ELEMENTS, device=device)
+        self.num_bytes = data.nbytes
+        ways: list[Step] = [data.sum, data.amax]
+        self._seconds, self.read = min(
+            ((_median_seconds(read), read) for read in ways), key=lambda way: way[0]
+        )
+
+    def bandwidth(self) -> float:
+        """Return the bytes per second at which this read at first."""
+        return self.num_bytes / self._seconds
+
+
+def choose_device(weights: str) -> torch.device:
+    """Return the GPU when there is one; the CPU holds whole numbers all the same."""
+    use_gpu = torch.cuda.is_available() and not is_integer(weights)
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def _median_seconds(step: Step) -> float:
+    step()
+    return statistics.median(_seconds(step) for _ in range(5))
 
 
 def _seconds(step: Step) -> float:
     start = time.perf_counter()
     step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # a step has only been queued
     return time.perf_counter() - start
 
 

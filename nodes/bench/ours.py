@@ -57,11 +57,13 @@ class OurEngine:
         weights: The weights in memory.
     """
 
-    def __init__(self, folder: Path, weights: str, threads: int) -> None:
+    def __init__(
+        self, folder: Path, weights: str, threads: int, device: torch.device | None = None
+    ) -> None:
         config = parse_config(json.loads((folder / "config.json").read_bytes()))
         kernel = choose_int8_kernel(None, threads) if weights in ("int8", "int4") else None
         start = time.perf_counter()
-        store = LayerWeights(config, FolderTensors(folder), weights, kernel=kernel)
+        store = LayerWeights(config, FolderTensors(folder), weights, device, kernel)
         store.add_embedding()
         for layer in range(config.num_layers):
             store.add(layer)
@@ -122,11 +124,11 @@ class OurEngine:
         return torch.cat(parts)
 
     def products(self, rows: int, head_rows: int) -> Step:
-        """Return a call that makes only a pass's matrix products: the floor of its time."""
+        """Return a call of a pass's kernels alone: the floor of its time."""
         weights, config = self.weights, self.weights.config
 
         def x(columns: int, rows: int = rows) -> torch.Tensor:
-            return torch.randn(rows, columns, dtype=weights.dtype)
+            return torch.randn(rows, columns, dtype=weights.dtype, device=weights.device)
 
         hidden, last = x(config.hidden_size), x(config.hidden_size, head_rows)
         attended = x(config.num_heads * config.head_dim)
@@ -136,15 +138,11 @@ class OurEngine:
             work += block.feed_forward.products(hidden)
         if head_rows:
             work.append((weights.head.linear, last))
-
-        def run() -> None:
-            for linear, rows in work:
-                linear(rows)
-
-        return run
+        calls = [linear.bare(x) for linear, x in work]
+        return lambda: [call() for call in calls]
 
     def products_of_prompt(self, num_tokens: int) -> Step:
-        """Return a call that makes only the matrix products of a prompt's chunks."""
+        """Return a call of the kernels alone of a prompt's chunks."""
         sizes = [
             min(CHUNK_TOKENS, num_tokens - start) for start in range(0, num_tokens, CHUNK_TOKENS)
         ]
@@ -156,7 +154,9 @@ class OurEngine:
     def bytes_per_step(self) -> int:
         """Bytes of the matrices that a step of one row reads."""
         weights = self.weights
-        row = torch.zeros((1, weights.config.hidden_size), dtype=weights.dtype)
+        row = torch.zeros(
+            (1, weights.config.hidden_size), dtype=weights.dtype, device=weights.device
+        )
         linears = [weights.head.linear]
         for block in map(weights.block, weights.layers):
             linears += [block.qkv, block.output]

@@ -43,8 +43,8 @@ class BenchRow(Control, frozen=True, kw_only=True):
         tokens: Length of the prompt, or positions that each row of a step has.
         ratio_to_transformers_int8: Median over rounds of its time over ours; None without it.
         ratio_to_transformers_float32: The same for its float32.
-        share_of_bandwidth_limit: Bytes of weights per second, over what memory gives.
-        share_of_kernels: Time of the matrix products alone, over that of the whole.
+        share_of_bandwidth_limit: Bytes of weights per second, over what memory gives; median
+            over rounds that read memory as well.
     """
 
     shape: str
@@ -57,7 +57,22 @@ class BenchRow(Control, frozen=True, kw_only=True):
     ratio_to_transformers_int8: float | None
     ratio_to_transformers_float32: float | None
     share_of_bandwidth_limit: float
-    share_of_kernels: float
+
+
+class BenchFloor(Control, frozen=True, kw_only=True):
+    """The kernels alone of what a `BenchRow` measures.
+
+    Attributes:
+        seconds: Median of the sum of their times.
+        share: Median over rounds of their time over that of the whole.
+    """
+
+    shape: str
+    weights: str
+    phase: str
+    batch: int
+    seconds: float
+    share: float
 
 
 class BenchMemory(Control, frozen=True, kw_only=True):
@@ -66,6 +81,7 @@ class BenchMemory(Control, frozen=True, kw_only=True):
     Attributes:
         weight_bytes: Of the weights in memory.
         peak_bytes: Largest resident memory of the process, torch included, transformers not.
+        device: ``cpu`` or ``cuda``, where the weights are.
     """
 
     shape: str
@@ -74,6 +90,7 @@ class BenchMemory(Control, frozen=True, kw_only=True):
     weight_bytes: int
     peak_bytes: int
     bandwidth_bytes_per_second: float
+    device: str = "cpu"
 
 
 class BenchError(Control, frozen=True, kw_only=True):
@@ -95,5 +112,6 @@ class Said(Control, frozen=True, kw_only=True):
 
     doing: str = ""
     row: BenchRow | None = None
+    floor: BenchFloor | None = None
     memory: BenchMemory | None = None
     error: BenchError | None = None

@@ -19,13 +19,15 @@ class TransformersEngine:
         ModuleNotFoundError: transformers is not installed.
     """
 
-    def __init__(self, folder: Path, *, is_int8: bool) -> None:
+    def __init__(self, folder: Path, device: torch.device, *, is_int8: bool) -> None:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         logging.set_verbosity_error()
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self._model.to(device)
+        self._device = device
         # It was called `past_key_values` until 5.39.
         accepted = inspect.signature(self._model.forward).parameters
         self._cache = "cache" if "cache" in accepted else "past_key_values"
@@ -45,7 +47,7 @@ class TransformersEngine:
 
     def prefill(self, num_tokens: int) -> Step:
         """Return a call that takes a whole prompt in and gives the last position's logits."""
-        ids = torch.tensor([token_ids(num_tokens, self._model.config.vocab_size)])
+        ids = self._tensor([token_ids(num_tokens, self._model.config.vocab_size)])
 
         def run() -> object:
             return self._model(input_ids=ids, use_cache=True, logits_to_keep=1).logits
@@ -55,9 +57,9 @@ class TransformersEngine:
     def decode(self, batch: int, context: int) -> Step:
         """Return a call that makes one step of ``batch`` rows with ``context`` positions each."""
         vocabulary = self._model.config.vocab_size
-        prompt = torch.tensor([token_ids(context, vocabulary)]).expand(batch, -1)
+        prompt = self._tensor([token_ids(context, vocabulary)]).expand(batch, -1)
         past = self._model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
-        ids = torch.tensor(token_ids(batch, vocabulary))[:, None]
+        ids = self._tensor(token_ids(batch, vocabulary))[:, None]
 
         def run() -> object:
             logits = self._model(input_ids=ids, use_cache=True, **{self._cache: past}).logits
@@ -65,3 +67,6 @@ class TransformersEngine:
             return logits
 
         return run
+
+    def _tensor(self, ids: list[int] | list[list[int]]) -> torch.Tensor:
+        return torch.tensor(ids, device=self._device)

@@ -49,7 +49,10 @@ def test_every_phase_is_a_row_with_ratios_to_both_kinds_of_transformers(
         assert row.tokens_per_second > 0
         assert row.ratio_to_transformers_int8 is not None
         assert row.ratio_to_transformers_float32 is not None
-        assert row.share_of_kernels > 0
+        assert row.share_of_bandwidth_limit > 0
+    floors = [line.floor for line in said if line.floor is not None]
+    assert [(floor.phase, floor.batch) for floor in floors] == [(r.phase, r.batch) for r in rows]
+    assert all(floor.seconds > 0 and floor.share > 0 for floor in floors)
     (memory,) = [line.memory for line in said if line.memory is not None]
     assert memory.peak_bytes > memory.weight_bytes > 0
 
@@ -67,7 +70,7 @@ def test_without_transformers_there_are_rows_without_ratios(
 
 def test_our_engine_and_transformers_are_given_the_same_work(folder: Path) -> None:
     ours = OurEngine(folder, "float32", 1)
-    theirs = TransformersEngine(folder, is_int8=False)
+    theirs = TransformersEngine(folder, torch.device("cpu"), is_int8=False)
     with torch.inference_mode():
         expected = theirs.prefill(150)()
         assert isinstance(expected, torch.Tensor)
