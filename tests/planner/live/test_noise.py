@@ -121,6 +121,14 @@ def test_a_slow_link_is_planned_for_once() -> None:
     assert "the link of a has changed: rate 1.0 MB/s" in bench.plan.trigger
 
 
+def test_a_fast_link_on_a_busy_host_is_a_fast_link() -> None:
+    bench = serving()
+    for rate, latency in ((1.8e7, 0.0019), (1e8, 0.0003), (5e7, 0.001)):
+        bench.telemetry["a"] = Telemetry(link_bytes_per_second=rate, link_latency_seconds=latency)
+        bench.run(60)
+    assert bench.plan.version == 1
+
+
 def test_memory_that_others_took_is_planned_for_and_used_again_when_it_is_back() -> None:
     bench = serving()
     before = stages(bench.plan)
