@@ -120,6 +120,13 @@ class Delivery:
                 ledger.suspect(replica, now)
             ledger.requeue(request, f"no token for {quiet_seconds:.0f} s", now)
             return
+        if quiet_seconds >= settings.quiet_seconds:
+            decodes = request.phase is Phase.DECODE
+            needed = (request.binding.decode,) if decodes else request.binding.replicas
+            silent = ledger.silent_device(needed, now)
+            if silent is not None and ledger.is_replaceable(silent, now):
+                ledger.requeue(request, f"device {silent} is silent", now, whole=True)
+                return
         if now >= request.resend_at and self._is_missing(request, quiet_seconds):
             self._ask_again(request, now)
         if request.phase is not Phase.DECODE and now >= request.repeat_at:

@@ -95,6 +95,7 @@ class Dispatcher:
 
     def handle(self, sender: str, event: Event, now: float) -> Actions:
         """Take in what the node ``sender`` says; the broker vouches for the name."""
+        self._ledger.liveness.heard(sender, now)
         match event:
             case Tokens():
                 for row in event.rows:
@@ -109,9 +110,15 @@ class Dispatcher:
                 self._delivery.lost(sender, event, now)
         return self._actions(now)
 
+    def reported(self, device: str, now: float) -> None:
+        """A device has sent telemetry."""
+        self._ledger.liveness.reported(device, now)
+
     def fog_changed(self, view: FogView, now: float) -> Actions:
         """Take in what is known of the fog now; attempts on lost stages are queued again."""
         ledger = self._ledger
+        for device in view.devices.values():
+            ledger.liveness.heard(device.id, device.seen_at)
         ledger.view = view
         ledger.complete = view.complete_replicas
         ledger.largest_complete = largest_request_tokens(ledger.complete)

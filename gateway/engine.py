@@ -45,7 +45,7 @@ from broker.transport import (
 from gateway import report
 from gateway.dispatch import Actions, Dispatcher, DispatchSettings, FailedOutcome
 from gateway.fogview import FogView
-from gateway.intake import Intake
+from gateway.intake import Intake, Reported
 from gateway.journal import Journal, NoJournal
 from gateway.lengths import LengthsNews
 from gateway.measures import Measures
@@ -301,6 +301,8 @@ class FogEngine:
             self._meet_own_status(taken)
         elif isinstance(taken, FogView):
             self._fog_changed()
+        elif isinstance(taken, Reported):
+            self._dispatcher.reported(taken.device, now)
         else:
             sender, event = taken
             self._apply(self._dispatcher.handle(sender, event, now))

@@ -6,6 +6,7 @@ topic, counted by kind of topic, and dropped: one bad peer must not stop the gat
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from broker.codec import DecodeError, decode_control, decode_frame
@@ -44,7 +45,16 @@ _TOPICS: tuple[Topic[Any], ...] = (
     MODEL,
     GATEWAY_STATUS,
 )
-Taken = FogView | GatewayStatus | tuple[str, Event]
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A device, or an agent for it, sent telemetry."""
+
+    device: str
+
+
+Taken = FogView | GatewayStatus | Reported | tuple[str, Event]
 
 
 class Intake:
@@ -76,7 +86,7 @@ class Intake:
 
         Returns:
             The view if something about routing may have changed, this gateway's own status,
-            or an event and its sender; None if there is nothing to do.
+            who sent telemetry, or an event and its sender; None if there is nothing to do.
         """
         for topic in _TOPICS:
             names = topic.match(message.topic)
@@ -87,7 +97,7 @@ class Intake:
             return None
         if topic is DEVICE_TELEMETRY:
             self._take_telemetry(names["device"], message, now)
-            return None
+            return Reported(names["device"])
         try:
             return self._take(topic, names, message.payload, now)
         except DecodeError as error:

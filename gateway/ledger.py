@@ -17,6 +17,7 @@ from broker.work import Data, RequestKey
 from gateway.attempt import Address, Postbox, Request, master_of
 from gateway.fogview import FogView
 from gateway.lifecycle import Event, Phase
+from gateway.liveness import Liveness
 from gateway.measures import Measures
 from gateway.occupancy import Occupancy
 from gateway.releases import Releases
@@ -35,6 +36,8 @@ class DispatchSettings:
         grant_wait_seconds: How long one grant is held while the other is not given.
         answer_seconds: How long a master may leave `Reserve` unanswered.
         stall_seconds: Without a new token for that long, ask for it again.
+        quiet_seconds: Without a new token for that long the attempt is given up if one of
+            its devices is silent and others can take the request (`gateway.liveness`).
         silence_seconds: Without a new token for that long the attempt is given up; added
             to it is ``patience`` times what prefill or a step takes by measured rates.
         max_losses: Attempts that the fog may lose or refuse before the request fails.
@@ -49,6 +52,7 @@ class DispatchSettings:
     grant_wait_seconds: float = 2.0
     answer_seconds: float = 10.0
     stall_seconds: float = 2.0
+    quiet_seconds: float = 2.0
     silence_seconds: float = 20.0
     patience: float = 4.0
     max_losses: int = 20
@@ -110,6 +114,7 @@ class Ledger:
         self.settings = settings
         self.measures = measures
         self.occupancy = Occupancy(measures)
+        self.liveness = Liveness()
         self.view = FogView()
         self.complete: tuple[Replica, ...] = ()
         self.largest_complete = 0
@@ -224,6 +229,26 @@ class Ledger:
         """Return the load of ``replicas``, perhaps as if one request were not there."""
         others = (request for request in self.requests.values() if request is not without)
         return self.occupancy.loads(replicas, others, now)
+
+    def answering(self, now: float) -> tuple[Replica, ...]:
+        """Return the complete replicas of which no device is silent; all, if there is none."""
+        found = tuple(r for r in self.complete if self.silent_device((r,), now) is None)
+        return found or self.complete
+
+    def silent_device(self, replicas: Sequence[Replica], now: float) -> str | None:
+        """Return a device of ``replicas`` that has been silent for longer than usual."""
+        for replica in replicas:
+            for stage in replica.stages:
+                if self.liveness.silent_seconds(stage.device, now) is not None:
+                    return stage.device
+        return None
+
+    def is_replaceable(self, device: str, now: float) -> bool:
+        """Whether requests can go on without a device."""
+        return all(
+            device not in {stage.device for stage in replica.stages}
+            for replica in self.answering(now)
+        )
 
     def suspect(self, replica: Replica, now: float) -> None:
         """Avoid a replica for a while."""

@@ -26,8 +26,8 @@ class Liveness:
         self._gaps: dict[str, float] = {}
 
     def heard(self, device: str, now: float) -> None:
-        """A device said something of a request."""
-        self._heard[device] = now
+        """A device said something, of itself or of a request."""
+        self._heard[device] = max(now, self._heard.get(device, now))
 
     def reported(self, device: str, now: float) -> None:
         """A device reported, as it does from time to time."""
@@ -38,7 +38,8 @@ class Liveness:
             known = self._gaps.get(device)
             if known is None or gap <= 3 * known:
                 self._gaps[device] = gap if known is None else known + _WEIGHT * (gap - known)
-        self._reported[device] = self._heard[device] = now
+        self._reported[device] = now
+        self.heard(device, now)
 
     def silent_seconds(self, device: str, now: float) -> float | None:
         """Return for how long a device has been silent, if that is longer than usual.

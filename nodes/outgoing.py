@@ -50,7 +50,7 @@ class Timers:
         gateway_loss: Requests of a lost gateway are released after this.
     """
 
-    repeat: float = 1.0
+    repeat: float = 0.5
     repeats: int = 6
     grant: float = 10.0
     announce: float = 5.0

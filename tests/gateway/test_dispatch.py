@@ -241,6 +241,105 @@ def test_a_lost_device_sends_the_request_on_with_its_tokens(phase: Phase, device
     assert released == {"p0", "p1", "d0", "d1", "d2"} - {device}
 
 
+def report(run: Run, seconds: float) -> None:
+    """Let time pass; every device that is not silent reports every two seconds."""
+    end = run.now + seconds
+    while run.now < end:
+        for one in run.fog.replicas.values():
+            for stage in one.stages:
+                if stage.device not in run.fog.silent:
+                    run.dispatcher.reported(stage.device, run.now)
+        run.advance(min(2.0, end - run.now))
+
+
+@pytest.mark.parametrize(
+    ("phase", "device"),
+    [
+        (Phase.RESERVING, "p0"),
+        (Phase.RESERVING, "d0"),
+        (Phase.PREFILL, "p0"),
+        (Phase.PREFILL, "p1"),
+        (Phase.HANDOVER, "d0"),
+        (Phase.DECODE, "d0"),
+        (Phase.DECODE, "d1"),
+    ],
+)
+def test_a_device_that_falls_silent_is_left_within_five_seconds(phase: Phase, device: str) -> None:
+    # Frozen, or cut off: it still counts as ready, and its master says nothing either.
+    fog = ScriptedFog(
+        replica("p", ["p0", "p1"], Role.PREFILL),
+        replica("d", ["d0", "d1", "d2"], Role.DECODE),
+        replica("spare", ["s0", "s1"], Role.BOTH, prefill_rate=10, tpot_seconds=1.0),
+    )
+    run = Run(fog)
+    report(run, 10)
+    if phase is Phase.RESERVING:
+        fog.silent = {device}
+    run.submit(generation("a", tokens=200))
+    if phase is not Phase.RESERVING:
+        reach(run, "a", phase)
+        fog.silent = {device}
+    had = len(run.tokens["a"])
+
+    report(run, 5.5)
+
+    assert len(run.tokens["a"]) > had
+    report(run, 20)
+    assert run.tokens["a"] == expected_tokens(tokens=200)
+
+
+def test_others_are_not_bound_to_a_silent_device_while_there_is_a_choice() -> None:
+    fog = ScriptedFog(
+        replica("fast", ["f0"], Role.BOTH, tpot_seconds=0.01),
+        replica("slow", ["s0"], Role.BOTH, tpot_seconds=1.0, prefill_rate=10),
+    )
+    run = Run(fog)
+    report(run, 10)
+    fog.silent = {"f0"}
+    report(run, 4)
+
+    run.submit(generation("a"))
+    run.advance(2)
+
+    assert run.tokens["a"] == expected_tokens()
+    assert {n["device"] for n, _ in messages(run, Reserve)} == {"s0"}
+
+
+def test_a_silent_device_that_nobody_can_replace_is_waited_for() -> None:
+    fog = ScriptedFog(replica("only", ["a0", "a1"], Role.BOTH))
+    run = Run(fog)
+    report(run, 10)
+    run.submit(generation("a", tokens=50))
+    reach(run, "a", Phase.DECODE)
+    fog.silent = {"a1"}
+    report(run, 8)
+
+    fog.silent = set()
+    report(run, 6)
+
+    assert run.tokens["a"] == expected_tokens(tokens=50)
+    assert {m.attempt for _, m in messages(run, Open)} == {1}
+
+
+def test_a_slow_answer_of_devices_that_report_is_not_given_up() -> None:
+    fog = ScriptedFog(
+        replica("r", ["r0"], Role.BOTH), replica("spare", ["s0"], Role.BOTH, tpot_seconds=1.0)
+    )
+    run = Run(fog)
+    report(run, 10)
+    run.submit(generation("a", tokens=50))
+    reach(run, "a", Phase.DECODE)
+    paused = run.fog.running.copy()
+    run.fog.running.clear()
+    report(run, 10)
+
+    run.fog.running.update(paused)
+    report(run, 6)
+
+    assert run.tokens["a"] == expected_tokens(tokens=50)
+    assert {m.attempt for _, m in messages(run, Open)} == {1}
+
+
 def test_a_device_that_was_started_again_counts_as_lost() -> None:
     fog = ScriptedFog(replica("b", ["b0", "b1"]))
     run = Run(fog)
