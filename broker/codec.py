@@ -1,8 +1,10 @@
 """Bytes to messages and back. `DecodeError` is the only error that decoding raises.
 
-Control messages are JSON, because a person reads them with ``mosquitto_sub``. Data messages
-are frames: a fixed prefix, a MessagePack header and raw tensor bytes (JSON would carry
-tensors as base64, a third longer). Tensor bytes are never copied when decoding.
+Control messages are JSON, because a person reads them with ``mosquitto_sub``; only one that
+would hardly fit into a message is compressed (zlib): a model of many experts has a name and a
+checksum for each of its matrices. Data messages are frames: a fixed prefix, a MessagePack
+header and raw tensor bytes (JSON would carry tensors as base64, a third longer). Tensor bytes
+are never copied when decoding.
 
     0      2        3       4              8
     | "E2" | version| flags | header bytes | header | zeros up to a multiple of 64 | tensor |
@@ -11,7 +13,8 @@ tensors as base64, a third longer). Tensor bytes are never copied when decoding.
 from __future__ import annotations
 
 import struct
-from typing import Any, TypeVar
+import zlib
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -22,6 +25,10 @@ MAGIC = b"E2"
 FRAME_VERSION = 1
 _PREFIX = struct.Struct("<2sBBI")
 _ALIGNMENT = 64
+
+_LARGEST_PLAIN_BYTES: Final = 512 << 10
+_LARGEST_BYTES: Final = 32 << 20  # of what was compressed, so that no peer can fill the memory
+_COMPRESSED: Final = b"x"  # zlib's first byte, with which no JSON object begins
 
 MessageT = TypeVar("MessageT")
 Buffer = bytes | bytearray | memoryview
@@ -37,8 +44,9 @@ class DecodeError(Exception):
 
 
 def encode_control(message: Control) -> bytes:
-    """Return the JSON of a control message."""
-    return _json.encode(message)
+    """Return the JSON of a control message, compressed if it is very long."""
+    text = _json.encode(message)
+    return text if len(text) <= _LARGEST_PLAIN_BYTES else zlib.compress(text)
 
 
 def decode_control(payload: Buffer, message_type: type[MessageT]) -> MessageT:
@@ -47,9 +55,19 @@ def decode_control(payload: Buffer, message_type: type[MessageT]) -> MessageT:
     if decoder is None:
         decoder = _json_decoders[message_type] = msgspec.json.Decoder(message_type)
     try:
+        if payload[:1] == _COMPRESSED:
+            payload = _decompressed(payload)
         return decoder.decode(payload)  # type: ignore[no-any-return]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, zlib.error) as error:
         raise DecodeError(f"not a {_name(message_type)}: {error}") from error
+
+
+def _decompressed(payload: Buffer) -> bytes:
+    decompressor = zlib.decompressobj()
+    text = decompressor.decompress(payload, _LARGEST_BYTES)
+    if not decompressor.eof:
+        raise DecodeError(f"compressed text is cut off, or longer than {_LARGEST_BYTES} bytes")
+    return text
 
 
 def encode_frame(header: Data, tensor: Buffer = b"") -> bytearray:

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Final
 
 from broker.architecture import UnsupportedModelError, parse_config, stage_tensor_names
+from broker.codec import encode_control
 from broker.control import ModelManifest, TensorInfo
+from broker.limits import DEFAULT_MAX_PAYLOAD_BYTES
 from broker.plan import LayerRange
 from gateway.checkpoint import Checkpoint, TensorPlace, read_checkpoint
 from gateway.model import ModelRefusedError
 
 _READ_BYTES: Final = 4 * 1024 * 1024
 _REVISION_DIGITS: Final = 20
+_ADDRESSES_BYTES: Final = 64 << 10  # signed URLs of the files, which come later
 
 Progress = Callable[[float], None]
 
@@ -91,6 +94,12 @@ def prepare_manifest(
         kv_transfer=kv_transfer,
         folder=str(checkpoint.folder),
     )
+    size = len(encode_control(manifest))
+    if size > DEFAULT_MAX_PAYLOAD_BYTES - _ADDRESSES_BYTES:
+        raise ModelRefusedError(
+            f"{folder}: its {len(tensors)} tensors take {size} bytes to describe, more than a "
+            "message may have; choose a model with fewer, larger tensors"
+        )
     return PreparedManifest(manifest, problems)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import random
 import struct
+import zlib
 from typing import Any
 
 import msgspec
@@ -18,7 +19,8 @@ from broker.codec import (
     encode_control,
     encode_frame,
 )
-from broker.control import DeviceState, DeviceStatus
+from broker.control import DeviceState, DeviceStatus, ModelManifest, TensorInfo
+from broker.limits import DEFAULT_MAX_PAYLOAD_BYTES
 from broker.plan import LayerRange, Plan
 from broker.telemetry import Telemetry
 from broker.topics import ALL_TOPICS
@@ -136,6 +138,38 @@ def test_telemetry_needs_no_field_at_all() -> None:
 def test_control_messages_are_json_that_a_person_can_read() -> None:
     status = DeviceStatus(state=DeviceState.READY, session=5)
     assert b'"state":"ready"' in encode_control(status)
+
+
+def manifest(num_tensors: int) -> ModelManifest:
+    tensors = {
+        f"model.layers.{n}": TensorInfo(
+            file="model.safetensors",
+            offset=n,
+            num_bytes=1,
+            dtype="BF16",
+            shape=(1,),
+            checksum=random.Random(n).randbytes(32).hex(),
+        )
+        for n in range(num_tensors)
+    }
+    return ModelManifest(name="m", revision="r", config={}, tensors=tensors)
+
+
+def test_a_model_of_many_experts_fits_into_one_message() -> None:
+    many = manifest(20_000)
+    payload = encode_control(many)
+    assert len(payload) < DEFAULT_MAX_PAYLOAD_BYTES < len(msgspec.json.encode(many))
+    assert decode_control(payload, ModelManifest) == many
+    assert encode_control(manifest(100)).startswith(b"{")
+
+
+def test_compressed_bytes_that_are_damaged_or_endless_are_refused() -> None:
+    payload = encode_control(manifest(4_000))
+    for wrong in (payload[:1], payload[:-1], payload[:900] + payload[950:]):
+        with pytest.raises(DecodeError):
+            decode_control(wrong, ModelManifest)
+    with pytest.raises(DecodeError, match="longer than"):
+        decode_control(zlib.compress(bytes(40 << 20)), ModelManifest)
 
 
 def test_a_plan_whose_layers_have_a_gap_is_refused() -> None:

@@ -242,3 +242,11 @@ def test_a_tensor_in_two_files_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "a.safetensors")
     shutil.copy(folder / "a.safetensors", folder / "b.safetensors")
     assert "both in a.safetensors and in b.safetensors" in refusal(folder)
+
+
+def test_a_model_whose_description_fits_into_no_message_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.manifest.DEFAULT_MAX_PAYLOAD_BYTES", 66_000)
+    with pytest.raises(ModelRefusedError, match=r"tensors take .* more than a message may have"):
+        prepare(folder)
