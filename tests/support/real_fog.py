@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +184,17 @@ def _assignment(replica: Replica, index: int) -> StageAssignment:
 
 
 class RealFog(ServiceFog):
-    """Mosquitto and node processes."""
+    """Mosquitto and node processes.
 
-    def __init__(self, folder: Path, devices: Sequence[str]) -> None:
+    Args:
+        settings: Of all nodes, as variables of their environment.
+    """
+
+    def __init__(
+        self, folder: Path, devices: Sequence[str], settings: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(folder, devices)
+        self._settings = dict(settings or {})
         self.broker = BrokerProcess("mosquitto", folder, nodes=self.devices, gateways=(GATEWAY,))
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         self._dropped: DroppedMessages
@@ -215,6 +222,7 @@ class RealFog(ServiceFog):
             "E2LLM_NODE_STATE": str(self.folder / device),
             "E2LLM_NODE_CACHE": str(self.folder / "cache"),
             "OMP_NUM_THREADS": "1",
+            **self._settings,
         }
         with (self.folder / f"{device}.log").open("ab") as log:
             self.nodes[device] = subprocess.Popen(
