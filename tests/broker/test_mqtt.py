@@ -21,7 +21,14 @@ from broker.transport import (
     Refused,
     TransportEvent,
 )
-from tests.support.bus import SITE, BrokerProcess, free_port, running_broker, wait_for
+from tests.support.bus import (
+    PATIENCE_SECONDS,
+    SITE,
+    BrokerProcess,
+    free_port,
+    running_broker,
+    wait_for,
+)
 
 TOPIC = DEVICE_STATUS.path(SITE, device="under-test")
 
@@ -207,6 +214,40 @@ def test_mosquitto_drops_nothing_while_a_receiver_is_slow(mosquitto: BrokerProce
     assert numbers == list(range(num_messages))
     sender.close()
     receiver.close()
+
+
+class CountedInbox(queue.SimpleQueue[TransportEvent]):
+    """An inbox that says when so many messages are in it, and which threads put them there."""
+
+    def __init__(self, expected: int) -> None:
+        self.is_full = threading.Event()
+        self.threads: set[str] = set()
+        self._expected = expected
+
+    def put(self, item: TransportEvent, block: bool = True, timeout: float | None = None) -> None:
+        super().put(item)
+        if isinstance(item, Received):
+            self.threads.add(threading.current_thread().name)
+            self._expected -= 1
+            if not self._expected:
+                self.is_full.set()
+
+
+def test_messages_are_taken_in_while_their_owner_computes(any_broker: BrokerProcess) -> None:
+    inbox = CountedInbox(expected=100)
+    busy = MqttTransport(any_broker.address(PLANNER_USER), "busy", inbox=inbox)
+    busy.subscribe([(TOPIC, QoS.AT_MOST_ONCE)])
+    sender = MqttTransport(any_broker.address(PLANNER_USER), "sender")
+    for client in (busy, sender):
+        client.connect()
+        wait_for(client, Connected)
+    for number in range(100):
+        sender.publish(Publication(TOPIC, bytes([number])))
+    # From here on nobody asks for messages: a thread of the transport's own puts them.
+    assert inbox.is_full.wait(PATIENCE_SECONDS)
+    assert inbox.threads == {"mqtt-busy"}
+    sender.close()
+    busy.close()
 
 
 def test_a_device_that_falls_silent_is_reported_by_its_will(any_broker: BrokerProcess) -> None:
