@@ -275,6 +275,8 @@ class _Model:
             self.weights.add_embedding()
         for layer in range(spec.layers.start, spec.layers.end):
             self.weights.add(layer)
+            # Or what packing used adds up, in pieces too small for what comes next.
+            give_memory_back()
         if spec.head:
             self.weights.add_head()
 

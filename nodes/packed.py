@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from broker.architecture import INT4_GROUP, UnsupportedModelError
 from nodes.kernels import FULL_BITS, Int8Kernel
 
-_SLICE_ROWS: Final = 256  # what stays in the caches of small processors
+_SLICE_ROWS: Final = 64  # what stays in the caches of small processors
 _SMALLEST_STEP: Final = 1e-30
 _INT4_ROWS: Final = 16  # the kernel takes rows of weights by so many
 _INT4_LEVELS: Final = 7
@@ -137,8 +137,10 @@ class Int8Linear:
         bias: torch.Tensor | None = None,
     ) -> None:
         self._product, self._bits = kernel.pack(values, steps), kernel.bits
-        # What an offset of 1 in all columns adds.
-        self._ones = values.sum(1, dtype=torch.int32).float().mul_(steps)
+        # What an offset of 1 in all columns adds. In slices, since a sum of another type than
+        # its input begins with a copy of all of it; the sums are exact.
+        sums = [part.float().sum(1) for part in torch.split(values, _SLICE_ROWS)]
+        self._ones = torch.cat(sums).mul_(steps)
         self._bias = bias
         self._values_bytes = values.nbytes
 

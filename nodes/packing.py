@@ -27,7 +27,7 @@ from nodes.packed import (
 )
 from nodes.tensors import DTYPES
 
-_HEAD_ROWS: Final = 1 << 15  # packed at a time: a head may be a third of a small model
+_HEAD_ROWS: Final = 1 << 13  # packed at a time: a head may be a third of a small model
 
 
 class Packing:
