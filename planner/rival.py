@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from math import inf, sqrt
 from typing import Final, NamedTuple
 
-SLOWEST: Final = 2.0
-"""A lone request may take so many times the device's time on the slowest of a plan's replicas,
-times the root of how many times as many requests the plan serves."""
+# A plan that serves R times as many requests as the device may take R times as long on its
+# slowest replicas, but no more than this times the root of R.
+_SLOWEST: Final = 2.0
 _ROUNDING: Final = 1e-6
 # Between what the device serves and what the plan serves, answers are estimated at so many
 # rates.
@@ -40,9 +40,9 @@ class Times(NamedTuple):
         num_slow: Decoding replicas that give not even one request ``min_tps``.
         objective: Per request that counts.
         request: Per request at full load.
-        prefills: A lone prompt, on each replica that prefills.
-        decodes: A lone answer, on each replica that decodes, after what is left of its KV
+        prefills: A lone prompt on each replica that prefills, and what is left then of its KV
             transfer.
+        decodes: A lone answer on each replica that decodes.
     """
 
     num_slow: int
@@ -99,7 +99,8 @@ class Rival(NamedTuple):
         """
         if self.load is None:
             return inf
-        return SLOWEST * sqrt(max(rate * self.times.request, 1.0))
+        gain = max(rate * self.times.request, 1.0)
+        return min(gain, _SLOWEST * sqrt(gain))
 
     def leaves_behind(self, plan: Times) -> bool:
         """Whether a plan serves fewer requests than the device, or answers later.

@@ -335,7 +335,7 @@ def _parts(
     if member.role is Role.BOTH:
         prompts, answers = phase_rates(found, workload)
         prompts = answers = prompts * answers / (prompts + answers)
-    prefill = Part(found.ttft_seconds, prompts)
+    prefill = Part(kv_exposed + found.ttft_seconds, prompts)
     decode = Part(kv_exposed + workload.answer_tokens * found.tpot_seconds, answers)
     return (
         None if member.role is Role.DECODE else prefill,

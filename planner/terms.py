@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import product
 from math import ceil, inf
 from typing import Final, NamedTuple
 
@@ -192,22 +193,26 @@ class Terms:
         return KvTimes(seconds, exposed)
 
     def exposed_seconds(self, members: Sequence[Member], flow: Flow) -> list[float]:
-        """Return [R], as in `kv_times`, for an answer that each only decodes; else 0."""
+        """Return [R], what is left of KV transfers as `kv_times` has it, by the replica.
+
+        A lone request that a replica with the role `both` prefills can stay there. So a
+        replica that only prefills has to do with all that it sends, and one that only decodes
+        with what it takes from those that do both.
+        """
         found = [0.0] * len(members)
         if not self._objective.counts_kv:
             return found
         more, moved = _moving(flow)
-        for r, receiver in enumerate(members):
-            if receiver.role is Role.DECODE:
-                found[r] = sum(
-                    sent
-                    / moved
-                    * self._exposed_seconds(
-                        sender, self._transfer(sender.performance, receiver.performance)
-                    )
-                    for sender, sent in zip(members, more, strict=True)
-                    if sent > 0
-                )
+        for s, r in product(range(len(members)), repeat=2):
+            sender, receiver = members[s], members[r]
+            if not more[s] > 0 > more[r]:
+                continue
+            transfer = self._transfer(sender.performance, receiver.performance)
+            exposed = self._exposed_seconds(sender, transfer)
+            if sender.role is Role.PREFILL:
+                found[s] -= more[r] / moved * exposed
+            elif receiver.role is Role.DECODE:
+                found[r] += more[s] / moved * exposed
         return found
 
     def _exposed_seconds(self, sender: Member, transfer: KvTransfer) -> float:
