@@ -40,7 +40,7 @@ def devices_table(devices: Sequence[Json]) -> Table:
         seen = device.get("last_seen_seconds")
         table.add_row(
             Text(str(device.get("id", "?"))),
-            Text(str(device.get("state", "?")), style=_state_style(device)),
+            Text(_state_text(device), style=_state_style(device)),
             ", ".join(device.get("stages") or ()) or "-",
             format_bytes(device.get("loaded_bytes") or 0),
             str(_count(device.get("tensors"))),
@@ -241,6 +241,13 @@ def _seconds(value: object) -> str:
 
 def _count(value: object) -> int:
     return len(value) if isinstance(value, list | tuple) else int(str(value or 0))
+
+
+def _state_text(device: Json) -> str:
+    """Return the state, and what its owner asked when that limits where stages are put."""
+    placement = device.get("placement") or "open"
+    state = str(device.get("state", "?"))
+    return state if placement == "open" else f"{state}, {placement}"
 
 
 def _state_style(device: Json) -> str:

@@ -48,6 +48,12 @@ def test_the_plan_shows_who_holds_what_and_who_is_left_out() -> None:
     assert "not used: toaster (too slow [by far])" in text
 
 
+def test_a_device_that_is_drained_says_so() -> None:
+    text = rendered(devices_table([{**DEVICES[0], "placement": "draining"}, DEVICES[1]]))
+    assert "ready, draining" in text
+    assert "sleeping " in text
+
+
 def test_measured_stage_times_stand_beside_the_predicted_ones_with_the_error() -> None:
     plan = json.loads(json.dumps(PLAN))
     decode = {"rows": 2.5, "predicted_seconds": 0.01, "measured_seconds": 0.012, "error": 0.2}

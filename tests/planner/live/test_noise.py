@@ -98,6 +98,28 @@ def test_a_slow_device_is_noticed_planned_and_switched_within_15_seconds(ratio: 
         assert bench.now - began < 15
 
 
+@pytest.mark.parametrize("slow", ["a", "c"])
+def test_after_a_switch_the_fog_serves_nearly_what_a_fresh_start_would(slow: str) -> None:
+    bench = serving()
+    bench.slow_down(slow, 0.25).run(20)
+    fresh = Bench()
+    fresh.slow_down(slow, 0.25)
+    fresh.connect().model().join(*"abcdef").run(20)
+    now, best = (b.plan.predicted.requests_per_second or 0.0 for b in (bench, fresh))
+    assert fresh.plan.speeds == bench.plan.speeds == {slow: 0.25}
+    assert now > 0.9 * best
+
+
+def test_devices_that_join_a_loaded_fog_raise_it_to_nearly_what_a_fresh_start_gives() -> None:
+    bench = Bench().connect().model().join(*"cdef").run(8)
+    before = bench.plan.predicted.requests_per_second or 0.0
+    bench.join("a", "b").run(10)
+    fresh = serving()
+    now, best = (b.plan.predicted.requests_per_second or 0.0 for b in (bench, fresh))
+    assert now > before
+    assert now > 0.9 * best
+
+
 def test_waiting_for_a_core_is_no_slowness_unless_it_lasts() -> None:
     bench = serving()
     waits, runs = Telemetry(speed_ratio=1.0, core_wait_ratio=0.7), Telemetry(speed_ratio=1.0)
