@@ -269,6 +269,8 @@ class GatewayStatus(Control, frozen=True, kw_only=True):
     Attributes:
         addresses: Base URLs under which the gateway answers.
         lengths: Of its recent requests; None until there are enough.
+        hop_overhead_seconds: What a hop of a decode ring takes beside the links of its two
+            devices, by its recent requests; None until there are enough.
     """
 
     state: DeviceState
@@ -276,3 +278,4 @@ class GatewayStatus(Control, frozen=True, kw_only=True):
     addresses: list[str] = field(default_factory=list)
     software: str = ""
     lengths: MeasuredLengths | None = None
+    hop_overhead_seconds: float | None = None

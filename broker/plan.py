@@ -226,6 +226,8 @@ class Plan(Control, frozen=True, kw_only=True):
         prompt_tokens: Mean prompt that was planned for; 0: not said.
         answer_tokens: Mean answer, likewise.
         kv_transfer: How KV travels between replicas.
+        hop_overhead_seconds: What every hop is taken to need beside the links of its two
+            devices; part of the stages' ``hop_seconds``.
     """
 
     version: int
@@ -248,6 +250,7 @@ class Plan(Control, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     answer_tokens: int = 0
     kv_transfer: str = "exact"
+    hop_overhead_seconds: float = 0.0
 
     def replica(self, replica_id: str) -> Replica | None:
         """Return the replica of that id, or None."""

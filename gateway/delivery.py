@@ -212,7 +212,8 @@ class Delivery:
             steps = len(request.generated) - request.sampled_tokens
             if steps >= SAMPLE_TOKENS or is_last:
                 replica, seconds = request.binding.decode, now - request.sampled_at
-                measures.decoded(replica, steps, seconds, self._rows_in(replica))
+                overhead = self._ledger.view.planned_hop_overhead
+                measures.decoded(replica, steps, seconds, self._rows_in(replica), overhead)
                 request.sampled_at, request.sampled_tokens = now, len(request.generated)
         else:
             # The way from prefill to the second token is not a decode step alone.

@@ -327,6 +327,7 @@ class FogEngine:
             addresses=self._addresses,
             software=self._software,
             lengths=self._lengths.told,
+            hop_overhead_seconds=self._lengths.hop_overhead_seconds,
         )
         return status_publication(self._site, self._gateway, status)
 

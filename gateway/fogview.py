@@ -196,6 +196,11 @@ class FogView:
         """Mean prompt that the serving plan is for; 0: not known."""
         return self.serving.prompt_tokens if self.serving is not None else 0
 
+    @property
+    def planned_hop_overhead(self) -> float:
+        """What the serving plan says that hops take beside their links, in seconds."""
+        return self.serving.hop_overhead_seconds if self.serving is not None else 0.0
+
     def telemetry(self, device: str) -> Telemetry | None:
         """Return the latest telemetry of a device that is there."""
         view = self._device(device)

@@ -1,4 +1,4 @@
-"""How long requests are, told to the planner now and then. Pure: time is an argument."""
+"""What requests show of themselves and of the bus, told to the planner now and then. Pure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ class LengthsNews:
 
     Attributes:
         told: What it says now; None: too few requests lately.
+        hop_overhead_seconds: The same of hops.
     """
 
     def __init__(self, measures: Measures) -> None:
         self.told: MeasuredLengths | None = None
+        self.hop_overhead_seconds: float | None = None
         self._measures = measures
         self._looked_seconds = 0.0
 
@@ -27,5 +29,7 @@ class LengthsNews:
         if now - self._looked_seconds < INTERVAL_SECONDS:
             return False
         self._looked_seconds = now
-        before, self.told = self.told, self._measures.lengths(now)
-        return self.told != before
+        before = self.told, self.hop_overhead_seconds
+        self.told = self._measures.lengths(now)
+        self.hop_overhead_seconds = self._measures.hop_overhead_seconds
+        return (self.told, self.hop_overhead_seconds) != before

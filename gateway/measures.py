@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any, Final
 
 from broker.control import MeasuredLengths
+from broker.grouping import best_grouping, interpolate
 from broker.plan import Replica
 from gateway.routing import predicted_prefill_rate, predicted_step_seconds
 
@@ -80,6 +81,7 @@ class Measures:
         self._step_factor: dict[str, float] = {}
         self._ttft_ratio: dict[str, float] = {}
         self._tpot_ratio: dict[str, float] = {}
+        self._hop_overheads: deque[float] = deque(maxlen=RECENT // 2)
         self._lengths: deque[tuple[float, int, int]] = deque(maxlen=RECENT)
         self._prefill_rate: dict[str, float] = {}
         self._step_seconds: dict[str, float] = {}
@@ -111,11 +113,24 @@ class Measures:
         line = self._prefill.setdefault(replica.id, _PrefillLine())
         line.add(num_tokens, seconds, 1 / predicted_prefill_rate(replica))
 
-    def decoded(self, replica: Replica, num_steps: int, seconds: float, num_rows: int) -> None:
-        """A request took ``seconds`` for ``num_steps`` tokens, about ``num_rows`` at once."""
+    def decoded(
+        self,
+        replica: Replica,
+        num_steps: int,
+        seconds: float,
+        num_rows: int,
+        planned_overhead: float = 0.0,
+    ) -> None:
+        """A request took ``seconds`` for ``num_steps`` tokens, about ``num_rows`` at once.
+
+        ``planned_overhead`` is `Plan.hop_overhead_seconds`.
+        """
         if seconds <= 0 or num_steps < 1:
             return
         step = seconds / num_steps
+        excess = hop_excess_seconds(replica, step, num_rows)
+        if excess is not None:
+            self._hop_overheads.append(max(planned_overhead + excess, 0.0))
         self._tpot.append(step)
         _smooth(self._step_seconds, replica.id, step)
         predicted = predicted_step_seconds(replica, num_rows)
@@ -152,6 +167,12 @@ class Measures:
     def requests_per_second(self, now: float) -> float | None:
         """Return how many answers end per second; None when fewer than two did recently."""
         return _rate(self._finished, now, self._window_seconds)
+
+    @property
+    def hop_overhead_seconds(self) -> float | None:
+        """What a hop takes beside its links, the median of recent steps; None: too few."""
+        known = self._hop_overheads
+        return median(known) if len(known) >= FEWEST_LENGTHS else None
 
     def lengths(self, now: float) -> MeasuredLengths | None:
         """Return how long recent requests were; None when there were few lately."""
@@ -206,6 +227,26 @@ def predicted_ttft_seconds(replica: Replica, num_tokens: int, planned_tokens: in
         return None
     hops = min(sum(stage.hop_seconds for stage in replica.stages[1:]), planned)
     return hops + (planned - hops) * num_tokens / planned_tokens
+
+
+def hop_excess_seconds(replica: Replica, step_seconds: float, num_rows: int) -> float | None:
+    """Return how much longer each hop of a ring must take than planned, to explain a step.
+
+    None where it explains nothing: one device has no hops, and a ring that is full is as fast
+    as its slowest stage. Less than 0 where hops are faster than planned.
+    """
+    num_stages = len(replica.stages)
+    if num_stages < 2 or not all(stage.decode_seconds for stage in replica.stages):
+        return None
+    grouping = best_grouping(replica.stages, max(num_rows, 1))
+    times = [interpolate(stage.decode_seconds, grouping.group_rows) for stage in replica.stages]
+    if step_seconds <= grouping.num_groups * max(times):
+        return None
+    hops = sum(
+        stage.hop_seconds + (grouping.group_rows - 1) * stage.hop_row_seconds
+        for stage in replica.stages
+    )
+    return (step_seconds - sum(times) - hops) / num_stages
 
 
 def _excess(ratio: float | None) -> float | None:

@@ -48,6 +48,7 @@ def plan_body(view: FogView, measured: dict[str, Any]) -> dict[str, Any]:
             "prompt_tokens": plan.prompt_tokens,
             "answer_tokens": plan.answer_tokens,
             "speeds": plan.speeds,
+            "hop_overhead_seconds": plan.hop_overhead_seconds,
             "replicas": replicas,
             "idle": [{"device": idle.device, "reason": idle.reason} for idle in plan.idle],
             "predicted": msgspec.to_builtins(plan.predicted),

@@ -140,7 +140,7 @@ class DeviceCost:
             time is not linear in it.
         prompts: A prompt of each of `Workload.prompt_shares`.
         decode: [B], one decode step of 1, 2, ... B rows, mean over the contexts of steps.
-        latency_seconds: One way between device and broker.
+        latency_seconds: One way between device and broker, with half of a hop's overhead.
         row_seconds: The link's time for the hidden states of one position.
         bytes_per_second: The link's rate.
         host_memory_bytes: Host memory for feed-forward weights.
@@ -242,7 +242,7 @@ def device_cost(
             )
             for row in range(max_rows)
         ),
-        latency_seconds=device.link.latency_seconds,
+        latency_seconds=device.link.latency_seconds + device.hop_overhead_seconds / 2,
         row_seconds=model.activation_bytes / device.link.bytes_per_second,
         bytes_per_second=device.link.bytes_per_second,
         host_memory_bytes=device.host_memory_bytes if offloads else 0,

@@ -46,6 +46,8 @@ class DeviceSpec:
         idle_watts: Power while it waits for work; None where nobody knows.
         busy_watts: Power while it computes; known when ``idle_watts`` is.
         owner: What its owner allows.
+        hop_overhead_seconds: What a hop takes beside the links of its two devices, half of it
+            here: reading, queueing and writing messages.
     """
 
     id: str
@@ -61,6 +63,7 @@ class DeviceSpec:
     idle_watts: float | None = None
     busy_watts: float | None = None
     owner: Owner = FREE
+    hop_overhead_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("memory_bytes", "host_memory_bytes"):

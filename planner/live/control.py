@@ -36,7 +36,7 @@ from planner.live.proposals import Proposal, Question, propose
 from planner.live.rollout import Rollout
 from planner.live.settings import PlannerSettings
 from planner.live.target import NoModelError, chosen_model, fitted_workload
-from planner.live.triggers import changes, drift_text
+from planner.live.triggers import changes, drift_text, hop_text
 from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec, Objective, Workload
 
 _RECENT_SECONDS: Final = 600.0
@@ -134,13 +134,18 @@ class Control:
         self._planned_with = {}
         self.knowledge.planned_speeds = dict(plan.speeds)
         if self.demand.ratio is None and plan.prompt_tokens and plan.answer_tokens:
-            self.demand = Demand.planned(plan.prompt_tokens, plan.answer_tokens)
+            self.demand = Demand.planned(
+                plan.prompt_tokens, plan.answer_tokens, plan.hop_overhead_seconds
+            )
+            self.knowledge.hop_overhead_seconds = self.demand.hop_overhead_seconds
 
     def _look(self, now: float) -> None:
         """Take in what gateways measured; devices are the business of `Knowledge`."""
         if self.settings.follow_lengths:
             measured = self.knowledge.measured_lengths()
             self.demand = self.demand.after(measured, self.settings.workload, now)
+        self.demand = self.demand.after_hops(self.knowledge.measured_hops(), now)
+        self.knowledge.hop_overhead_seconds = self.demand.hop_overhead_seconds
 
     def _note(self, text: str) -> None:
         """Remember what became of a plan, or why there is none."""
@@ -345,6 +350,8 @@ class Control:
         workload = self._workload(model).fitted_to(model.context_limit)
         if drift := drift_text(current, workload, RULE.threshold):
             changed.append(drift)
+        if hops := hop_text(current, self.demand.hop_overhead_seconds):
+            changed.append(hops)
         return "; ".join(changed) or None
 
     def _too_small(self, plan: Plan, model: ModelSpec, usable: dict[str, DeviceSpec]) -> list[str]:

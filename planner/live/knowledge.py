@@ -6,7 +6,7 @@ same session and an older version, never replaces knowledge.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec.structs
 
@@ -95,6 +95,7 @@ class Knowledge:
 
     Attributes:
         utc_seconds: The time of day, for quiet hours.
+        hop_overhead_seconds: What every hop is planned to take beside its links.
         planned_speeds: Speeds that the latest plan was made with; those of devices of which
             nothing was read yet.
     """
@@ -102,7 +103,7 @@ class Knowledge:
     def __init__(self, limits: Limits | None = None) -> None:
         self.models: dict[str, ModelManifest] = {}
         self.devices: dict[str, DeviceView] = {}
-        self.utc_seconds = 0.0
+        self.utc_seconds = self.hop_overhead_seconds = 0.0
         self.planned_speeds: dict[str, float] = {}
         self._limits = limits or Limits()
         self._gateways: dict[str, GatewayStatus] = {}
@@ -204,7 +205,8 @@ class Knowledge:
                 try:
                     condition = self._condition(device, view)
                     rules = view.control.rules
-                    usable[device] = device_spec(device, view.profile, condition, model, rules)
+                    spec = device_spec(device, view.profile, condition, model, rules)
+                    usable[device] = replace(spec, hop_overhead_seconds=self.hop_overhead_seconds)
                 except UnusableProfileError as error:
                     reason = str(error)
             if reason is not None:
@@ -277,6 +279,14 @@ class Knowledge:
             and view.failure is None
             and (view.profile is None or view.profile.model_revision != model.revision)
         )
+
+    def measured_hops(self) -> list[float]:
+        """Return what hops take beside their links, by the gateways that can say."""
+        return [
+            status.hop_overhead_seconds
+            for _, status in sorted(self._gateways.items())
+            if status.hop_overhead_seconds is not None
+        ]
 
     def measured_lengths(self) -> dict[str, MeasuredLengths]:
         """Return how long requests are, by the gateways that can say."""

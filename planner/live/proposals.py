@@ -91,6 +91,7 @@ def propose(question: Question) -> Proposal:
         },
         prompt_tokens=fitted.prompt_tokens,
         answer_tokens=fitted.answer_tokens,
+        hop_overhead_seconds=max((d.hop_overhead_seconds for d in devices), default=0.0),
     )
     record = PlanDecision(
         at=0.0,

@@ -16,6 +16,7 @@ from planner.planning import Outcome
 _LINK_FACTOR: Final = 1.5
 """A link that differs less is within what probes vary."""
 _MEMORY_FACTOR: Final = 1.25
+_ROUNDING_SECONDS: Final = 1e-6
 
 
 def changes(
@@ -86,6 +87,19 @@ def drift_text(plan: Plan, workload: Workload, threshold: float) -> str | None:
     return (
         f"requests have {workload.prompt_tokens} tokens of prompt and {workload.answer_tokens} of "
         f"answer, the plan is for {plan.prompt_tokens} and {plan.answer_tokens}"
+    )
+
+
+def hop_text(plan: Plan, overhead_seconds: float) -> str | None:
+    """Return in words that hops take more or less beside their links than the plan says.
+
+    Levels move rarely, so any difference is one that counts.
+    """
+    if abs(overhead_seconds - plan.hop_overhead_seconds) < _ROUNDING_SECONDS:
+        return None
+    return (
+        f"a hop takes {format_seconds(overhead_seconds)} beside its links, the plan says "
+        f"{format_seconds(plan.hop_overhead_seconds)}"
     )
 
 

@@ -1,12 +1,14 @@
 import msgspec.structs
 import pytest
 
-from broker.plan import Rates
+from broker.grouping import best_grouping, interpolate
+from broker.plan import BatchSeconds, Rates, Replica
 from gateway.measures import (
     FACTOR_LIMITS,
     FEWEST_LENGTHS,
     LENGTHS_SECONDS,
     Measures,
+    hop_excess_seconds,
     predicted_ttft_seconds,
 )
 from tests.gateway.scripted_fog import replica
@@ -135,3 +137,54 @@ def test_a_prompt_is_compared_with_what_is_predicted_for_its_length() -> None:
     assert measures.body([known], 0.0)["replicas"]["two"]["ttft_error"] == pytest.approx(0.5)
     assert predicted_ttft_seconds(known, 50, 0) is None
     assert predicted_ttft_seconds(R, 50, 100) is None
+
+
+def ring(*seconds: float, hop_seconds: float = 0.001) -> Replica:
+    """A replica whose stages take so long for one row, and a tenth more for each further one."""
+    plain = replica("ring", [f"d{index}" for index in range(len(seconds))])
+    stages = [
+        msgspec.structs.replace(
+            stage,
+            hop_seconds=hop_seconds,
+            decode_seconds=[BatchSeconds(1, each), BatchSeconds(11, 2 * each)],
+        )
+        for stage, each in zip(plain.stages, seconds, strict=True)
+    ]
+    return msgspec.structs.replace(plain, stages=stages)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 5])
+@pytest.mark.parametrize("excess", [0.004, 0.0005, -0.0004])
+def test_what_a_step_takes_longer_than_planned_is_told_of_its_hops(
+    num_rows: int, excess: float
+) -> None:
+    known = ring(0.01, 0.002, 0.003)
+    grouping = best_grouping(known.stages, num_rows)
+    slower = ring(0.01, 0.002, 0.003, hop_seconds=0.001 + excess)
+    times = [interpolate(stage.decode_seconds, grouping.group_rows) for stage in slower.stages]
+    way = sum(times) + 3 * (0.001 + excess)
+    step = max(way, grouping.num_groups * max(times))
+
+    found = hop_excess_seconds(known, step, num_rows)
+
+    # A full ring is as fast as its slowest stage, whatever hops take.
+    expected = None if step > way else pytest.approx(excess)
+    assert found == expected
+    assert num_rows > 1 or found is not None
+
+
+def test_one_device_has_no_hops() -> None:
+    assert hop_excess_seconds(ring(0.01), 0.5, 1) is None
+    assert hop_excess_seconds(R, 0.5, 1) is None
+
+
+def test_hops_are_told_with_what_the_plan_counted_already_once_there_are_enough() -> None:
+    measures = Measures()
+    known = ring(0.01, 0.002)
+    step = best_grouping(known.stages, 1).step_seconds + 2 * 0.003
+
+    for _ in range(FEWEST_LENGTHS):
+        assert measures.hop_overhead_seconds is None
+        measures.decoded(known, 10, 10 * step, 1, planned_overhead=0.002)
+
+    assert measures.hop_overhead_seconds == pytest.approx(0.005)

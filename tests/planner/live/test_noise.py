@@ -259,6 +259,43 @@ def test_a_restarted_planner_knows_what_the_plan_was_made_with() -> None:
     assert later.control.rollout.version == version
 
 
+def hops(seconds: float) -> GatewaySeen:
+    status = GatewayStatus(state=DeviceState.READY, session=1, hop_overhead_seconds=seconds)
+    return GatewaySeen("g", status)
+
+
+def test_hops_that_take_longer_than_their_links_are_planned_for_once() -> None:
+    bench = serving()
+    before = bench.plan.replicas[0].stages[0].hop_seconds
+    rng = random.Random(1)
+    for _ in range(300):
+        bench.handle(hops(0.003 * rng.uniform(0.85, 1.15)))
+        bench.run(2, step=1)
+    assert bench.plan.version == 2
+    assert bench.plan.hop_overhead_seconds == pytest.approx(0.003, rel=0.16)
+    assert "beside its links, the plan says 0 ms" in bench.plan.trigger
+    later = Bench(session=200)
+    later.connect()
+    bench.retained_for(later)
+    later.handle(hops(0.003))
+    later.run(60)
+    assert later.control.rollout.version == 2
+    assert {
+        round(stage.hop_seconds - before, 9)
+        for replica in bench.plan.replicas
+        for stage in replica.stages
+        if len(replica.stages) > 1
+    } == {round(bench.plan.hop_overhead_seconds, 9)}
+
+
+def test_less_than_a_quarter_of_a_millisecond_on_a_hop_changes_no_plan() -> None:
+    bench = serving()
+    for seconds in (0.0, 0.00024, 0.0001) * 20:
+        bench.handle(hops(seconds))
+        bench.run(10)
+    assert bench.plan.version == 1
+
+
 def test_every_decision_is_recorded_with_what_was_compared() -> None:
     bench = serving()
     bench.telemetry["a"] = Telemetry(speed_ratio=0.1)
