@@ -104,9 +104,6 @@ def _from_catalogue(shape: CatalogueModel, weights: WeightFormat, kv: KvFormats)
         spec = shape.spec(weights, kv.held)
     except ValueError as error:
         raise ModelChoiceError(f"--model {shape.name}: {error}") from error
-    if set(shape.kinds) != {"full"} or shape.sinks:
-        obstacle = f"our nodes do not compute models like {shape.name}"
-        return PlannedModel(spec, shape, weights, None, obstacle)
     if weights not in WEIGHT_FORMATS:
         return PlannedModel(spec, shape, weights, None, f"our nodes do not hold {weights} weights")
     manifest = ModelManifest(

@@ -81,10 +81,10 @@ def shapes() -> Mapping[str, Mapping[str, Any]]:
 
 def config_of(model: CatalogueModel) -> dict[str, Any]:
     """Return the part of a model's ``config.json`` that its times and memory depend on."""
-    family = "Qwen3" if model.qk_norm else "Qwen2" if model.qkv_bias else "Llama"
-    return {
-        "architectures": [f"{family}ForCausalLM"],
-        "model_type": family.lower(),
+    architecture, model_type = _family_of(model)
+    config: dict[str, Any] = {
+        "architectures": [f"{architecture}ForCausalLM"],
+        "model_type": model_type,
         "hidden_size": model.hidden_size,
         "intermediate_size": model.intermediate_size,
         "num_hidden_layers": model.num_layers,
@@ -95,3 +95,24 @@ def config_of(model: CatalogueModel) -> dict[str, Any]:
         "tie_word_embeddings": model.tied,
         "max_position_embeddings": model.context_limit,
     }
+    if model.experts:
+        config["num_experts_per_tok"] = model.active_experts
+    if model_type == "gpt_oss":
+        config |= {"num_local_experts": model.experts, "sliding_window": model.window}
+    elif model.experts:
+        config |= {
+            "num_experts": model.experts,
+            "moe_intermediate_size": model.expert_size,
+            "norm_topk_prob": True,
+        }
+    return config
+
+
+def _family_of(model: CatalogueModel) -> tuple[str, str]:
+    """Return the architecture and type of a model, by what its blocks have."""
+    if model.sinks:
+        return "GptOss", "gpt_oss"
+    if model.experts:
+        return "Qwen3Moe", "qwen3_moe"
+    family = "Qwen3" if model.qk_norm else "Qwen2" if model.qkv_bias else "Llama"
+    return family, family.lower()

@@ -73,7 +73,9 @@ def test_a_model_that_this_machine_cannot_time_asks_for_catalogue_devices(
     config = load_config(fog_file(FOG))
     model = choose_planned_model("gpt-oss-20b", "mxfp4")
 
-    with pytest.raises(ConfigError, match=r"device big: our nodes do not compute .*catalogue"):
+    with pytest.raises(
+        ConfigError, match=r"device big: our nodes do not hold mxfp4 weights.*catalogue"
+    ):
         device_specs(config.devices, model, 128, fake_calibration)
 
 
@@ -166,6 +168,18 @@ def test_a_catalogue_model_takes_the_memory_that_our_nodes_take(
     assert model.spec.weight_bytes == held
     # They keep no weights in a host's memory, as the catalogue's graphics cards could.
     assert all(spec.host_memory_bytes == 0 for spec in specs)
+
+
+@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "gpt-oss-20b"])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_a_mixture_of_the_catalogue_weighs_what_our_nodes_hold(name: str, weights: str) -> None:
+    model = choose_planned_model(name, weights)
+
+    assert model.manifest is not None
+    catalogued = model.shape.spec(model.weights, "float32")
+    assert model.spec.block_kinds == catalogued.block_kinds
+    assert model.spec.weight_bytes == catalogued.weight_bytes
+    assert model.spec.block_bytes == catalogued.block_bytes
 
 
 def test_a_model_that_only_others_compute_may_use_host_memory(
