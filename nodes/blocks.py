@@ -8,9 +8,10 @@ from typing import Protocol
 import torch
 
 from broker.architecture import ModelConfig, TensorSpec, block_tensors
+from nodes.activations import Norm
 from nodes.decoder import BlockWeights
 from nodes.feed_forward import FeedForward, Mixture, Mlp
-from nodes.packed import Linear, Norm
+from nodes.packed import Linear
 from nodes.packing import Packing
 
 

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from broker.architecture import ModelConfig, QkNorm
+from nodes.activations import Norm
 from nodes.feed_forward import FeedForward
-from nodes.packed import Linear, Norm
+from nodes.packed import Linear
 from nodes.rotary import rotate
 
 

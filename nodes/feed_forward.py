@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from broker.architecture import Activation, Experts
-from nodes.packed import Linear, Norm
+from nodes.activations import Norm
+from nodes.packed import Linear
 
 _UNSHARED: Final = 32768  # elements that torch computes in one thread
 _VECTOR: Final = 64  # a multiple of what torch's vector loops take at a time

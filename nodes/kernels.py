@@ -123,7 +123,7 @@ _REDUCED_BITS: Final = 7
 
 
 def candidates(bits: int) -> list[Int8Kernel]:
-    """Return the kernels that this build of torch may have.
+    """Return the packed kernels that this build of torch may have.
 
     Those that keep a second copy of the weights are not among them: `linear_dynamic` with
     the engines onednn and qnnpack.
@@ -131,8 +131,11 @@ def candidates(bits: int) -> list[Int8Kernel]:
     return [
         Int8Kernel(f"onednn-{bits}", bits, _pack_onednn),
         Int8Kernel(f"fbgemm-{bits}", bits, _pack_fbgemm),
-        Int8Kernel(f"int_mm-{bits}", bits, _pack_plain),
     ]
+
+
+PLAIN: Final = Int8Kernel("int_mm", FULL_BITS, _pack_plain)
+"""Takes weights as they are; on some processors a plain loop. Used where no other is exact."""
 
 
 EXACT: Final = Int8Kernel("float64", FULL_BITS, _pack_exact)
@@ -142,9 +145,8 @@ EXACT: Final = Int8Kernel("float64", FULL_BITS, _pack_exact)
 @cache
 def exact_kernels() -> tuple[Int8Kernel, ...]:
     """Return the kernels that are exact on this device, all with the same bits; never none."""
-    for bits in (FULL_BITS, _REDUCED_BITS):
-        found = tuple(kernel for kernel in candidates(bits) if is_exact(kernel))
-        if found:
+    for group in (candidates(FULL_BITS), candidates(_REDUCED_BITS), [PLAIN]):
+        if found := tuple(filter(is_exact, group)):
             return found
     logger.warning("no int8 kernel of torch is exact here; int8 will be slow on this device")
     return (EXACT,)

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 import torch
 import torch.nn.functional as F
 
 from broker.architecture import INT4_GROUP, UnsupportedModelError
-from nodes.kernels import FULL_BITS, Int8Kernel
+from nodes.activations import Codes, Norm, encode
+from nodes.float_kernels import multiply, pack
+from nodes.kernels import Int8Kernel
 
 _SLICE_ROWS: Final = 64  # what stays in the caches of small processors
 _SMALLEST_STEP: Final = 1e-30
@@ -30,29 +32,6 @@ _INT4_LEVELS: Final = 7
 
 Bare = Callable[[], object]
 """A call whose time is measured; what it gives is not used."""
-
-
-class Norm:
-    """A normalisation by root mean square, with a gain for each column."""
-
-    def __init__(self, gains: torch.Tensor, epsilon: float) -> None:
-        self.gains = gains
-        self._epsilon = epsilon
-        self._added = gains.new_full((), epsilon)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (n, columns) of the same, in the element type of ``x``."""
-        return F.rms_norm(x, self.gains.shape, self.gains, self._epsilon)
-
-    def factors(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what each row is multiplied by, beside the gains: (n, 1)."""
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return torch.addcmul(self._added, length, length, value=1 / x.shape[1]).rsqrt_()
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes in memory."""
-        return self.gains.nbytes
 
 
 class Linear(Protocol):
@@ -89,41 +68,22 @@ class FloatLinear:
         return self.matrix.nbytes + _nbytes(self._bias)
 
 
-class Codes(NamedTuple):
-    """Rows of activations as whole numbers: ``step * whole + offset``.
+class PackedFloatLinear:
+    """A matrix in float32 or bfloat16, packed for onednn."""
 
-    Attributes:
-        whole: uint8 (n, columns).
-        step: float32 (n, 1).
-        offset: float32 (n, 1).
-    """
+    def __init__(self, matrix: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self._packed, self._bias = pack(matrix), bias
+        self._matrix_bytes = matrix.nbytes
 
-    whole: torch.Tensor
-    step: torch.Tensor
-    offset: torch.Tensor
+    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+        return multiply(norm(x) if norm else x, self._packed, self._bias)
 
+    def bare(self, x: torch.Tensor) -> Bare:
+        return partial(multiply, x, self._packed, None)
 
-def encode(x: torch.Tensor, bits: int, norm: Norm | None = None) -> Codes:
-    """Round each row of float32 (n, columns) by itself, between its smallest and its largest.
-
-    A row's codes are the same before and after it is divided by its root mean square, so
-    that ``norm`` reaches only the step and the offset.
-    """
-    columns = x.shape[1]
-    # Made for the rows of an embedding; each row's step and offset stand behind its codes.
-    rounded = torch.ops.quantized.embedding_bag_byte_prepack(x * norm.gains if norm else x)
-    scales = rounded[:, columns:].contiguous()
-    if scales.storage_offset() % 4:
-        scales = scales.clone()
-    scales = scales.view(torch.float32)
-    # A row that is no number has codes nevertheless; neither way is its result a number.
-    scales = scales * norm.factors(x) if norm else scales + x.amax(-1, keepdim=True).mul_(0)
-    step, offset = scales.chunk(2, 1)
-    whole = rounded[:, :columns].contiguous()
-    if bits < FULL_BITS:
-        # Halves lie in the middle of the two codes that they stand for.
-        whole, step, offset = whole >> 1, step * 2, offset + step / 2
-    return Codes(whole, step, offset)
+    @property
+    def num_bytes(self) -> int:
+        return self._matrix_bytes + _nbytes(self._bias)
 
 
 class Int8Linear:

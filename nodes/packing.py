@@ -11,6 +11,7 @@ from typing import Final
 import torch
 
 from broker.architecture import is_integer, matrix_format
+from nodes.float_kernels import can_pack
 from nodes.kernels import Int8Kernel, exact_kernels
 from nodes.packed import (
     Embedding,
@@ -20,6 +21,7 @@ from nodes.packed import (
     Int8Embedding,
     Int8Linear,
     Linear,
+    PackedFloatLinear,
     StackedLinear,
     check_int4,
     quantise_int4,
@@ -67,7 +69,9 @@ class Packing:
             return Int4Linear(*quantise_int4(tensors, shape[0]), bias)
         if form == "int8":
             return Int8Linear(self._kernel, *quantise_int8(tensors, shape[0]), bias)
-        return FloatLinear(self.merged(tensors, shape), bias)
+        matrix = self.merged(tensors, shape)
+        is_packed = self._device.type == "cpu" and can_pack(self.dtype)
+        return PackedFloatLinear(matrix, bias) if is_packed else FloatLinear(matrix, bias)
 
     def head(self, tensors: Iterable[torch.Tensor], shape: tuple[int, ...]) -> Linear:
         """Return the head's matrix."""

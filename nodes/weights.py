@@ -19,10 +19,11 @@ from broker.architecture import (
     head_tensors,
 )
 from broker.plan import LayerRange
+from nodes.activations import Norm
 from nodes.blocks import BlockReader, Tensors
 from nodes.decoder import BlockWeights
 from nodes.kernels import Int8Kernel
-from nodes.packed import Embedding, FloatEmbedding, FloatLinear, Linear, Norm
+from nodes.packed import Embedding, FloatEmbedding, FloatLinear, Linear
 from nodes.packing import Packing
 
 

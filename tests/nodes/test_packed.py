@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from broker.architecture import UnsupportedModelError, parse_config, stage_bytes
-from nodes import kernels, packed
+from nodes import float_kernels, kernels, packed
+from nodes.activations import Norm, encode
+from nodes.float_kernels import can_pack
 from nodes.kernels import (
     EXACT,
+    PLAIN,
     Int8Kernel,
     KernelTimes,
     Product,
@@ -21,14 +24,15 @@ from nodes.kernels import (
     is_exact,
 )
 from nodes.packed import (
+    FloatLinear,
     Int4Linear,
     Int8Linear,
-    Norm,
+    PackedFloatLinear,
     check_int4,
-    encode,
     quantise_int4,
     quantise_int8,
 )
+from nodes.packing import Packing
 from nodes.weights import LayerWeights
 from tests.support.checkpoints import FAMILIES, random_tensors
 from tests.support.stages import MemoryTensors, fill_weights
@@ -77,7 +81,7 @@ def test_a_product_is_near_that_of_the_unrounded_matrix(
 def test_every_exact_kernel_gives_the_same_bits() -> None:
     matrix, x = random(ROWS, COLUMNS), random(9, COLUMNS, seed=1)
     expected = int8(matrix, EXACT)(x)
-    for kernel in exact_kernels():
+    for kernel in (*exact_kernels(), PLAIN):
         if kernel.bits == EXACT.bits:
             assert torch.equal(int8(matrix, kernel)(x), expected), kernel.name
 
@@ -151,6 +155,35 @@ def test_tensors_below_each_other_are_one_matrix(quantise: Quantise) -> None:
     assert all(map(torch.equal, whole, parts))
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.skipif(not can_pack(torch.float32), reason="this torch packs no float matrices")
+def test_a_packed_float_matrix_is_the_matrix(dtype: torch.dtype, error: float) -> None:
+    matrix, bias, x = (
+        random(*shape).to(dtype) for shape in ((ROWS, COLUMNS), (ROWS,), (9, COLUMNS))
+    )
+    linear = PackedFloatLinear(matrix, bias)
+    expected = FloatLinear(matrix.double(), bias.double())(x.double())
+    for n in (1, 9):
+        assert (linear(x[:n]) - expected[:n]).norm() < error * expected.norm()
+    assert linear.num_bytes == matrix.nbytes + bias.nbytes
+
+
+def test_a_build_of_torch_that_packs_no_floats_holds_them_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def raising(matrix: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("no such operator")
+
+    can_pack.cache_clear()
+    monkeypatch.setattr(float_kernels, "pack", raising)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    with caplog.at_level("INFO"):
+        linear = Packing("float32", torch.device("cpu"), None).linear([random(8, 4)], (8, 4))
+    can_pack.cache_clear()
+    assert isinstance(linear, FloatLinear)
+    assert "left out: no such operator" in caplog.text
+
+
 # --- memory ---------------------------------------------------------------------------------
 
 
@@ -213,6 +246,7 @@ def test_without_any_exact_kernel_int8_is_slow_and_right(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(kernels, "candidates", lambda bits: [Int8Kernel("bad", bits, broken)])
+    monkeypatch.setattr(kernels, "PLAIN", Int8Kernel("bad too", 8, missing))
     assert exact_kernels() == (EXACT,)
     assert "int8 will be slow on this device" in caplog.text
 
