@@ -16,6 +16,7 @@ RULE: Final = Rule(threshold=0.5, seconds=30.0)
 HOP_RULE: Final = Rule(threshold=0.25, seconds=10.0)
 _LEAST_HOP: Final = 1e-3
 """Hops are compared with this on top: a part of a millisecond changes no plan."""
+_NO_OVERHEAD: Final = Level(_LEAST_HOP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Demand:
 
     ratio: Level | None = None
     lengths: tuple[int, int] | None = None
-    hop: Level = Level(_LEAST_HOP)  # noqa: RUF009 - frozen
+    hop: Level = _NO_OVERHEAD
 
     @classmethod
     def planned(

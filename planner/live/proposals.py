@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import msgspec.structs
 
 from broker.plan import Considered, IdleDevice, Plan, PlanDecision
-from planner.live.triggers import decide
+from planner.live.triggers import Decision, decide
 from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec, Objective, Workload
 from planner.planning import Outcome, plan_outcome, reassess
 
@@ -77,7 +77,9 @@ def propose(question: Question) -> Proposal:
         if running is None or kept is None or len(kept.plan.replicas) < len(running.replicas):
             raise
         best = kept
-    decision = decide(running, kept, best, question.min_gain)
+        decision = Decision(kept, True, "there is no plan without what devices may only keep")
+    else:
+        decision = decide(running, kept, best, question.min_gain)
     fitted = workload.fitted_to(model.context_limit)
     plan = msgspec.structs.replace(
         decision.outcome.plan,

@@ -82,6 +82,7 @@ def test_a_plan_that_nobody_can_replace_without_a_cordoned_device_goes_on() -> N
     bench.slow_down("b", 0.25).run(20)
     assert {replica.id for replica in bench.plan.replicas} == before
     assert bench.plan.version == 2
+    assert bench.plan.trigger.endswith("there is no plan without what devices may only keep")
 
 
 def test_what_was_asked_later_counts() -> None:
