@@ -187,7 +187,8 @@ def _attend(
             query, keys, values, attn_mask=mask, scale=scores.scale
         )
     scale = scores.scale or query.shape[-1] ** -0.5
-    logits = query @ keys.transpose(2, 3) * scale
+    # In float32, as inside torch's kernel: rounded to bfloat16, scores would be far off.
+    logits = query.float() @ keys.float().transpose(2, 3) * scale
     if scores.cap is not None:
         logits = scores.cap * torch.tanh(logits / scores.cap)
     if mask is not None:
@@ -196,6 +197,6 @@ def _attend(
         # Rows are heads of a key head, and for each of them positions.
         per_head = query.shape[2] // scores.sinks.shape[1]
         sinks = scores.sinks.repeat_interleave(per_head, 1)[None, ..., None]
-        logits = torch.cat((logits, sinks.to(logits.dtype)), -1)
-    shares = logits.softmax(-1, dtype=torch.float32).to(values.dtype)
-    return shares[..., : keys.shape[2]] @ values
+        logits = torch.cat((logits, sinks.float()), -1)
+    shares = logits.softmax(-1)[..., : keys.shape[2]]
+    return (shares @ values.float()).to(query.dtype)
