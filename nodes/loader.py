@@ -23,6 +23,7 @@ from nodes.checkpoint import Progress, TensorSource
 from nodes.executor import StageExecutor
 from nodes.hardware import give_memory_back
 from nodes.kernels import Int8Kernel, choose_int8_kernel
+from nodes.read_ahead import ReadAhead
 from nodes.weights import LayerWeights
 
 logger = logging.getLogger(__name__)
@@ -182,11 +183,12 @@ class Loader:
         self._free({*order.wanted, *order.keep})
         if order.wanted:
             model = self._model(order)
-            model.source.replace(self._source(order, model.source))
-            for spec in order.wanted:
-                model.load(spec)
-                if spec in order.build:
-                    self.events.put(StageBuilt(spec, model.executor(spec)))
+            with self._source(order, model) as source:
+                model.source.replace(source)
+                for spec in order.wanted:
+                    model.load(spec)
+                    if spec in order.build:
+                        self.events.put(StageBuilt(spec, model.executor(spec)))
         give_memory_back()
         weights = [model.weights for model in self._models.values()]
         names = dict.fromkeys(name for held in weights for name in held.tensor_names)
@@ -202,14 +204,14 @@ class Loader:
             self._models[key] = _Model(parse_config(order.manifest.config), key[1], kernel)
         return self._models[key]
 
-    def _source(self, order: LoadOrder, source: _CurrentSource) -> TensorSource:
+    def _source(self, order: LoadOrder, model: _Model) -> ReadAhead:
         """Return a source with the manifest's newest URLs that reports its progress."""
         tensors = order.manifest.tensors
-        model = self._models[order.wanted[0].weights_key]
-        names = {name for spec in order.wanted for name in model.tensor_names(spec)}
+        names = dict.fromkeys(name for spec in order.wanted for name in model.tensor_names(spec))
         total = sum(tensors[name].num_bytes for name in names if name in tensors)
-        here = names & set(model.weights.tensor_names)
-        arrived = sum(tensors[name].num_bytes for name in here if name in tensors)
+        here = set(model.weights.tensor_names)
+        missing = [name for name in names if name not in here]
+        arrived = total - sum(tensors[name].num_bytes for name in missing if name in tensors)
         self.events.put(LoadProgress(order.version, arrived, total))
 
         def progress(num_bytes: int) -> None:
@@ -217,8 +219,9 @@ class Loader:
             arrived += num_bytes
             self.events.put(LoadProgress(order.version, min(arrived, total), total))
 
-        source.before_each = self._check_superseded
-        return _tensor_source(order.manifest, self._cache_folder, progress)
+        model.source.before_each = self._check_superseded
+        source = _tensor_source(order.manifest, self._cache_folder, progress)
+        return ReadAhead(source, missing)
 
     def _check_superseded(self) -> None:
         with self._changed:
@@ -247,10 +250,10 @@ class _CurrentSource:
     """The newest source of one model: its URLs expire, its weights stay."""
 
     def __init__(self) -> None:
-        self._source: TensorSource | None = None
+        self._source: ReadAhead | None = None
         self.before_each = _nothing
 
-    def replace(self, source: TensorSource) -> None:
+    def replace(self, source: ReadAhead) -> None:
         self._source = source
 
     def load_tensor(self, name: str) -> torch.Tensor:
