@@ -202,8 +202,9 @@ def _header(
     rate = "all at once" if stream.rate is None else f"{stream.rate:.3g} per second on average"
     if options.rate is None and load.trace_rate is None and stream.rate is not None:
         rate += f" ({DEFAULT_LOAD:.0%} of what the plan can)"
+    sent = "" if model.kv_transfer == "exact" else f", sent in {model.kv_transfer}"
     lines = [
-        f"Model     {model.name}, {model.weights} weights, {model.kv_format} KV cache",
+        f"Model     {model.name}, {model.weights} weights, {model.kv_format} KV cache{sent}",
         f"Workload  {load.text}",
         f"Requests  {len(stream.requests)}, {rate}, seed {problem.seed}; planned for prompts of "
         f"{workload.prompt_tokens} and answers of {workload.answer_tokens} tokens, at most "
