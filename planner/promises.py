@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import ceil, inf
 from typing import Final, NamedTuple
 
@@ -123,7 +123,7 @@ class Promises:
 
         link = self.link_seconds(devices, work.prompt_tokens)
         slowest = max(*[stage.seconds(stage.cost.prefill) for stage in stages], link)
-        ttfts = self._ttfts(stages, hops.one_row, self.link_seconds(devices, 1))
+        ttfts = self._ttfts(stages, hops.one_row, self.link_seconds(devices, 1), devices)
         ttft = sum([share * one for (_, share), one in zip(self._prompts, ttfts, strict=True)])
         prompts = min(max(room // self.prompt_tokens, 1), len(devices) + 1)
         prefill_rate = work.prompt_tokens * min(1 / max(slowest, 1e-9), prompts / max(ttft, 1e-9))
@@ -155,18 +155,26 @@ class Promises:
             energy=_energy(stages, step, slots),
         )
 
-    def _ttfts(self, stages: Sequence[_Stage], hops: float, row_seconds: float) -> list[float]:
+    def _ttfts(
+        self, stages: Sequence[_Stage], hops: float, row_seconds: float, devices: Sequence[int]
+    ) -> list[float]:
         """Return the prefill of a lone prompt of each of `Workload.prompt_shares`.
 
-        Stages overlap within one prompt, chunk by chunk; the slowest sets the pace.
+        Stages overlap within one prompt, chunk by chunk; the slowest sets the pace. Hidden
+        states go from stage to stage, not round the ring: the first gets ids, the last one
+        sends a token.
         """
+        costs = [self._costs[d] for d in devices]
+        way_row_seconds = sum(
+            hop_seconds(one, other, 2) - hop_seconds(one, other) for one, other in pairwise(costs)
+        )
         found = []
         for index, (length, _) in enumerate(self._prompts):
             chunks = ceil(length / self._workload.chunk_tokens)
             link = length * row_seconds
             seconds = [stage.seconds(stage.cost.prompts[index]) for stage in stages]
             slowest = max(*seconds, link)
-            way = hops + len(stages) * link / chunks
+            way = hops + max(length / chunks - 1, 0.0) * way_row_seconds
             found.append((sum(seconds) + (chunks - 1) * slowest) / chunks + way)
         return found
 
