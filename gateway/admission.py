@@ -1,12 +1,13 @@
 """From the queue to a binding: asks masters for room, one request at a time. Pure.
 
 Late binding: a request waits in the gateway's one queue, first come first served, until a
-pair of replicas can take it, and is opened when both masters have granted room.
+pair of replicas can take it, and is opened when both masters have granted room. By the
+policy `jsq` it joins the queues of two replicas when it arrives, and waits for these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from broker.events import Granted, GrantState
 from broker.plan import Replica
@@ -14,7 +15,15 @@ from gateway.attempt import Address, Binding, Request, master_of
 from gateway.ledger import Ledger
 from gateway.lifecycle import Phase
 from gateway.requests import GenerationFailedError, NotReadyError
-from gateway.routing import can_grant, choose_pair
+from gateway.routing import (
+    Load,
+    Pair,
+    Policy,
+    can_grant,
+    choose_pair,
+    full_replicas,
+    shortest_queues,
+)
 
 Begin = Callable[[Request, float], None]
 
@@ -31,31 +40,69 @@ class Admission:
         self._begin = begin
 
     def pump(self, now: float) -> None:
-        """Let the oldest request ask for room, if none asks at present."""
+        """Let the next request ask for room, if none asks at present."""
         ledger = self._ledger
+        joins = ledger.settings.policy is Policy.JSQ
+        if joins:
+            self._join_queues(now)
         reserving = ledger.reserving
         if reserving is not None:
-            if not self._should_rebind(reserving, now):
+            if joins or not self._should_rebind(reserving, now):
                 return
             ledger.requeue(reserving, "room was found elsewhere", now, counts=False)
             reserving.not_before = now
         if not ledger.queue or not ledger.complete:
             return
         loads = ledger.loads(ledger.answering(now), now)
+        turn = self._first_with_room(loads, now) if joins else self._oldest(loads, now)
+        if turn is not None:
+            request, pair = turn
+            alone = pair.prefill.own.prefills == 0
+            self._bind(request, pair.prefill.replica, pair.decode.replica, now)
+            request.prefill_was_alone = alone and not (pair.is_single and pair.decode.own.decodes)
+
+    def _oldest(self, loads: Sequence[Load], now: float) -> tuple[Request, Pair] | None:
+        """Late binding: the oldest request and its pair; None if it has to wait."""
+        ledger = self._ledger
         for request in ledger.queue:
             if request.not_before > now:
                 continue
             demand = request.demand(ledger.measures.answer_tokens)
             pair = choose_pair(loads, demand, ledger.settings.policy)
             if pair is not None:
-                alone = pair.prefill.own.prefills == 0
-                self._bind(request, pair.prefill.replica, pair.decode.replica, now)
-                request.prefill_was_alone = alone and not (
-                    pair.is_single and pair.decode.own.decodes
-                )
-                return
+                return request, pair
             if demand.total_tokens <= ledger.largest_complete:
-                return  # Its turn, but no room now: those behind it must not overtake.
+                return None  # Its turn, but no room now: those behind it must not overtake.
+        return None
+
+    def _join_queues(self, now: float) -> None:
+        """Give each request that has none its pair: it waits for these replicas alone."""
+        ledger = self._ledger
+        answering = ledger.answering(now)
+        known = {replica.id for replica in answering}
+        for request in ledger.queue:
+            if request.joined is None or not known.issuperset(request.joined):
+                request.joined = None
+                loads = ledger.loads(answering, now)
+                demand = request.demand(ledger.measures.answer_tokens)
+                pair = shortest_queues(loads, demand)
+                if pair is not None:
+                    request.joined = (pair.prefill.replica.id, pair.decode.replica.id)
+
+    def _first_with_room(self, loads: Sequence[Load], now: float) -> tuple[Request, Pair] | None:
+        """Return the first request whose pair has room; none overtakes at a replica."""
+        by_id = {load.replica.id: load for load in loads}
+        full: set[str] = set()
+        for request in self._ledger.queue:
+            if request.joined is None or request.not_before > now:
+                continue
+            pair = Pair(*(by_id[replica] for replica in request.joined))
+            demand = request.demand(self._ledger.measures.answer_tokens)
+            lacking = full_replicas(pair, demand, own_only=True)
+            if not lacking and full.isdisjoint(request.joined):
+                return request, pair
+            full |= lacking
+        return None
 
     def granted(self, sender: str, event: Granted, now: float) -> None:
         """A master answers `Reserve`."""

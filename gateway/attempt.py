@@ -14,7 +14,7 @@ from broker.transport import Publication
 from broker.work import Data, Open, RequestKey, Reserve, ReserveKind
 from gateway.lifecycle import Event, Phase, advance
 from gateway.requests import Generation
-from gateway.routing import Demand, Usage
+from gateway.room import Demand, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,7 @@ class Request:
         num_lost: Attempts that the fog lost or refused.
         num_unbound: Bindings in a row that came to no `Open`.
         not_before: No binding until then.
+        joined: Prefill and decode replica for which it waits, by the policy `jsq`.
         stranded_at: Since when no complete replica could hold the queued request.
         granted: Replicas that have room for the attempt, and the KV credit of each.
         answered: Replicas whose master has answered at all.
@@ -136,6 +137,7 @@ class Request:
     num_lost: int = 0
     num_unbound: int = 0
     not_before: float = 0.0
+    joined: tuple[str, str] | None = None
     stranded_at: float | None = None
     granted: dict[str, int] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
@@ -171,6 +173,11 @@ class Request:
         """Tokens that may still come."""
         return self.generation.max_tokens - len(self.generated)
 
+    @property
+    def num_steps(self) -> int:
+        """Decode steps of the present attempt; its first token comes from prefill."""
+        return max(len(self.generated) - self.first_index - 1, 0)
+
     def demand(self, answer_tokens: float) -> Demand:
         """Return what the request needs, given the mean length of answers."""
         expected = min(max(answer_tokens - len(self.generated), 1.0), self.remaining_tokens)
@@ -185,6 +192,7 @@ class Request:
         self.advance(Event.BOUND)
         self.attempt += 1
         self.binding = binding
+        self.joined = None
         self.first_index = len(self.generated)
         self.early.clear()
         self.granted.clear()

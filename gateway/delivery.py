@@ -15,7 +15,7 @@ from gateway.attempt import Address, Request, master_of
 from gateway.ledger import Ledger
 from gateway.lifecycle import RUNNING, Event, Phase
 from gateway.requests import GeneratedToken, GenerationFailedError
-from gateway.routing import slots_of
+from gateway.room import slots_of
 
 MAX_EARLY_TOKENS: Final = 256
 """Tokens kept before their turn; later ones are asked for again."""

@@ -6,7 +6,7 @@ a master, and is forgotten after some seconds, since nobody reports when it ends
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from broker.events import Granted, GrantState
@@ -16,7 +16,8 @@ from broker.work import ReserveKind
 from gateway.attempt import Request
 from gateway.lifecycle import Phase
 from gateway.measures import Measures
-from gateway.routing import NOTHING, Load, Usage, predicted_prefill_rate, slots_of
+from gateway.room import NOTHING, Usage, slots_of
+from gateway.routing import Load, predicted_prefill_rate
 
 
 class Occupancy:
@@ -73,9 +74,17 @@ class Occupancy:
         """Return the load of each of ``replicas``, in their order."""
         own: dict[str, Usage] = defaultdict(Usage)
         backlog: dict[str, float] = defaultdict(float)
+        generated: dict[str, list[int]] = defaultdict(list)
+        queued: Counter[str] = Counter()
         for request in requests:
             if request.binding is None:
+                if request.joined is not None:
+                    prefill, decode = request.joined
+                    backlog[prefill] += request.known_tokens
+                    queued[decode] += 1
                 continue
+            if request.num_steps:
+                generated[request.binding.decode.id].append(request.num_steps)
             for replica in request.binding.replicas:
                 own[replica.id] += request.usage(replica)
             if request.phase in {Phase.RESERVING, Phase.PREFILL}:
@@ -85,6 +94,8 @@ class Occupancy:
                 replica,
                 own[replica.id],
                 self._foreign_now(replica.id, now),
+                tuple(sorted(generated[replica.id], reverse=True)),
+                queued[replica.id],
                 backlog[replica.id],
                 self._measures.prefill_overhead_seconds(replica.id),
                 self._measures.prefill_factor(replica.id),

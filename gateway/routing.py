@@ -13,9 +13,10 @@ from enum import StrEnum
 from typing import Final
 
 from broker.grouping import best_grouping
-from broker.placement import KV_BLOCK_TOKENS, WAITING_ROWS, room_tokens, whole_tokens
 from broker.plan import Replica, Role
+from broker.queueing import slot_wait_tokens
 from broker.work import ReserveKind
+from gateway.room import NOTHING, Demand, Usage, has_room, has_slot, slots_of
 
 UNKNOWN_PREFILL_RATE: Final = 100.0
 """Prompt tokens per second of a replica without any prediction or measurement."""
@@ -36,58 +37,7 @@ class Policy(StrEnum):
     LEAST_ADDED = "least-added"
     """The same, counting what the replicas' other requests lose by one more beside them."""
     JSQ = "jsq"
-    """The paper's: shortest estimated waiting time, whether or not there is room now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a request needs.
-
-    Attributes:
-        known_tokens: Prompt plus tokens generated so far.
-        max_tokens: Tokens that may still come.
-        expected_tokens: Tokens that will probably still come.
-    """
-
-    known_tokens: int
-    max_tokens: int
-    expected_tokens: float
-
-    @property
-    def total_tokens(self) -> int:
-        """KV positions that the request may grow to."""
-        return self.known_tokens + self.max_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Room that requests hold in a replica.
-
-    Attributes:
-        prefills: Prompts in work or waiting for hand-over.
-        decodes: Requests that decode, or will.
-        tokens: Reserved KV positions.
-        complete: Of ``decodes``, those that are through prefill: they decode or wait for a row.
-        whole_tokens: KV positions that all of them may grow to.
-    """
-
-    prefills: int = 0
-    decodes: int = 0
-    tokens: int = 0
-    complete: int = 0
-    whole_tokens: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.prefills + other.prefills,
-            self.decodes + other.decodes,
-            self.tokens + other.tokens,
-            self.complete + other.complete,
-            self.whole_tokens + other.whole_tokens,
-        )
-
-
-NOTHING: Final = Usage()
+    """The paper's: the shortest estimated waits when a request arrives, for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +47,9 @@ class Load:
     Attributes:
         own: Held by this gateway's requests.
         foreign: Held by others, by the master's last answer.
+        generated: Decode steps that each of our decoding requests had here, most first.
+        queued: Requests of ours that wait for this very replica to decode them; they hold
+            nothing yet. By the policy `jsq` alone.
         prefill_backlog_tokens: Prompt tokens of ours that are not through yet.
         prefill_overhead_seconds: Measured time of a prompt apart from its length.
         prefill_factor: Measured over predicted seconds per prompt token.
@@ -107,6 +60,8 @@ class Load:
     replica: Replica
     own: Usage = NOTHING
     foreign: Usage = NOTHING
+    generated: tuple[int, ...] = ()
+    queued: int = 0
     prefill_backlog_tokens: float = 0.0
     prefill_overhead_seconds: float = 0.0
     prefill_factor: float = 1.0
@@ -157,39 +112,6 @@ def predicted_step_seconds(replica: Replica, num_rows: int) -> float:
     )
 
 
-def slots_of(replica: Replica) -> int:
-    """Return how many requests a replica decodes at once."""
-    return max(replica.slots, 1)
-
-
-def has_room(replica: Replica, usage: Usage, kind: ReserveKind, demand: Demand) -> bool:
-    """Whether a replica has KV room for one more request of ``kind``, whatever its slots.
-
-    The same count as the masters': whole blocks, and one block to grow for each answer.
-    """
-    room = room_tokens(kind, demand.known_tokens)
-    if usage == NOTHING:
-        return room <= replica.kv_tokens
-    if kind is ReserveKind.DECODE and usage.decodes >= slots_of(replica):
-        whole = whole_tokens(kind, demand.known_tokens, demand.max_tokens)
-        return usage.whole_tokens + whole <= replica.kv_tokens
-    return usage.tokens + room + KV_BLOCK_TOKENS * usage.decodes <= replica.kv_tokens
-
-
-def has_slot(replica: Replica, usage: Usage, kind: ReserveKind) -> bool:
-    """Whether a replica grants one more request of ``kind``, whatever its KV room.
-
-    The same count as the masters': an answer whose prompt is prefilled elsewhere may come
-    ahead of a free slot while few wait for a row, and then needs room for its full length.
-    """
-    has_prefill_slot = usage.prefills < max(replica.prefill_slots, 1)
-    if kind is ReserveKind.PREFILL:
-        return has_prefill_slot
-    if kind is ReserveKind.BOTH:
-        return usage.decodes < slots_of(replica) and has_prefill_slot
-    return usage.complete < slots_of(replica) + WAITING_ROWS
-
-
 def pairs(loads: Sequence[Load]) -> list[Pair]:
     """Return every pair that roles allow, in plan order, single replicas first.
 
@@ -213,15 +135,21 @@ def largest_request_tokens(replicas: Sequence[Replica]) -> int:
     return max(held, default=0)
 
 
-def can_grant(pair: Pair, demand: Demand, *, own_only: bool = False) -> bool:
-    """Whether both masters can probably grant now.
+def full_replicas(pair: Pair, demand: Demand, *, own_only: bool = False) -> set[str]:
+    """Return the replicas of a pair that probably cannot grant now.
 
     With ``own_only`` as if there were no other gateways, of which nothing is known for sure.
     """
-    return all(
-        has_slot(load.replica, usage, kind) and has_room(load.replica, usage, kind, demand)
+    return {
+        load.replica.id
         for load, usage, kind in _uses(pair, own_only=own_only)
-    )
+        if not (has_slot(load.replica, usage, kind) and has_room(load.replica, usage, kind, demand))
+    }
+
+
+def can_grant(pair: Pair, demand: Demand, *, own_only: bool = False) -> bool:
+    """Whether both masters can probably grant now; ``own_only`` as in `full_replicas`."""
+    return not full_replicas(pair, demand, own_only=own_only)
 
 
 def has_memory(pair: Pair, demand: Demand) -> bool:
@@ -246,12 +174,11 @@ def prefill_wait_seconds(load: Load) -> float:
 
 
 def decode_wait_seconds(load: Load, demand: Demand) -> float:
-    """Return the time until a decode slot is free: one answer's time shared by all slots."""
+    """Return the time until a decode slot is free, every answer having the expected length."""
     slots = slots_of(load.replica)
-    waiting = (load.own + load.foreign).decodes - slots + 1
-    if waiting <= 0:
-        return 0.0
-    return waiting * demand.expected_tokens * load.step_seconds(slots) / slots
+    num_requests = (load.own + load.foreign).decodes + load.queued
+    steps = slot_wait_tokens(slots, num_requests, load.generated, demand.expected_tokens)
+    return steps * load.step_seconds(slots)
 
 
 def finish_seconds(pair: Pair, demand: Demand) -> float:
@@ -275,7 +202,7 @@ def lost_seconds(pair: Pair, demand: Demand) -> float:
     batch takes longer steps; on average they are half-way through their answers.
     """
     prefill, decode = pair.prefill, pair.decode
-    beside = (prefill.own + prefill.foreign).decodes
+    beside = min((prefill.own + prefill.foreign).complete, slots_of(prefill.replica))
     rows = (decode.own + decode.foreign).decodes
     slower = decode.step_seconds(rows + 1) - decode.step_seconds(rows) if rows else 0.0
     return (
@@ -284,31 +211,46 @@ def lost_seconds(pair: Pair, demand: Demand) -> float:
     )
 
 
+def shortest_queues(loads: Sequence[Load], demand: Demand) -> Pair | None:
+    """Return the pair with the least estimated waits, room or not; None: none can hold it.
+
+    The paper's rule. Equal waits go to the faster prefill replica, then to the pair that moves
+    no KV, then to the faster decode replica. One that does both gives its requests to
+    replicas that only decode, never to another that does both.
+    """
+    order = {load.replica.id: index for index, load in enumerate(loads)}
+    allowed = [
+        pair
+        for pair in _fitting(loads, demand)
+        if pair.is_single or pair.prefill.replica.role is not pair.decode.replica.role
+    ]
+
+    def key(pair: Pair) -> tuple[float, ...]:
+        decode = pair.decode
+        return (
+            _suspects(pair),
+            prefill_wait_seconds(pair.prefill) + decode_wait_seconds(decode, demand),
+            pair.prefill.prefill_seconds(demand.known_tokens),
+            order[pair.prefill.replica.id],
+            not pair.is_single,
+            decode.step_seconds((decode.own + decode.foreign).decodes + decode.queued + 1),
+        )
+
+    return min(allowed, key=key, default=None)
+
+
 def choose_pair(
     loads: Sequence[Load], demand: Demand, policy: Policy = Policy.LEAST_FINISH
 ) -> Pair | None:
     """Return the pair of complete replicas to bind a request to now; None: wait.
 
+    For late binding; by the policy `jsq` a request stays with its `shortest_queues`.
+
     None means that no pair can ever hold it, that our own requests fill every pair that can,
     or that one of these will finish so much earlier than the others that it is worth the
     wait. Ties go to the earlier pair of `pairs`, so equal knowledge gives equal choices.
     """
-    fitting = [
-        pair
-        for pair in pairs(loads)
-        if demand.total_tokens <= min(pair.prefill.replica.kv_tokens, pair.decode.replica.kv_tokens)
-    ]
-    if policy is Policy.JSQ:
-        shortest = min(
-            fitting,
-            key=lambda pair: (
-                _suspects(pair),
-                prefill_wait_seconds(pair.prefill) + decode_wait_seconds(pair.decode, demand),
-                (pair.decode.own + pair.decode.foreign).decodes,
-            ),
-            default=None,
-        )
-        fitting = [shortest] if shortest is not None else []
+    fitting = _fitting(loads, demand)
     lost = lost_seconds if policy is Policy.LEAST_ADDED else _nothing_lost
 
     def seconds(pair: Pair) -> float:
@@ -332,6 +274,14 @@ def choose_pair(
         if pair not in candidates
     )
     return None if is_worth_waiting else best
+
+
+def _fitting(loads: Sequence[Load], demand: Demand) -> list[Pair]:
+    return [
+        pair
+        for pair in pairs(loads)
+        if demand.total_tokens <= min(pair.prefill.replica.kv_tokens, pair.decode.replica.kv_tokens)
+    ]
 
 
 def _suspects(pair: Pair) -> int:

@@ -6,9 +6,9 @@ Rules see what a router can see: queues and planned speeds, never the true speed
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
+from broker.queueing import slot_wait_tokens
 from planner.simulation.states import Demand, ReplicaState
 
 Rule = Callable[[ReplicaState, Demand], float]
@@ -20,24 +20,13 @@ def estimated_prefill_wait(state: ReplicaState, demand: Demand) -> float:
 
 
 def estimated_decode_wait(state: ReplicaState, demand: Demand) -> float:
-    """Return seconds until a decode slot is free, every answer having the expected length.
-
-    With slots that each become free after r_i tokens and q requests ahead that take m
-    tokens each, the next starts at the (q + 1)-th smallest of ``r_i + j m``. No r_i exceeds
-    m, so that is ``r[q % slots] + (q // slots) m``.
-    """
-    if math.isinf(state.slots):
+    """Return seconds until a decode slot is free, every answer having the expected length."""
+    if state.num_decodes < state.slots:
         return 0.0
     slots = int(state.slots)
-    # Waiting requests take the free slots first, and then those that become free.
-    ahead = state.num_decodes - slots
-    if ahead < 0:
-        return 0.0
-    done = state.generated_tokens()
-    mean = max(demand.expected_tokens, 1.0)
-    lap, index = divmod(ahead, slots)
-    left = max(mean - done[index], 0.0) if index < len(done) else mean
-    return (left + lap * mean) * state.step_seconds(slots)
+    generated = state.generated_tokens()
+    steps = slot_wait_tokens(slots, state.num_decodes, generated, demand.expected_tokens)
+    return steps * state.step_seconds(slots)
 
 
 def pending_tokens(state: ReplicaState, demand: Demand) -> float:

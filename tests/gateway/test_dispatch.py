@@ -17,6 +17,7 @@ from gateway.requests import (
     QueueFullError,
     TooLargeError,
 )
+from gateway.routing import Policy
 from tests.gateway.scripted_fog import (
     ROOM_TOKENS,
     Faults,
@@ -118,6 +119,34 @@ def test_requests_are_served_in_the_order_of_arrival() -> None:
     run.advance_until(lambda: len(run.finished) == len(names))
 
     assert list(run.finished) == names
+
+
+def test_by_jsq_a_request_stays_with_its_queue_and_holds_up_no_other() -> None:
+    fog = ScriptedFog(replica("x", ["x0"], slots=1), replica("y", ["y0"], slots=1))
+    run = Run(fog, settings=DispatchSettings(policy=Policy.JSQ))
+    for name, tokens in (("a", 200), ("b", 20), ("c", 8), ("d", 8)):
+        run.submit(generation(name, tokens=tokens))
+
+    run.advance_until(lambda: len(run.finished) == 4)
+
+    bound = {m.request_id: names["replica"] for names, m in messages(run, Reserve)}
+    assert bound == {"a": "x", "b": "y", "c": "x", "d": "y"}
+    assert list(run.finished) == ["b", "d", "a", "c"]
+
+
+def test_by_jsq_a_lost_replicas_queue_joins_the_others() -> None:
+    fog = ScriptedFog(replica("x", ["x0"], slots=1), replica("y", ["y0"], slots=1))
+    run = Run(fog, settings=DispatchSettings(policy=Policy.JSQ))
+    for name in ("a", "b", "c"):
+        run.submit(generation(name, tokens=30))
+    run.advance(0.2)
+
+    fog.forget("x0")
+    run.see(view_of(*fog.replicas.values(), states={"x0": DeviceState.LOST}))
+    run.advance_until(lambda: len(run.finished) == 3)
+
+    assert list(run.finished) == ["b", "a", "c"]
+    assert run.tokens["c"] == expected_tokens(tokens=30)
 
 
 def test_only_one_request_asks_for_room_at_a_time() -> None:

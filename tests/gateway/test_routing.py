@@ -5,22 +5,20 @@ from msgspec import structs
 
 from broker.plan import BatchSeconds, Role
 from broker.work import ReserveKind
+from gateway.room import Demand, Usage, has_room, has_slot
 from gateway.routing import (
     UNKNOWN_STEP_SECONDS,
-    Demand,
     Load,
     Pair,
     Policy,
-    Usage,
     can_grant,
     choose_pair,
     finish_seconds,
-    has_room,
-    has_slot,
     largest_request_tokens,
     lost_seconds,
     pairs,
     predicted_step_seconds,
+    shortest_queues,
 )
 from tests.gateway.scripted_fog import replica
 
@@ -33,6 +31,11 @@ def names(loads: list[Load]) -> list[str]:
 
 def chosen(loads: list[Load], demand: Demand = DEMAND, policy: Policy = Policy.LEAST_FINISH) -> str:
     pair = choose_pair(loads, demand, policy)
+    return "" if pair is None else f"{pair.prefill.replica.id}{pair.decode.replica.id}"
+
+
+def joined(loads: list[Load], demand: Demand = DEMAND) -> str:
+    pair = shortest_queues(loads, demand)
     return "" if pair is None else f"{pair.prefill.replica.id}{pair.decode.replica.id}"
 
 
@@ -109,7 +112,7 @@ def test_a_pair_that_is_too_small_is_never_chosen() -> None:
 
 
 def test_least_added_spares_the_streams_beside_which_a_prompt_would_run() -> None:
-    fast = replace(load("f", prefill_rate=1000.0), own=Usage(0, 3, 768))
+    fast = replace(load("f", prefill_rate=1000.0), own=Usage(0, 3, 768, complete=3))
     slow = load("s", prefill_rate=800.0)
 
     assert chosen([fast, slow], policy=Policy.LEAST_FINISH) == "ff"
@@ -139,16 +142,34 @@ def test_jsq_joins_the_shortest_queue_whatever_the_speed() -> None:
     slow = load("s", tpot_seconds=1.0)
 
     assert chosen([fast, slow], policy=Policy.LEAST_FINISH) == "sf"
-    assert chosen([fast, slow], policy=Policy.JSQ) == "ss"
+    assert joined([fast, slow]) == "ss"
 
 
-def test_jsq_waits_for_the_shortest_queue_even_when_another_replica_is_free() -> None:
+def test_jsq_joins_a_queue_that_has_no_room() -> None:
     prefill = load("p", Role.PREFILL)
-    ours = replace(load("o", Role.DECODE), own=Usage(0, 6, 512, complete=6))
+    ours = replace(load("o", Role.DECODE), own=Usage(0, 6, 4096, complete=6))
     foreign = replace(load("f", Role.DECODE), foreign=Usage(0, 7, 512, complete=7))
+    queue = replace(load("q", Role.DECODE), own=Usage(0, 4, 512, complete=4), queued=4)
 
-    assert chosen([prefill, ours, foreign], policy=Policy.JSQ) == ""
-    assert chosen([prefill, ours, foreign], policy=Policy.LEAST_FINISH) == "pf"
+    assert joined([prefill, ours, foreign, queue]) == "po"
+    assert chosen([prefill, ours, foreign, queue]) == "pq"
+
+
+def test_jsq_knows_how_far_the_answers_of_a_replica_are() -> None:
+    prefill = load("p", Role.PREFILL)
+    early = replace(load("e", Role.DECODE), own=Usage(0, 4, 512), generated=(20, 9, 8, 7))
+    late = replace(load("l", Role.DECODE), own=Usage(0, 4, 512), generated=(21, 1, 1, 1))
+
+    assert joined([prefill, early, late]) == "pl"
+
+
+def test_by_jsq_replicas_that_do_both_do_not_trade_requests() -> None:
+    full = replace(load("f", prefill_rate=2000.0), own=Usage(0, 9, 512))
+    idle = load("i")
+    decode = load("d", Role.DECODE)
+
+    assert joined([full, idle]) == "ii"
+    assert joined([full, decode]) == "fd"
 
 
 @pytest.mark.parametrize(
