@@ -91,7 +91,7 @@ def _grants_slot(prefill: ReplicaState, decode: ReplicaState, demand: Demand) ->
 def _prompt_costs(state: ReplicaState, demand: Demand, routing: Routing) -> tuple[float, float]:
     """Return seconds until a prompt is through, and what the streams beside it lose."""
     seconds = state.prompt_seconds(demand.prompt_tokens)
-    lost = seconds * state.num_active if routing.counts_others else 0.0
+    lost = seconds * min(state.num_complete, state.slots) if routing.counts_others else 0.0
     return estimated_prefill_wait(state, demand) + seconds, lost
 
 

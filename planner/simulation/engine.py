@@ -88,11 +88,6 @@ class Engine(Ledger):
     # --- what routers see -------------------------------------------------------------------
 
     @property
-    def num_active(self) -> int:
-        """Requests that decode now."""
-        return len(self._rows)
-
-    @property
     def num_complete(self) -> int:
         """Requests that decode, or wait for a row with their KV here."""
         return len(self._rows) + len(self._ready)

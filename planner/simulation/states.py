@@ -44,7 +44,6 @@ class ReplicaState(Protocol):
         pending_prompt_tokens: Of these, positions not through prefill.
         num_decodes: Requests bound to decode here, or decoding.
         num_complete: Of these, decoding or waiting for a row with all that they need.
-        num_active: Of these, decoding.
         prefill_tokens_per_second: Planned rate of prompts, its pipeline full.
         decode_tokens_per_second: Planned rate of all slots.
     """
@@ -75,8 +74,6 @@ class ReplicaState(Protocol):
     def num_decodes(self) -> int: ...
     @property
     def num_complete(self) -> int: ...
-    @property
-    def num_active(self) -> int: ...
     @property
     def prefill_tokens_per_second(self) -> float: ...
     @property

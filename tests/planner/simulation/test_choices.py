@@ -50,10 +50,6 @@ class State:
         self.pool = self.role
 
     @property
-    def num_active(self) -> int:
-        return len(self.done)
-
-    @property
     def num_complete(self) -> int:
         return len(self.done) + self.num_waiting
 

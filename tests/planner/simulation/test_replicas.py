@@ -59,6 +59,33 @@ def test_a_lone_request_meets_the_plans_latencies(seed: int) -> None:
     assert 1 / record.decode_speed == pytest.approx(decode.tpot_seconds, rel=0.05)
 
 
+@pytest.mark.parametrize("prompt_tokens", [20, 700])
+def test_hidden_states_pass_the_hops_between_stages_and_not_the_one_round_the_ring(
+    prompt_tokens: int,
+) -> None:
+    found, model = random_fog(0, 2, low=0.6, high=0.7)
+    slow = Link(latency_seconds=0.001, bytes_per_second=200_000)
+    fast = Link(latency_seconds=0.001, bytes_per_second=1e9)
+    devices = [replace(one, link=link) for one, link in zip(found, (fast, slow), strict=True)]
+    work = Workload(prompt_tokens=prompt_tokens, answer_tokens=2, context_tokens=800, min_tps=0.1)
+    made = plan(devices, model, work)
+
+    result = simulate(
+        Scenario(
+            replicas=replicas_from_plan(made, devices, model, work),
+            requests=[SimRequest(0.0, prompt_tokens, 2)],
+            network=network_of(devices),
+        )
+    )
+
+    (one,) = made.replicas
+    assert len(one.stages) == 2
+    # The slow link carries the hidden states longer than the stages compute.
+    seconds = prompt_tokens * model.activation_bytes / slow.bytes_per_second
+    assert result.records[0].ttft_seconds > 0.5 * seconds
+    assert one.predicted.ttft_seconds == pytest.approx(result.records[0].ttft_seconds, rel=0.1)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_saturated_fog_delivers_what_the_plan_predicts(seed: int) -> None:
     made, devices, model = _planned(seed)
