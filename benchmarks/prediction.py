@@ -7,13 +7,15 @@ of the lengths that its plan is for: first one request after the other, then as 
 70 % of its decode slots, then more than it has slots. Every two seconds it reads
 ``GET /fog/plan``, where measured stage times, TTFT and time per token stand beside the
 predictions for the same rows and lengths, and the rate, while requests wait, beside the
-predicted capacity. Prints the error of each, their median, and the plans that were made.
+predicted capacity. Prints the error of each, their median, and the plans that were made. The
+default fog needs more than a core: where other programs use the machine, steps come late.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import random
 import statistics
@@ -172,7 +174,8 @@ def summary(
     rows = errors.rows()
     return {
         "commit": commit(),
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python "
+        f"{platform.python_version()}, load average {os.getloadavg()[1]:.1f} in the last 5 minutes",
         "model": client.model(),
         "prompt_tokens": plan["prompt_tokens"],
         "answer_tokens": plan["answer_tokens"],

@@ -161,7 +161,7 @@ def _undominated(members: list[Member]) -> list[Member]:
     ]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_best_allowed_plan_equals_brute_force(seed: int) -> None:
     devices, model = owned_fog(seed, 4, 5)
     expected = best_of_all(devices, model)
@@ -195,10 +195,9 @@ def violations(found: Plan, devices: Sequence[DeviceSpec], model: ModelSpec) -> 
     return broken
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_plans_of_many_devices_keep_to_what_owners_allow(seed: int) -> None:
-    devices, model = owned_fog(seed, 9, 8)
-    quick = Objective(population=16, generations=4, exact_devices=5)
+def test_plans_of_many_devices_keep_to_what_owners_allow() -> None:
+    devices, model = owned_fog(0, 8, 6)
+    quick = Objective(population=8, generations=2, exact_devices=5)
     assert violations(plan(devices, model, WORKLOAD, quick), devices, model) == []
 
 

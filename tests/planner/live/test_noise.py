@@ -52,32 +52,29 @@ def stages(plan: Plan) -> set[str]:
     return {replica.id for replica in plan.replicas}
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_noise_of_15_percent_on_all_telemetry_changes_no_plan_in_half_an_hour(seed: int) -> None:
     rng = random.Random(seed)
     bench = serving()
     for _ in range(int(HALF_AN_HOUR / 2)):
         bench.telemetry = {name: noisy(rng) for name in "abcdef"}
         bench.handle(lengths(64 * rng.uniform(0.85, 1.15), 64 * rng.uniform(0.85, 1.15)))
-        bench.run(2, step=1)
+        bench.run(2, step=2)
     assert bench.plan.version == 1
     assert [entry.version for entry in bench.history.decisions] == [1]
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_a_device_slowed_to_a_quarter_in_noise_is_planned_for_once_and_used_again_later(
-    seed: int,
-) -> None:
-    rng = random.Random(seed)
+def test_a_device_slowed_to_a_quarter_in_noise_is_planned_for_once_and_used_again_later() -> None:
+    rng = random.Random(1)
     bench = serving()
     fastest = "a"
     versions = []
     for speed in (0.25, 1.0):
-        for _ in range(300):
+        for _ in range(150):
             bench.telemetry = {
                 name: noisy(rng, speed_ratio=speed if name == fastest else 1.0) for name in "abcdef"
             }
-            bench.run(2, step=1)
+            bench.run(2, step=2)
         versions.append(bench.plan.version)
     assert versions == [2, 3]
     first, slow, again = (p for p in bench.plans if p.state is PlanState.ACTIVE)
@@ -127,10 +124,10 @@ def test_waiting_for_a_core_is_no_slowness_unless_it_lasts() -> None:
         bench.telemetry["a"] = waits
         bench.run(20)
         bench.telemetry["a"] = runs
-        bench.run(40)
+        bench.run(40, step=2)
     assert bench.plan.version == 1
     bench.telemetry["a"] = waits
-    bench.run(90)
+    bench.run(90, step=2)
     assert bench.plan.version == 2
     assert "a is 3.33 times slower than planned" in bench.plan.trigger
 
@@ -138,7 +135,7 @@ def test_waiting_for_a_core_is_no_slowness_unless_it_lasts() -> None:
 def test_a_slow_link_is_planned_for_once() -> None:
     bench = serving()
     bench.telemetry["a"] = Telemetry(link_bytes_per_second=1e6)
-    bench.run(120)
+    bench.run(120, step=2)
     assert bench.plan.version == 2
     assert "the link of a has changed: rate 1.0 MB/s" in bench.plan.trigger
 
@@ -147,7 +144,7 @@ def test_a_fast_link_on_a_busy_host_is_a_fast_link() -> None:
     bench = serving()
     for rate, latency in ((1.8e7, 0.0019), (1e8, 0.0003), (5e7, 0.001)):
         bench.telemetry["a"] = Telemetry(link_bytes_per_second=rate, link_latency_seconds=latency)
-        bench.run(60)
+        bench.run(60, step=2)
     assert bench.plan.version == 1
 
 
@@ -164,7 +161,7 @@ def test_memory_that_others_took_is_planned_for_and_used_again_when_it_is_back()
     assert "a cannot hold its stage any more" in bench.plan.trigger
     assert "a" not in bench.devices()
     bench.telemetry["a"] = plenty
-    bench.run(60)
+    bench.run(60, step=2)
     assert stages(bench.plan) == before
     assert "a has 1.1 MB for the model again" in bench.plan.trigger
 
@@ -189,11 +186,11 @@ def test_a_device_rests_from_heat_and_on_an_empty_battery(
 ) -> None:
     bench = serving()
     bench.telemetry["a"] = pressed
-    bench.run(60)
+    bench.run(60, step=2)
     assert "a" not in bench.devices()
     assert any(entry.device == "a" and reason in entry.reason for entry in bench.plan.idle)
     bench.telemetry["a"] = relieved
-    bench.run(400)
+    bench.run(400, step=2)
     assert "a" in bench.devices()
     assert bench.plan.version == 3
 
@@ -202,7 +199,7 @@ def test_a_battery_between_the_limit_and_ten_percent_more_changes_nothing() -> N
     bench = serving()
     for charge in (0.16, 0.2, 0.16, 0.24):
         bench.telemetry["a"] = Telemetry(battery_ratio=charge)
-        bench.run(120)
+        bench.run(120, step=2)
     assert bench.plan.version == 1
 
 
@@ -210,7 +207,7 @@ def test_a_device_that_must_rest_serves_on_where_nobody_can_do_without_it() -> N
     bench = Bench().connect().model().join("a", "b", memory_bytes=1_000_000).run(8)
     before = stages(bench.plan)
     bench.telemetry["a"] = Telemetry(temperature_celsius=99.0)
-    bench.run(60)
+    bench.run(60, step=2)
     assert stages(bench.plan) == before
     assert "no plan" in (bench.problem or "")
 
@@ -219,7 +216,7 @@ def test_requests_of_another_shape_lead_to_one_plan_for_their_lengths() -> None:
     bench = serving()
     for _ in range(60):
         bench.handle(lengths(200, 20))
-        bench.run(5)
+        bench.run(5, step=2.5)
     assert bench.plan.version == 2
     assert (bench.plan.prompt_tokens, bench.plan.answer_tokens) == (200, 20)
     assert "200 tokens of prompt and 20 of answer, the plan is for 64 and 64" in bench.plan.trigger
@@ -229,7 +226,7 @@ def test_lengths_are_not_followed_when_a_person_says_so() -> None:
     bench = serving(follow_lengths=False)
     for _ in range(60):
         bench.handle(lengths(200, 20))
-        bench.run(5)
+        bench.run(5, step=2.5)
     assert bench.plan.version == 1
 
 
@@ -238,7 +235,7 @@ def test_gateways_count_by_their_requests_and_lost_ones_not_at_all() -> None:
     lost = GatewayStatus(state=DeviceState.LOST, session=2)
     bench.handle(lengths(5000, 10, requests=200))
     bench.handle(GatewaySeen("g", lost))
-    bench.run(300)
+    bench.run(300, step=2)
     assert bench.plan.version == 1
 
 
@@ -247,14 +244,14 @@ def test_a_restarted_planner_knows_what_the_plan_was_made_with() -> None:
     bench.telemetry["a"] = Telemetry(speed_ratio=0.25)
     for _ in range(30):
         bench.handle(lengths(200, 20))
-        bench.run(5)
+        bench.run(5, step=2.5)
     version = bench.plan.version
     later = Bench(session=200)
     later.connect()
     bench.retained_for(later)
     later.telemetry["a"] = Telemetry(speed_ratio=0.25)
     later.handle(lengths(200, 20))
-    later.run(300)
+    later.run(300, step=2)
     assert {plan.version for plan in later.plans} <= {version}
     assert later.control.rollout.version == version
 
@@ -270,7 +267,7 @@ def test_hops_that_take_longer_than_their_links_are_planned_for_once() -> None:
     rng = random.Random(1)
     for _ in range(300):
         bench.handle(hops(0.003 * rng.uniform(0.85, 1.15)))
-        bench.run(2, step=1)
+        bench.run(2, step=2)
     assert bench.plan.version == 2
     assert bench.plan.hop_overhead_seconds == pytest.approx(0.003, rel=0.16)
     assert "beside its links, the plan says 0 ms" in bench.plan.trigger
@@ -278,7 +275,7 @@ def test_hops_that_take_longer_than_their_links_are_planned_for_once() -> None:
     later.connect()
     bench.retained_for(later)
     later.handle(hops(0.003))
-    later.run(60)
+    later.run(60, step=2)
     assert later.control.rollout.version == 2
     assert {
         round(stage.hop_seconds - before, 9)
@@ -325,7 +322,7 @@ def test_roles_that_change_alone_move_no_weights() -> None:
     before = {r.id: r.role for r in bench.plan.replicas}
     for _ in range(60):
         bench.handle(lengths(20, 200))
-        bench.run(5)
+        bench.run(5, step=2.5)
     after = {r.id: r.role for r in bench.plan.replicas}
     assert {Role.PREFILL, Role.DECODE} <= set(after.values())
     (record,) = (d for d in bench.history.decisions if d.version == 2)
