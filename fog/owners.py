@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,9 +11,6 @@ from fog.tomllines import KeyPath
 from fog.tomlreader import TomlReader
 
 OWNER_KEYS: Final = ("share", "quiet_hours", "phases", "text", "layers")
-
-_SHARE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
-_LAYERS: Final = re.compile(r"(\d+)\s*-\s*(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +46,13 @@ class OwnerConfig:
     @property
     def rules(self) -> OwnerRules:
         """The same for a planner without nodes: a share slows the device, hours are not asked."""
-        found = None if self.layers is None else _LAYERS.fullmatch(self.layers)
+        from nodes.settings import parse_layers, parse_share
+
         return OwnerRules(
-            share=1.0 if self.share is None else float(self.share.rstrip("% ")) / 100,
+            share=1.0 if self.share is None else parse_share(self.share),
             phases=list(self.phases),
             text=self.text,
-            layers=None if found is None else (int(found[1]), int(found[2]) + 1),
+            layers=None if self.layers is None else parse_layers(self.layers),
         )
 
 
@@ -75,9 +72,9 @@ def read_owner(reader: TomlReader, at: KeyPath, raw: dict[str, Any]) -> OwnerCon
 
 
 def _share(value: object) -> str:
-    found = _SHARE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is None or not 0 < float(found[1]) <= 100:
-        raise ValueError(f'must be a part of the device such as "40 %", not {value!r}')
+    from nodes.settings import parse_share
+
+    parse_share(str(value))
     return str(value)
 
 
@@ -102,7 +99,7 @@ def _bool(value: object) -> bool:
 
 
 def _layers(value: object) -> str:
-    found = _LAYERS.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is None or int(found[2]) < int(found[1]):
-        raise ValueError(f'must be a first and a last layer such as "0-3", not {value!r}')
-    return str(value).strip()
+    from nodes.settings import parse_layers
+
+    parse_layers(str(value))
+    return str(value)
