@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nodes.bench.task import BenchTask, Said
 
 DEFAULT_SHAPES: Final = ("qwen2.5-0.5b", "tinyllama-1.1b")
-_QUICK: Final[Mapping[str, Any]] = {"batches": [1, 8], "seconds": 4.0}
+_QUICK: Final[Mapping[str, Any]] = {"batches": [1, 8], "seconds": 3.0}
 _TEXTS: Final = (DEMO_QUESTION, "Is 19 more than 23?", "Which device is the fastest?")
 
 

@@ -56,9 +56,9 @@ def encode(x: torch.Tensor, bits: int, norm: Norm | None = None) -> Codes:
     columns = x.shape[1]
     # Made for the rows of an embedding; each row's step and offset stand behind its codes.
     rounded = torch.ops.quantized.embedding_bag_byte_prepack(x * norm.gains if norm else x)
-    scales = rounded[:, columns:].contiguous()
-    if scales.storage_offset() % 4:
-        scales = scales.clone()
+    scales = rounded[:, columns:]
+    if columns % torch.float32.itemsize:  # they lie at no address of a float
+        scales = scales.clone(memory_format=torch.contiguous_format)
     scales = scales.view(torch.float32)
     # A row that is no number has codes nevertheless; neither way is its result a number.
     scales = scales * norm.factors(x) if norm else scales + x.amax(-1, keepdim=True).mul_(0)

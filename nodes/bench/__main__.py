@@ -25,7 +25,7 @@ from nodes.bench.theirs import TransformersEngine
 from nodes.measure import CHUNK_TOKENS
 
 _MAX_ROUNDS: Final = 25
-_MIN_ROUNDS: Final = 2
+_MIN_ROUNDS: Final = 3
 _BANDWIDTH_ELEMENTS: Final = 1 << 27  # half a GiB of float32, more than any cache
 _OURS, _THEIR_INT8, _THEIR_FLOAT32 = "ours", "int8", "float32"
 _KERNELS, _READ = "kernels", "read"

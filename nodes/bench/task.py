@@ -15,7 +15,7 @@ class BenchTask(Control, frozen=True, kw_only=True):
         prompt_tokens: Length of the prompt that is taken in.
         batches: Rows of the decode steps.
         context_tokens: Positions that every row of a decode step has.
-        seconds: After this a measurement ends, with two rounds at least.
+        seconds: After this a measurement ends, with three rounds at least.
         with_transformers: Whether transformers is measured beside ours.
         trained_folder: A checkpoint with trained weights, for the error of the format.
         trained_texts: Token ids to follow there.
@@ -28,7 +28,7 @@ class BenchTask(Control, frozen=True, kw_only=True):
     prompt_tokens: int = 512
     batches: list[int] = field(default_factory=lambda: [1, 8, 32])
     context_tokens: int = 128
-    seconds: float = 8.0
+    seconds: float = 5.0
     with_transformers: bool = True
     trained_folder: str = ""
     trained_texts: list[list[int]] = field(default_factory=list)

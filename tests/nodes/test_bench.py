@@ -89,12 +89,12 @@ def test_the_error_of_a_format_is_against_float32_of_the_same_checkpoint(folder:
     assert rounded.num_positions == 3 + 147
 
 
-def test_steps_are_timed_in_turn_and_twice_at_least() -> None:
+def test_steps_are_timed_in_turn_and_three_times_at_least() -> None:
     calls: list[str] = []
     steps = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
     rounds = time_rounds(steps, 0.0)
-    assert len(rounds) == 2
-    assert calls == ["a", "b"] * 3
+    assert len(rounds) == 3
+    assert calls == ["a", "b"] * 4
 
 
 def test_made_up_token_ids_are_of_the_vocabulary() -> None:

@@ -114,6 +114,7 @@ def test_a_row_is_the_same_alone_and_among_very_different_ones(
 def test_codes_are_the_row_to_half_a_step(bits: int, columns: int) -> None:
     x = random(6, columns) * torch.logspace(-3, 3, 6)[:, None] + 1
     codes = encode(x, bits)
+    assert all(map(torch.equal, encode(x[:1], bits), (part[:1] for part in codes)))
     error = (codes.step * codes.whole + codes.offset - x).abs()
     assert int(codes.whole.max()) == 2**bits - 1
     assert (error <= 0.501 * codes.step + 1e-6 * x.abs()).all()
