@@ -13,17 +13,15 @@ import argparse
 import contextlib
 import json
 import multiprocessing
-import platform
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.here import context
 from broker.address import BrokerAddress
 from broker.mqtt import MqttTransport
 from broker.server import find_mosquitto
@@ -192,21 +190,6 @@ def run(num_rounds: int) -> list[Figure]:
     return figures
 
 
-def context() -> dict[str, str]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "commit": commit.stdout.strip() or "unknown",
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cores": str(multiprocessing.cpu_count()),
-        "python": platform.python_version(),
-        "paho": version("paho-mqtt"),
-        "amqtt": version("amqtt"),
-    }
-
-
 def table(figures: list[Figure]) -> str:
     lines = [
         "| bus | client TCP_NODELAY | QoS | bytes | rounds "
@@ -228,7 +211,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
-    about, figures = context(), run(options.rounds)
+    about, figures = context("paho-mqtt", "amqtt"), run(options.rounds)
     report = {"context": about, "figures": [asdict(each) for each in figures]}
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")

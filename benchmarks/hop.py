@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from benchmarks.two_nodes import context
+from benchmarks.here import context
 from broker.address import BrokerAddress
 from broker.codec import decode_frame
 from broker.mqtt import MqttTransport

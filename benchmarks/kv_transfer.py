@@ -26,7 +26,8 @@ from typing import Final
 import msgspec
 import torch
 
-from benchmarks.two_nodes import DEVICES, Observer, PinnedFog, context, make_replica, say
+from benchmarks.here import context
+from benchmarks.pinned_fog import DEVICES, Observer, PinnedFog, make_replica, say
 from broker.architecture import kv_sent_bytes_per_token, parse_config
 from broker.plan import LayerRange, Replica, Role
 from broker.work import RequestKey, Sampling

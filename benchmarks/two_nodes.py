@@ -15,44 +15,26 @@ that their telemetry gives.
 import argparse
 import asyncio
 import json
-import os
-import platform
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from broker.codec import decode_control
-from broker.control import DeviceProfile, ModelManifest
+from benchmarks.here import context
+from benchmarks.pinned_fog import DEVICES, WORKLOAD, Observer, PinnedFog, make_replica, say
 from broker.grouping import best_grouping
-from broker.mqtt import MqttTransport
-from broker.placement import replica_id
-from broker.plan import LayerRange, Replica, Role, Stage
-from broker.telemetry import Telemetry
-from broker.topics import DEVICE_PROFILE, DEVICE_TELEMETRY, PLANNER_USER
-from broker.transport import Received
+from broker.plan import LayerRange, Replica
 from broker.work import Sampling
 from fog.bench import checkpoint_folder
 from fog.shapes import shapes
 from gateway.manifest import prepare_manifest
 from gateway.requests import Generation
-from planner.cost import DeviceCost, device_cost, hop_seconds
-from planner.live.conditions import Condition
-from planner.live.inputs import device_spec, model_spec
-from planner.model import Workload
-from tests.support.bus import SITE
-from tests.support.real_fog import RealFog
+from planner.cost import DeviceCost
 
-DEVICES: Final = ("first", "second")
-MAX_ROWS: Final = 16
-PROMPT_TOKENS: Final = 16
-WORKLOAD: Final = Workload(prompt_tokens=PROMPT_TOKENS, answer_tokens=64, context_tokens=256)
 # A request's first tokens come while others are still in prefill.
 WARM_UP_TOKENS: Final = 4
 
@@ -99,102 +81,6 @@ class Result:
     groups: tuple[int, int]
 
 
-class PinnedFog(RealFog):
-    """Each node on a core of its own; broker and gateway where the system puts them."""
-
-    chunk_tokens = WORKLOAD.chunk_tokens
-    context_tokens = WORKLOAD.context_tokens
-
-    def start_node(self, device: str) -> None:
-        """Start a node and pin it before it starts threads, which inherit the core."""
-        super().start_node(device)
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(self.nodes[device].pid, {cores[DEVICES.index(device) % len(cores)]})
-
-
-class Observer:
-    """What the nodes say of themselves."""
-
-    def __init__(self, fog: RealFog) -> None:
-        self._client = MqttTransport(fog.broker.address(PLANNER_USER), "two-nodes")
-        topics = (DEVICE_PROFILE, DEVICE_TELEMETRY)
-        self._client.subscribe([(topic.filter(SITE), topic.qos) for topic in topics])
-        self._client.connect()
-        self.profiles: dict[str, DeviceProfile] = {}
-        self.telemetry: dict[str, Telemetry] = {}
-
-    def read(self) -> None:
-        """Take in what has arrived."""
-        while (event := self._client.receive(0)) is not None:
-            if not isinstance(event, Received):
-                continue
-            if names := DEVICE_PROFILE.match(event.topic):
-                self.profiles[names["device"]] = decode_control(event.payload, DeviceProfile)
-            elif names := DEVICE_TELEMETRY.match(event.topic):
-                self.telemetry[names["device"]] = decode_control(event.payload, Telemetry)
-
-    async def costs(self, manifest: ModelManifest) -> list[DeviceCost]:
-        """Wait until both nodes have measured themselves, and return their costs."""
-        spec = model_spec(manifest)
-        while True:
-            self.read()
-            known = [self.profiles.get(device) for device in DEVICES]
-            if all(p is not None and p.model_revision == manifest.revision for p in known):
-                return [
-                    device_cost(
-                        device_spec(device, profile, Condition(), spec), spec, WORKLOAD, MAX_ROWS
-                    )
-                    for device, profile in self.profiles.items()
-                ]
-            await asyncio.sleep(0.1)
-
-    async def compute_seconds(self, replica: Replica) -> float:
-        """Return the nodes' usual times of a step of a replica, all stages together."""
-        self.telemetry.clear()
-        while len(self.telemetry) < len(DEVICES):
-            await asyncio.sleep(0.1)
-            self.read()
-        times = [self.telemetry[s.device].stage_seconds or {} for s in replica.stages]
-        total: float = sum(each[replica.id] for each in times)
-        return total
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._client.close()
-
-
-def make_replica(
-    manifest: ModelManifest, costs: Sequence[DeviceCost], ranges: Sequence[LayerRange]
-) -> Replica:
-    num_layers = ranges[-1].end
-    stages = []
-    for index, (cost, layers) in enumerate(zip(costs, ranges, strict=True)):
-        before = costs[index - 1]
-        hop = hop_seconds(before, cost)
-        table = cost.decode_table(layers.start, layers.end)
-        stages.append(
-            Stage(
-                device=cost.id,
-                layers=layers,
-                embedding=layers.start == 0,
-                head=layers.end == num_layers,
-                predicted_seconds=table[0].seconds,
-                decode_seconds=table,
-                hop_seconds=hop,
-                hop_row_seconds=hop_seconds(before, cost, 2) - hop,
-            )
-        )
-    places = [(stage.device, stage.layers) for stage in stages]
-    return Replica(
-        id=replica_id(manifest.revision, manifest.weights, places),
-        role=Role.BOTH,
-        slots=MAX_ROWS,
-        prefill_slots=MAX_ROWS,
-        kv_tokens=MAX_ROWS * WORKLOAD.context_tokens,
-        stages=stages,
-    )
-
-
 def best_cut(costs: Sequence[DeviceCost], num_layers: int) -> int:
     """Return the cut whose slower stage is the fastest, with eight rows."""
     first, second = (cost.decode[7] for cost in costs)
@@ -205,7 +91,7 @@ def best_cut(costs: Sequence[DeviceCost], num_layers: int) -> int:
 
 
 async def measure(
-    fog: RealFog, name: str, num_requests: int, num_tokens: int, vocabulary: int
+    fog: PinnedFog, name: str, num_requests: int, num_tokens: int, vocabulary: int
 ) -> float:
     """Return tokens per second of all requests together, while all of them decode."""
     rng = random.Random(name)
@@ -213,7 +99,7 @@ async def measure(
     async def moments(index: int) -> list[float]:
         generation = Generation(
             request_id=f"{name}-{index}",
-            prompt_ids=tuple(rng.randrange(3, vocabulary) for _ in range(PROMPT_TOKENS)),
+            prompt_ids=tuple(rng.randrange(3, vocabulary) for _ in range(WORKLOAD.prompt_tokens)),
             # Prompts take steps of those that decode already.
             max_tokens=num_tokens + WARM_UP_TOKENS + num_requests,
             sampling=Sampling(ignore_eos=True),
@@ -319,23 +205,6 @@ def table(results: Sequence[Result]) -> str:
         for each in results
     ]
     return "\n".join(lines)
-
-
-def context() -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "commit": commit.stdout.strip() or "unknown",
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-    }
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
