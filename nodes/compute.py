@@ -7,6 +7,7 @@ forward pass fails only its rows.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,6 +48,8 @@ Clock = Callable[[], float]
 FIRST_SLICE_SECONDS: Final = 0.05
 """A chunk's slice before any decode group has run here."""
 
+_REMEMBERED_GROUPS: Final = 8
+
 
 class ReleasedError(Exception):
     """The request of a chunk that paused is no longer open; what it computed goes."""
@@ -82,15 +85,15 @@ class StageCompute:
         self.executor = executor
         self._requests = requests
         self._pace = pace
-        self._slice_seconds = FIRST_SLICE_SECONDS
+        self._group_seconds: deque[float] = deque(maxlen=_REMEMBERED_GROUPS)
 
     def chunk(
         self, request: StageRequest, start: int, hidden: Tensor | None, end: int, now: Clock
     ) -> ByLayer:
         """Run positions ``[start, end)``; ``hidden`` is None at the first stage.
 
-        Pauses between layers whenever it took as long as the last decode group, so that a
-        long prompt makes running streams at most about half as fast.
+        Pauses between layers whenever it took as long as a decode group, so that a long
+        prompt makes running streams at most about half as fast.
 
         Returns:
             (end - start, hidden_size), also stored for repeats.
@@ -113,7 +116,8 @@ class StageCompute:
         embedding, first, done, began = executor.embedding, 0, 0, now()
         while (output := _next(layers)) is None:
             done += 1
-            if now() - began >= self._slice_seconds:
+            # The shortest of late: one that the machine held up must not hold up others.
+            if now() - began >= min(self._group_seconds, default=FIRST_SLICE_SECONDS):
                 kinds = executor.kinds[first:done]
                 self._pace(cost(kinds=kinds, embedding=embedding, head_rows=0))
                 yield
@@ -199,7 +203,7 @@ class StageCompute:
             errors = [self._run_rows([row], alone[i], now) for i, row in enumerate(rows)]
             return {i: error[0] for i, error in enumerate(errors) if error}
         # Before pacing: slices are paced as well.
-        self._slice_seconds = now() - began
+        self._group_seconds.append(now() - began)
         failed: dict[int, str] = {}
         for index, row in enumerate(rows):
             request = self._open_request(row)
