@@ -128,14 +128,6 @@ def read_decoder(values: ConfigValues, family: str, rope: Rope | None = None) ->
     )
 
 
-def window_of(values: ConfigValues, max_positions: int) -> int | None:
-    """Return ``sliding_window``; None where there is none, or it is as large as the context."""
-    if values.get("sliding_window") is None:
-        return None
-    window = values.whole_number("sliding_window")
-    return window if window < max_positions else None
-
-
 def layer_types_of(values: ConfigValues, computed: Sequence[str]) -> Sequence[str]:
     """Return the type of each layer: the key ``layer_types``, or ``computed`` where it is absent.
 
@@ -151,8 +143,15 @@ def layer_types_of(values: ConfigValues, computed: Sequence[str]) -> Sequence[st
     return types
 
 
-def with_windows(config: ModelConfig, types: Sequence[str], window: int | None) -> ModelConfig:
-    """Return the config with ``window`` in the layers of sliding attention."""
+def with_windows(config: ModelConfig, values: ConfigValues, types: Sequence[str]) -> ModelConfig:
+    """Return the config with the key ``sliding_window`` in its layers of sliding attention.
+
+    There is no window where the key is absent, or as large as the context.
+    """
+    window = None
+    if values.get("sliding_window") is not None:
+        window = values.whole_number("sliding_window")
+        window = window if window < config.max_position_embeddings else None
     layers = [
         replace(layer, window=window if kind == SLIDING_ATTENTION else None)
         for layer, kind in zip(config.layers, types, strict=True)

@@ -15,7 +15,6 @@ from broker.families.family import (
     Family,
     layer_types_of,
     read_decoder,
-    window_of,
     with_windows,
 )
 from broker.model_config import Activation, ModelConfig, Norms, QkNorm, Scales
@@ -25,7 +24,7 @@ from broker.rope import read_rope
 def _read_gemma2(values: ConfigValues) -> ModelConfig:
     config = _with_blocks_of_gemma(read_decoder(values, "gemma2"), values)
     types = layer_types_of(values, _full_every(2, config.num_layers))
-    return with_windows(config, types, window_of(values, config.max_position_embeddings))
+    return with_windows(config, values, types)
 
 
 def _read_gemma3(values: ConfigValues) -> ModelConfig:
@@ -46,7 +45,7 @@ def _read_gemma3(values: ConfigValues) -> ModelConfig:
         replace(layer, rope=ropes[kind]) for layer, kind in zip(config.layers, types, strict=True)
     ]
     config = replace(config, layers=tuple(layers))
-    return with_windows(config, types, window_of(values, config.max_position_embeddings))
+    return with_windows(config, values, types)
 
 
 def _with_blocks_of_gemma(config: ModelConfig, values: ConfigValues) -> ModelConfig:

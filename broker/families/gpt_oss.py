@@ -17,7 +17,6 @@ from broker.families.family import (
     experts_of,
     layer_types_of,
     read_decoder,
-    window_of,
     with_windows,
 )
 from broker.model_config import Activation, ModelConfig
@@ -42,7 +41,7 @@ def _read(values: ConfigValues) -> ModelConfig:
         FULL_ATTENTION if number % 2 else SLIDING_ATTENTION for number in range(config.num_layers)
     ]
     types = layer_types_of(values, alternating)
-    return with_windows(config, types, window_of(values, config.max_position_embeddings))
+    return with_windows(config, values, types)
 
 
 FAMILIES = (

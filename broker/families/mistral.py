@@ -9,7 +9,6 @@ from broker.families.family import (
     Family,
     layer_types_of,
     read_decoder,
-    window_of,
     with_windows,
 )
 from broker.model_config import ModelConfig
@@ -18,7 +17,7 @@ from broker.model_config import ModelConfig
 def _read(values: ConfigValues) -> ModelConfig:
     config = read_decoder(values, "mistral")
     types = layer_types_of(values, [SLIDING_ATTENTION] * config.num_layers)
-    return with_windows(config, types, window_of(values, config.max_position_embeddings))
+    return with_windows(config, values, types)
 
 
 FAMILIES = (

@@ -10,7 +10,6 @@ from broker.families.family import (
     SLIDING_ATTENTION,
     Family,
     read_decoder,
-    window_of,
     with_windows,
 )
 from broker.model_config import ModelConfig
@@ -31,8 +30,7 @@ def _read(values: ConfigValues) -> ModelConfig:
         original = rope.original_max_position_embeddings
         limit = min(config.max_position_embeddings, original)
         config = replace(config, max_position_embeddings=limit)
-    types = [SLIDING_ATTENTION] * config.num_layers
-    return with_windows(config, types, window_of(values, config.max_position_embeddings))
+    return with_windows(config, values, [SLIDING_ATTENTION] * config.num_layers)
 
 
 FAMILIES = (

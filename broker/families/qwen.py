@@ -15,7 +15,6 @@ from broker.families.family import (
     experts_of,
     layer_types_of,
     read_decoder,
-    window_of,
     with_windows,
 )
 from broker.model_config import ModelConfig, QkNorm
@@ -49,8 +48,7 @@ def _read_qwen3_moe(values: ConfigValues) -> ModelConfig:
     if not values.flag("use_sliding_window"):
         return config
     # In all layers: this family has no key that spares some.
-    types = [SLIDING_ATTENTION] * config.num_layers
-    return with_windows(config, types, window_of(values, config.max_position_embeddings))
+    return with_windows(config, values, [SLIDING_ATTENTION] * config.num_layers)
 
 
 def _with_windows(config: ModelConfig, values: ConfigValues) -> ModelConfig:
@@ -63,7 +61,7 @@ def _with_windows(config: ModelConfig, values: ConfigValues) -> ModelConfig:
         for number in range(config.num_layers)
     ]
     types = layer_types_of(values, computed)
-    return with_windows(config, types, window_of(values, config.max_position_embeddings))
+    return with_windows(config, values, types)
 
 
 _DEFAULTS: Final[Mapping[str, Any]] = {

@@ -12,7 +12,6 @@ from broker.families.family import (
     Family,
     layer_types_of,
     read_decoder,
-    window_of,
     with_windows,
 )
 from broker.model_config import ModelConfig
@@ -38,7 +37,7 @@ def _read(values: ConfigValues) -> ModelConfig:
         return config
     computed = [FULL_ATTENTION if layer.rope else SLIDING_ATTENTION for layer in config.layers]
     types = layer_types_of(values, computed)
-    return with_windows(config, types, window_of(values, config.max_position_embeddings))
+    return with_windows(config, values, types)
 
 
 FAMILIES = (
