@@ -38,8 +38,8 @@ from gateway.manifest import prepare_manifest
 from gateway.requests import Generation
 from gateway.template import ChatTemplate
 from gateway.text import Tokenizer
-from nodes.bench.ours import FolderTensors
 from nodes.executor import StageExecutor
+from nodes.folder import FolderTensors
 from nodes.weights import LayerWeights
 
 GRID: Final = 128

@@ -32,11 +32,16 @@ from nodes.tensors import DTYPES
 _HEAD_ROWS: Final = 1 << 13  # packed at a time: a head may be a third of a small model
 
 
+REFERENCE: Final = "float64"
+"""The format of a replay that tells near ties from errors; no fog serves it."""
+_DTYPES: Final = {**DTYPES, REFERENCE: torch.float64}
+
+
 class Packing:
     """Makes the matrices of one format.
 
     Args:
-        weights: One of `broker.architecture.WEIGHT_FORMATS`.
+        weights: One of `broker.architecture.WEIGHT_FORMATS`, or `REFERENCE`.
         device: Where they are held; int8 and int4 are held by the CPU.
         kernel: Multiplies int8 weights; None: any that is exact.
 
@@ -48,8 +53,8 @@ class Packing:
     """
 
     def __init__(self, weights: str, device: torch.device, kernel: Int8Kernel | None) -> None:
-        self._is_integer = is_integer(weights)
-        self.dtype = torch.float32 if self._is_integer else DTYPES[weights]
+        self._is_integer = weights != REFERENCE and is_integer(weights)
+        self.dtype = torch.float32 if self._is_integer else _DTYPES[weights]
         self._weights, self._device = weights, device
         if self._is_integer:
             # A matrix that four bits do not fit is held in eight.
@@ -64,7 +69,7 @@ class Packing:
         bias: torch.Tensor | None = None,
     ) -> Linear:
         """Return a block's matrix made of tensors that lie below each other."""
-        form = matrix_format(self._weights, shape[1])
+        form = matrix_format(self._weights, shape[1]) if self._is_integer else self._weights
         if form == "int4":
             return Int4Linear(*quantise_int4(tensors, shape[0]), bias)
         if form == "int8":

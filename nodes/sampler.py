@@ -52,6 +52,21 @@ def choose(
         SamplingError: Logits are not numbers, an id is outside the vocabulary, or nothing
             is left to choose from.
     """
+    ids, scores = scored(logits, sampling, prompt_ids, generated_ids, position)
+    return int(ids[np.argmax(scores)])
+
+
+def scored(
+    logits: torch.Tensor,
+    sampling: Sampling,
+    prompt_ids: Sequence[int],
+    generated_ids: Sequence[int],
+    position: int,
+) -> tuple[NDArray[np.int64], Floats]:
+    """Return the ids that may be chosen, ascending, and their scores: the largest wins.
+
+    Args and errors are those of `choose`.
+    """
     values: Floats = logits.detach().to("cpu", torch.float32).numpy().astype(np.float64)
     # Minus infinity is a token that the model rules out.
     if not (values < np.inf).all():
@@ -61,13 +76,13 @@ def choose(
     if not np.isfinite(largest):
         raise SamplingError("the parameters leave no token to choose from")
     if sampling.temperature <= 0:
-        return int(np.argmax(values))
+        return np.arange(len(values)), values
     # Shifted, so that no temperature, however small, makes the largest one infinite.
     with np.errstate(over="ignore"):
         values = (values - largest) / sampling.temperature
     keep = _kept(values, sampling)
     noise = gumbel_noise(sampling.seed, sampling.choice_index, position, keep)
-    return int(keep[np.argmax(values[keep] + noise)])
+    return keep, values[keep] + noise
 
 
 def gumbel_noise(

@@ -67,6 +67,11 @@ def make_bodies(
             "return_token_ids": True,
             "temperature": _TEMPERATURE if (number + 0.5) / count < sampled else 0.0,
             "seed": rng.randrange(2**31),
+            # Said, so that what the model's folder suggests does not matter.
+            "top_p": 1.0,
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
         }
         bodies.append(body)
     rng.shuffle(bodies)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fog.chaos.director import RECOVERY_SECONDS, Director
-from fog.chaos.load import Load, Outcome, answer_undisturbed, make_bodies
+from fog.chaos.load import Job, Load, Outcome, answer_undisturbed, make_bodies
+from fog.chaos.replay import ties
 from fog.chaos.report import Incident, Judged, Report
 from fog.chaos.scenario import Scenario
 from fog.chaos.testbed import ComposeFog, FaultyFog, LocalFog
@@ -26,6 +27,7 @@ from fog.chaos.verdict import Gap, judge
 from fog.chaos.watch import Watch
 from fog.client import FogClient, FogUnreachableError
 from fog.config import load_config
+from fog.model_choice import choose_model
 from fog.ports import LOOPBACK, free_port
 from fog.services import child_environ, python_command
 from fog.state import StateFolder
@@ -47,7 +49,8 @@ class ChaosOptions:
         url: Of a fog that runs already; None: one is started for the run.
         state: State folder of a fog that runs already under ``e2llm up --chaos``.
         compose: Folder of a compose file whose fog runs already.
-        fog, model, weights: Of the fog that is started.
+        fog, weights: Of the fog that is started.
+        model: What it serves; of a fog that runs already, what near ties are judged by.
     """
 
     scenario: Scenario
@@ -78,7 +81,7 @@ def run_chaos(options: ChaosOptions, console: Console) -> Report:
         if url is None or testbed is None:
             url, state = stack.enter_context(_own_fog(options, console))
             testbed = LocalFog(state, links)
-        return _run(options.scenario, url, testbed, console)
+        return _run(options.scenario, url, testbed, choose_model(options.model).source, console)
 
 
 def _attached(options: ChaosOptions, links: dict[str, float]) -> FaultyFog | None:
@@ -92,7 +95,7 @@ def _attached(options: ChaosOptions, links: dict[str, float]) -> FaultyFog | Non
     return LocalFog(folder, links)
 
 
-def _run(scenario: Scenario, url: str, testbed: FaultyFog, console: Console) -> Report:
+def _run(scenario: Scenario, url: str, testbed: FaultyFog, model: str, console: Console) -> Report:
     client = FogClient(url)
     plan = client.plan()
     bodies = make_bodies(
@@ -154,7 +157,7 @@ def _run(scenario: Scenario, url: str, testbed: FaultyFog, console: Console) -> 
     if director.error is not None:
         raise ChaosError(str(director.error))
     weights = str(plan.get("weights", "float32"))
-    judged = _judge(load.outcomes, None)
+    judged = _judge(load.outcomes, ties(model, weights))
     incidents = _explained(director.incidents, load.outcomes, watch)
     return Report(
         seed=scenario.seed,
@@ -168,12 +171,13 @@ def _run(scenario: Scenario, url: str, testbed: FaultyFog, console: Console) -> 
     )
 
 
-def _judge(outcomes: Sequence[Outcome], gap: Gap | None) -> list[Judged]:
+def _judge(outcomes: Sequence[Outcome], gap_of: Callable[[Job], Gap] | None) -> list[Judged]:
     judged = []
     for outcome in outcomes:
         if outcome.answer is None:
             judged.append(Judged(outcome=outcome, verdict=None))
         else:
+            gap = gap_of(outcome.job) if gap_of is not None else None
             verdict, what = judge(outcome.answer, outcome.job.undisturbed, gap)
             judged.append(Judged(outcome=outcome, verdict=verdict, what=what))
     return judged

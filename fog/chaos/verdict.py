@@ -14,8 +14,8 @@ TIE_GAP: Final = 1e-3
 TOKENS_PER_TIE: Final = 50_000
 """More ties than one in so many tokens are more than chance."""
 
-Gap = Callable[[Sequence[int], Sequence[int], int, int], float]
-"""Prompt ids, ids so far and two ids for the next place, to how far apart their scores are."""
+Gap = Callable[[Sequence[int], int, int], float]
+"""Ids so far and two ids for the next place, to how far apart their scores are."""
 
 
 class Verdict(StrEnum):
@@ -67,5 +67,5 @@ def judge(actual: Answer, expected: Answer, gap: Gap | None) -> tuple[Verdict, s
     where = f"token {index}: {wrong} instead of {right}"
     if gap is None or right is None or wrong is None:
         return Verdict.WRONG, where
-    apart = gap(expected.prompt_token_ids, expected.token_ids[:index], right, wrong)
+    apart = gap(expected.token_ids[:index], right, wrong)
     return (Verdict.TIE if apart < TIE_GAP else Verdict.WRONG), f"{where}, {apart:.2e} apart"

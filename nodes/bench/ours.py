@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ import torch
 from broker.architecture import parse_config
 from broker.plan import LayerRange
 from broker.work import RequestKey
-from nodes.checkpoint import STORED_DTYPES, read_into
 from nodes.executor import StageExecutor
+from nodes.folder import FolderTensors
 from nodes.kernels import choose_int8_kernel
 from nodes.measure import CHUNK_TOKENS
 from nodes.packed import Linear
@@ -24,29 +24,6 @@ from nodes.weights import LayerWeights
 Step = Callable[[], object]
 
 _KV_TOKENS: Final = 1 << 20  # no limit: what is open at a time is the benchmark's choice
-
-
-class FolderTensors:
-    """Tensors of a checkpoint's folder, unchecked: the benchmark has no manifest."""
-
-    def __init__(self, folder: Path) -> None:
-        self._places: dict[str, tuple[Path, int, dict[str, Any]]] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size))
-            header.pop("__metadata__", None)
-            self._places |= {name: (path, 8 + size, entry) for name, entry in header.items()}
-
-    def load_tensor(self, name: str) -> torch.Tensor:
-        """Return a tensor as it is stored; read, not mapped, as nodes do."""
-        path, data_start, entry = self._places[name]
-        start, end = entry["data_offsets"]
-        data = bytearray(end - start)
-        with path.open("rb", buffering=0) as file:
-            file.seek(data_start + start)
-            read_into(file.readinto, data)
-        return torch.frombuffer(data, dtype=STORED_DTYPES[entry["dtype"]]).view(entry["shape"])
 
 
 class OurEngine:

@@ -15,8 +15,8 @@ import torch
 from broker.architecture import parse_config
 from broker.work import RequestKey, Sampling
 from fog.model_choice import DEMO_MODEL
-from nodes.bench.ours import FolderTensors
 from nodes.executor import StageExecutor
+from nodes.folder import FolderTensors
 from nodes.weights import LayerWeights
 from tests.support.checkpoints import FAMILIES
 from tests.support.stages import (
