@@ -9,6 +9,7 @@ from broker.plan import LayerRange
 from broker.work import RequestKey, TensorMeta
 from nodes.executor import StageExecutor
 from nodes.kv_cache import KvFullError, UnknownRequestError
+from nodes.pages import Pages
 from nodes.weights import LayerWeights
 from tests.support.checkpoints import FAMILIES, random_tensors
 from tests.support.stages import (
@@ -129,6 +130,25 @@ def test_growing_the_reservation_changes_no_bit(weights: LayerWeights) -> None:
     grown = decode_answer([stage], KEY, ANSWER * 5)
     roomy = decode_answer([stage], OTHER, ANSWER * 5)
     assert torch.equal(grown, roomy)
+
+
+def test_giving_back_what_left_the_windows_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 2 KiB per position, so a page holds two; of five layers the last three have a window.
+    config = {**FAMILIES["qwen2"], "head_dim": 256, "sliding_window": 33}
+    (stage,) = build_stages(load_weights(config))
+
+    def run(key: RequestKey) -> torch.Tensor:
+        stage.open(key, len(PROMPT), 400)
+        return torch.cat(
+            [prefill([stage], key, PROMPT)[None], decode_answer([stage], key, ANSWER * 5)]
+        )
+
+    given_back = run(KEY)
+    assert stage.kv[KEY].data[2:, :, :32].eq(0).all()
+    assert stage.kv[KEY].data[:2, :, :32].ne(0).all()
+    monkeypatch.setattr(Pages, "forget", lambda *_: None)
+    assert torch.equal(run(OTHER), given_back)
+    assert stage.kv[OTHER].data[2:, :, :32].ne(0).all()
 
 
 def test_bfloat16_stages_agree_with_the_whole_and_are_close_to_float32() -> None:
@@ -290,6 +310,18 @@ def test_kv_that_a_stage_does_not_have_is_not_read(
     stage.prefill(KEY, torch.zeros(32, 48), 0)
     with pytest.raises(ValueError, match=complaint):
         stage.read_kv(KEY, layers, start, end)
+
+
+def test_kv_that_has_left_a_window_is_not_read() -> None:
+    (stage,) = build_stages(load_weights(FAMILIES["qwen2"]))
+    stage.open(KEY, 64)
+    prefill([stage], KEY, PROMPT)
+    first = len(PROMPT) + 1 - 40
+    assert stage.first_positions(LayerRange(1, 3), len(PROMPT)) == [0, first]
+    stage.read_kv(KEY, LayerRange(1, 2), 0, 45)
+    stage.read_kv(KEY, LayerRange(1, 3), first, 45)
+    with pytest.raises(ValueError, match=r"of \[6, 45\) asked"):
+        stage.read_kv(KEY, LayerRange(1, 3), first - 1, 45)
 
 
 @pytest.mark.parametrize(
