@@ -325,6 +325,8 @@ class Objective:
     def __post_init__(self) -> None:
         if self.max_slots < 1:
             raise ValueError("max_slots must be at least 1")
+        if self.exact_devices < 0:
+            raise ValueError("exact_devices must not be negative")
         for name in ("ttft_seconds", "tpot_seconds"):
             target = getattr(self, name)
             if target is not None and not (math.isfinite(target) and target > 0):

@@ -82,10 +82,12 @@ from planner.replicas import Fog
 # Proposals are worth asking about up to this many times; each answer is a bound.
 ROUNDS: Final = 40
 # The search ends after so many paces of offers, each a dynamic program over the devices: of
-# 36 devices or fewer, and of 64 or more.
-_SOLVED_PER_DEVICE: Final = 500
-_SOLVED_OF_FEW: Final = 18_000
+# 30 devices or fewer, and of 80 or more.
+_SOLVED_PER_DEVICE: Final = 400
+_SOLVED_OF_FEW: Final = 12_000
 _SOLVED_OF_MANY: Final = 32_000
+# With more layers each takes longer, and there are fewer.
+_USUAL_LAYERS: Final = 32
 # The search ends when the bound is this close to the lowest prices that could be fair.
 _TOLERANCE: Final = 0.01
 # The part of the best prices so far in what is tried next.
@@ -141,7 +143,8 @@ def market(fog: Fog, rounds: int = ROUNDS, among: Among = ALL_PLANS) -> Market:
     program = PriceProgram(pricing.counts, most)
     program.add(known.dearest(best, _KNOWN_PER_DEVICE * fog.num_devices))
     bound = most
-    enough = min(max(_SOLVED_PER_DEVICE * fog.num_devices, _SOLVED_OF_FEW), _SOLVED_OF_MANY)
+    solved = min(max(_SOLVED_PER_DEVICE * fog.num_devices, _SOLVED_OF_FEW), _SOLVED_OF_MANY)
+    enough = solved * min(_USUAL_LAYERS / fog.model.num_layers, 1.0) ** 0.5
     groups: dict[tuple[int, ...], None] = {}
     for _ in range(rounds):
         proposal = program.solve()

@@ -5,9 +5,9 @@ choose whole groups that do not, it gives a grouping near the bound, in a fog of
 a better one than a search from chance finds.
 
 Where no plan should be behind the best device (`planner.rival`), a lone request may take only
-so long on the slowest replicas of both phases. Then there is a packing for each of a few
-divisions of that time: of groups that prefill, and of groups that decode, within their part;
-and another in which the best device is set apart, since it answers lone requests as soon.
+so long on the slowest replicas of both phases: groups that take longer than their part of
+that are left out. There is another packing then in which the best device is set apart, since
+it answers lone requests as soon as it does alone.
 """
 
 from __future__ import annotations
@@ -24,13 +24,11 @@ from planner.replicas import Fog
 
 # The integer program chooses among so many groups, those that earn most for their price.
 _MOST_GROUPS: Final = 1200
-PREFILL_PARTS: Final = (0.1, 0.3)
-"""Parts of a lone request's time that prefill may take."""
+# The part of a lone request's time that prefill may take.
+_PREFILL_PART: Final = 0.2
 
 
-def packed_groupings(
-    fog: Fog, market: Market, parts: Sequence[float] = PREFILL_PARTS
-) -> list[list[list[int]]]:
+def packed_groupings(fog: Fog, market: Market) -> list[list[list[int]]]:
     """Return groupings, replicas as lists of device indexes; none where nothing was found."""
     for kinds in market.groups:
         devices = _devices(fog, [kinds])
@@ -41,12 +39,10 @@ def packed_groupings(
         found = [_packed(fog, market, Columns(fog, known, market.among), [])]
     else:
         longest = rival.most_times(market.bound) * rival.latency
+        prefill = _PREFILL_PART * longest
+        columns = Columns(fog, known, market.among, prefill, longest - prefill)
         device = next(i for i, cost in enumerate(fog.costs) if cost.id == rival.device)
-        found = []
-        for part in parts:
-            columns = Columns(fog, known, market.among, part * longest, (1 - part) * longest)
-            for apart in ([], [[fog.kinds[device]]]):
-                found.append(_packed(fog, market, columns, apart))
+        found = [_packed(fog, market, columns, apart) for apart in ([], [[fog.kinds[device]]])]
     return [grouping for grouping in found if grouping]
 
 

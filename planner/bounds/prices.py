@@ -18,8 +18,8 @@ from planner.bounds.pricing import Column, Prices
 # What is not certain is kept for so many rounds.
 _MEMORY: Final = 4
 # A packing within this of the best known limit, or of so many nodes, is good enough.
-_PACKING_GAP: Final = 0.002
-_PACKING_NODES: Final = 150
+_PACKING_GAP: Final = 0.01
+_PACKING_NODES: Final = 30
 
 
 class _QuietHighs(highspy.Highs):

@@ -9,7 +9,7 @@ from typing import Final
 
 from planner.bounds.group_bound import Market, market
 from planner.bounds.offers import ALL_PLANS, Among
-from planner.bounds.packing import PREFILL_PARTS, packed_groupings
+from planner.bounds.packing import packed_groupings
 from planner.flow import flow_of
 from planner.groupings.beginnings import beginnings
 from planner.groupings.evolve import evolve
@@ -19,11 +19,11 @@ from planner.model import Roles
 from planner.replicas import Fog
 
 # Begun from a packing the genetic algorithm finds little more: its part of the usual effort.
-_EFFORT_AFTER_PACKING: Final = 0.5
-# With other roles the same groups are good ones.
-_EFFORT_WITH_OTHER_ROLES: Final = 0.2
+_EFFORT_AFTER_PACKING: Final = 0.3
+# Where all packings are behind the best device, so is mostly what else has these roles.
+_EFFORT_WHERE_BEHIND: Final = 0.1
 # The bound on all plans is asked for where a plan is a last resort: a quick one will do.
-_FEW_ROUNDS: Final = 8
+_FEW_ROUNDS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +67,33 @@ def search(
         beginnings(fog, Worth(fog), random.Random(seed))
         found = market(fog, among=among)
         packed = packed_groupings(fog, found)
-        effort = _EFFORT_AFTER_PACKING if packed else 1.0
     else:
         found = market(fog, _FEW_ROUNDS, among)
+        packed = [*before.packed, *packed_groupings(fog, found)]
         members = before.solution.members
-        packed = [*before.packed, *packed_groupings(fog, found, PREFILL_PARTS[:1])]
         packed.append([list(member.performance.devices) for member in members])
-        effort = _EFFORT_WITH_OTHER_ROLES
+    groupings = Groupings(fog, roles)
     solution = evolve(
         fog,
         roles,
         seed,
-        Groupings(fog, roles),
+        groupings,
         [*start, *packed],
-        effort=effort,
+        effort=_effort(groupings, packed),
         most=found.bound,
     )
     if solution.score.is_mixed or solution.score.num_slow:
         found = market(fog, _FEW_ROUNDS)
     return Found(solution, found, packed)
+
+
+def _effort(groupings: Groupings, packed: Sequence[Sequence[Sequence[int]]]) -> float:
+    """Return the part of its usual effort that the genetic algorithm is worth."""
+    if not packed:
+        return 1.0
+    masks = [[sum(1 << device for device in group) for group in groups] for groups in packed]
+    is_behind = all(groupings.solution(groups).score.is_behind for groups in masks)
+    return _EFFORT_WHERE_BEHIND if is_behind else _EFFORT_AFTER_PACKING
 
 
 def gap_in_words(fog: Fog, found: Found) -> str:

@@ -197,6 +197,7 @@ def test_no_model_is_an_error_with_the_remedy() -> None:
         lambda: Workload(min_tps=float("nan")),
         lambda: Workload(context_tokens=1),
         lambda: Objective(max_slots=0),
+        lambda: Objective(exact_devices=-1),
         lambda: Objective(population=2),
         lambda: Objective(elites=0),
         lambda: fogs.device("a", 1.0, -1),
