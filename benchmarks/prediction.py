@@ -3,8 +3,9 @@
     python benchmarks/prediction.py [--seconds 40] [--share 0.7] [--url URL] [--json FILE]
 
 Starts the default fog (`e2llm up`), or uses a running one, and asks with prompts and answers
-of the lengths that its plan is for: first one request after the other, then as many at once as
-70 % of its decode slots, then more than it has slots. Every two seconds it reads
+of the lengths that its plan is for: as many at once as 70 % of its decode slots, which is not
+counted, since the planner learns from it what hops take; then one request after the other, 70 %
+again, and more than it has slots. Every two seconds it reads
 ``GET /fog/plan``, where measured stage times, TTFT and time per token stand beside the
 predictions for the same rows and lengths, and the rate, while requests wait, beside the
 predicted capacity. Prints the error of each, their median, and the plans that were made. The
@@ -72,6 +73,8 @@ def main() -> None:
             f"{options.share:.0%} of {slots} slots": max(round(options.share * slots), 1),
             "more than slots": slots + slots // 2 + 1,
         }
+        note(f"to learn from: {options.seconds:g} s")
+        run(client, max(round(options.share * slots), 1), options.seconds, Errors(), "learned from")
         errors, rates = Errors(), {}
         for name, num_workers in phases.items():
             note(f"{name}: {num_workers} at once, {options.seconds:g} s")
