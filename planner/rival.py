@@ -3,7 +3,7 @@
 A plan for most requests at full load may give a fast device's work to slow ones and gain
 little by it, while each request takes many times as long: nobody would accept that. So a
 plan is *behind* when it serves fewer requests than the best device alone, or answers later
-(decisions 0013 and 0014).
+(decisions 0013 and 0019).
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def market(fog: Fog, rounds: int = ROUNDS, among: Among = ALL_PLANS) -> Market:
     program.add(known.dearest(best, _KNOWN_PER_DEVICE * fog.num_devices))
     bound = most
     solved = min(max(_SOLVED_PER_DEVICE * fog.num_devices, _SOLVED_OF_FEW), _SOLVED_OF_MANY)
-    enough = solved * min(_USUAL_LAYERS / fog.model.num_layers, 1.0) ** 0.5
+    enough = solved * min(_USUAL_LAYERS / fog.model.num_layers, 1.0) ** 0.75
     groups: dict[tuple[int, ...], None] = {}
     for _ in range(rounds):
         proposal = program.solve()

@@ -19,11 +19,11 @@ from planner.model import Roles
 from planner.replicas import Fog
 
 # Begun from a packing the genetic algorithm finds little more: its part of the usual effort.
-_EFFORT_AFTER_PACKING: Final = 0.3
+_EFFORT_AFTER_PACKING: Final = 0.25
 # Where all packings are behind the best device, so is mostly what else has these roles.
-_EFFORT_WHERE_BEHIND: Final = 0.1
+_EFFORT_WHERE_BEHIND: Final = 0.02
 # The bound on all plans is asked for where a plan is a last resort: a quick one will do.
-_FEW_ROUNDS: Final = 5
+_FEW_ROUNDS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
