@@ -18,8 +18,10 @@ from planner.bounds.pricing import Column, Prices
 # What is not certain is kept for so many rounds.
 _MEMORY: Final = 4
 # A packing within this of the best known limit, or of so many nodes, is good enough.
-_PACKING_GAP: Final = 0.01
-_PACKING_NODES: Final = 30
+# The first of each is for fewer than so many devices, whose plans should take little time.
+_PACKING_GAPS: Final = (0.01, 0.002)
+_PACKING_NODES: Final = (30, 150)
+_MANY_DEVICES: Final = 100
 
 
 class _QuietHighs(highspy.Highs):
@@ -104,8 +106,9 @@ def best_packing(counts: Sequence[int], columns: Sequence[Column]) -> list[Colum
         columns: Groups to choose from.
     """
     highs = _QuietHighs()
-    highs.setOptionValue("mip_max_nodes", _PACKING_NODES)
-    highs.setOptionValue("mip_rel_gap", _PACKING_GAP)
+    is_large = sum(counts) >= _MANY_DEVICES
+    highs.setOptionValue("mip_max_nodes", _PACKING_NODES[is_large])
+    highs.setOptionValue("mip_rel_gap", _PACKING_GAPS[is_large])
     scale = max((column.requests_per_second for column in columns), default=1.0)
     # The first variable is the rate of the plan, the others say how often each group is used.
     highs.addCol(-1.0, 0.0, highspy.kHighsInf, 0, [], [])
