@@ -6,6 +6,7 @@ nothing but the command line is installed.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import time
@@ -267,7 +268,9 @@ class FogClient:
             response = connection.getresponse()
             if response.status != 200:
                 raise _refusal(response.status, response.read())
-            yield response
+            # Of its own: a response that ends with its connection is not closed by that.
+            with contextlib.closing(response):
+                yield response
         except (OSError, http.client.HTTPException) as error:
             raise FogUnreachableError(self.url, error or type(error).__name__) from error
         finally:
