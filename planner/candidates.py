@@ -21,6 +21,7 @@ from planner.simulation import Network, Scenario, SimReplica, SimRequest, simula
 from planner.simulation.routing import (
     JUST_IN_TIME,
     LATE_BINDING,
+    LEAST_ADDED_HELD,
     LEAST_ADDED_TIME,
     PAPER_JSQ,
     Routing,
@@ -30,6 +31,7 @@ from planner.variations import in_other_groups, in_other_roles, is_allowed
 ROUTINGS: Final = {
     "late": LATE_BINDING,
     "least-added": LEAST_ADDED_TIME,
+    "least-added-held": LEAST_ADDED_HELD,
     "just-in-time": JUST_IN_TIME,
     "jsq": PAPER_JSQ,
 }

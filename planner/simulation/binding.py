@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from broker.placement import WAITING_ROWS
 from broker.plan import Role
@@ -18,12 +17,6 @@ from planner.simulation.states import (
     has_room,
     prefill_candidates,
 )
-
-WORTH_WAITING: Final = 2.0
-"""A pair that cannot grant yet is waited for if all others take this many times as long.
-
-The same as in `gateway.routing`.
-"""
 
 
 def bind_late(
@@ -59,7 +52,11 @@ def bind_late(
             if routing.bind is Bind.JUST_IN_TIME:
                 grants = slot_wait <= ready
             else:
-                grants = _grants_slot(prefill, decode, demand)
+                grants = (
+                    decode.num_decodes < decode.slots
+                    if routing.holds_slots
+                    else _grants_slot(prefill, decode, demand)
+                )
             # Where it does both, a prompt waits for a slot; else it is prefilled meanwhile.
             is_ahead = grants or prefill is not decode
             begin = max(ready, slot_wait) if is_ahead else ready + slot_wait
@@ -68,7 +65,7 @@ def bind_late(
                 awaited_seconds = min(awaited_seconds, key[0])
             elif key < best_key:
                 best, best_key = (prefill, decode), key
-    return best if best_key[0] <= WORTH_WAITING * awaited_seconds else None
+    return best if best_key[0] <= routing.worth_waiting * awaited_seconds else None
 
 
 def _has_prefill_slot(state: ReplicaState) -> bool:

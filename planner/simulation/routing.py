@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 from typing import Final
 
 from planner.simulation.rules import (
@@ -16,6 +17,9 @@ from planner.simulation.rules import (
     reserved_memory,
     reserved_seconds,
 )
+
+WORTH_WAITING: Final = 2.0
+"""What our gateways wait for: the same as in `gateway.routing`."""
 
 
 class Bind(StrEnum):
@@ -58,6 +62,9 @@ class Routing:
         knows_speeds: Routers see true speeds, slow-downs included, as by measuring; else the
             planned ones.
         mixed_pool: Borrow from the other pool as Splitwise does; None: pools never change.
+        worth_waiting: Late binding waits for a pair that cannot grant yet if all others take this
+            many times as long; infinite: it takes what it can get.
+        holds_slots: Late binding counts a slot from the grant on, not from the first row.
     """
 
     prefill: Rule = estimated_prefill_wait
@@ -67,6 +74,8 @@ class Routing:
     counts_others: bool = False
     knows_speeds: bool = False
     mixed_pool: MixedPool | None = None
+    worth_waiting: float = WORTH_WAITING
+    holds_slots: bool = False
 
     def __post_init__(self) -> None:
         if self.mixed_pool is not None and self.bind is not Bind.ARRIVAL:
@@ -92,5 +101,9 @@ LATE_BINDING: Final = Routing(bind=Bind.LATE)
 """Ours: one queue, bound when both can grant, least expected finish."""
 LEAST_ADDED_TIME: Final = Routing(bind=Bind.LATE, counts_others=True)
 """Late binding by the time that a request adds for all, not by its own finish."""
+LEAST_ADDED_HELD: Final = Routing(
+    bind=Bind.LATE, counts_others=True, worth_waiting=inf, holds_slots=True
+)
+"""The same with slots held from the grant on, by any pair that can grant (decision 0016)."""
 JUST_IN_TIME: Final = Routing(bind=Bind.JUST_IN_TIME)
 """Ours, with prompts prefilled ahead of the slots that become free."""
