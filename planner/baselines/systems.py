@@ -28,6 +28,7 @@ from planner.paper.splitwise import SplitwiseRule
 from planner.performance import Member
 from planner.simulation.routing import (
     LATE_BINDING,
+    LEAST_ADDED_HELD,
     LEAST_ADDED_TIME,
     PAPER_JSQ,
     SPLITWISE,
@@ -38,6 +39,8 @@ from planner.simulation.routing import (
 )
 
 NUM_RANDOM = 3
+# Which of the two is better depends on the plan; others are tried on the best alone.
+_TRIED_ROUTINGS = (LEAST_ADDED_TIME, LEAST_ADDED_HELD)
 _NUM_BEST = 6
 
 E2LLM = "E2LLM (paper)"
@@ -188,8 +191,12 @@ def candidates(
         *(("low latency", by_latency_under_load(period)) for period in periods_seconds),
     ):
         for found in search(table, assign, seed, _NUM_BEST):
-            offered.append(Candidate(name, found.members, LEAST_ADDED_TIME))
-    offered += [replace(system.candidate, routing=LEAST_ADDED_TIME) for system in known]
+            offered += [Candidate(name, found.members, routing) for routing in _TRIED_ROUTINGS]
+    offered += [
+        replace(system.candidate, routing=routing)
+        for system in known
+        for routing in _TRIED_ROUTINGS
+    ]
     return offered
 
 
