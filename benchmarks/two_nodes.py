@@ -21,8 +21,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from benchmarks.here import context
 from benchmarks.pinned_fog import DEVICES, WORKLOAD, Observer, PinnedFog, make_replica, say
@@ -90,10 +91,22 @@ def best_cut(costs: Sequence[DeviceCost], num_layers: int) -> int:
     )
 
 
+class Pace(NamedTuple):
+    """How fast tokens come.
+
+    Attributes:
+        tokens_per_second: Of all requests together.
+        gap_seconds: Between two tokens of one request, a median as in the nodes' telemetry.
+    """
+
+    tokens_per_second: float
+    gap_seconds: float
+
+
 async def measure(
     fog: PinnedFog, name: str, num_requests: int, num_tokens: int, vocabulary: int
-) -> float:
-    """Return tokens per second of all requests together, while all of them decode."""
+) -> Pace:
+    """Return the pace while all requests decode."""
     rng = random.Random(name)
 
     async def moments(index: int) -> list[float]:
@@ -110,7 +123,10 @@ async def measure(
     begin = max(stream[WARM_UP_TOKENS - 1] for stream in streams)
     end = min(stream[-1] for stream in streams)
     inside = [[at for at in stream if begin <= at <= end] for stream in streams]
-    return sum((len(each) - 1) / (each[-1] - each[0]) for each in inside)
+    return Pace(
+        sum((len(each) - 1) / (each[-1] - each[0]) for each in inside),
+        statistics.median(later - at for each in inside for at, later in pairwise(each)),
+    )
 
 
 async def run_shape(shape: str, options: argparse.Namespace, folder: Path) -> Result:
@@ -138,18 +154,21 @@ async def run_shape(shape: str, options: argparse.Namespace, folder: Path) -> Re
         say(f"{shape}: loading {cut} + {num_layers - cut} layers, and all on the first node")
         await fog.serve(manifest, list(replicas.values()))
         rates: dict[tuple[str, int], list[float]] = {case: [] for case in CASES}
-        computing = []
+        buses = []
         for repetition in range(options.repetitions):
             for nodes, requests in CASES:
                 await fog.route(manifest, [replicas[nodes]])
                 name = f"{shape}-{nodes}-{requests}-{repetition}"
-                rate = await measure(
+                pace = await measure(
                     fog, name, requests, options.tokens, manifest.config["vocab_size"]
                 )
+                rate = pace.tokens_per_second
                 rates[nodes, requests].append(rate)
                 say(f"{repetition + 1}/{options.repetitions} {nodes} x {requests}: {rate:.2f}/s")
-            computing.append(await observer.compute_seconds(replicas["two"]))
-        return result(shape, options, replicas["two"], rates, computing)
+            # The last case was the lone request of `two`.
+            busy = await observer.compute_seconds(replicas["two"])
+            buses.append((pace.gap_seconds - busy, 1 - busy / pace.gap_seconds))
+        return result(shape, options, replicas["two"], rates, buses)
     finally:
         observer.close()
         await fog.stop()
@@ -160,14 +179,13 @@ def result(
     options: argparse.Namespace,
     two: Replica,
     rates: dict[tuple[str, int], list[float]],
-    computing: list[float],
+    buses: list[tuple[float, float]],
 ) -> Result:
     def ratio(above: tuple[str, int], below: tuple[str, int]) -> float:
         pairs = zip(rates[above], rates[below], strict=True)
         return statistics.median(one / other for one, other in pairs)
 
-    bus = [1 / rate - busy for rate, busy in zip(rates["two", 1], computing, strict=True)]
-    shares = [seconds * rate for seconds, rate in zip(bus, rates["two", 1], strict=True)]
+    seconds, shares = zip(*buses, strict=True)
     return Result(
         shape=shape,
         weights=options.weights,
@@ -183,7 +201,7 @@ def result(
         # T(8) / T(4) is (8 / rate(8)) / (4 / rate(4)).
         eight_bound=round(2 * ratio(("one", 4), ("one", 8)), 3),
         bus_share=round(statistics.median(shares), 4),
-        bus_seconds=round(statistics.median(bus), 6),
+        bus_seconds=round(statistics.median(seconds), 6),
         groups=(
             best_grouping(two.stages, 8).num_groups,
             best_grouping(two.stages, 16).num_groups,
