@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from nodes.kernels import FULL_BITS
+
+_FLOAT_BYTES: Final = torch.float32.itemsize
+_ZERO: Final = torch.zeros(())
 
 
 class Norm:
@@ -56,14 +59,17 @@ def encode(x: torch.Tensor, bits: int, norm: Norm | None = None) -> Codes:
     columns = x.shape[1]
     # Made for the rows of an embedding; each row's step and offset stand behind its codes.
     rounded = torch.ops.quantized.embedding_bag_byte_prepack(x * norm.gains if norm else x)
-    scales = rounded[:, columns:]
-    if columns % torch.float32.itemsize:  # they lie at no address of a float
+    scales = rounded.narrow(1, columns, 2 * _FLOAT_BYTES)
+    if columns % _FLOAT_BYTES:  # they lie at no address of a float
         scales = scales.clone(memory_format=torch.contiguous_format)
     scales = scales.view(torch.float32)
     # A row that is no number has codes nevertheless; neither way is its result a number.
-    scales = scales * norm.factors(x) if norm else scales + x.amax(-1, keepdim=True).mul_(0)
-    step, offset = scales.chunk(2, 1)
-    whole = rounded[:, :columns].contiguous()
+    if norm:
+        scales = scales * norm.factors(x)
+    else:
+        scales = torch.addcmul(scales, x.amax(-1, keepdim=True), _ZERO)
+    step, offset = scales.narrow(1, 0, 1), scales.narrow(1, 1, 1)
+    whole = rounded.narrow(1, 0, columns).contiguous()
     if bits < FULL_BITS:
         # Halves lie in the middle of the two codes that they stand for.
         whole, step, offset = whole >> 1, step * 2, offset + step / 2
