@@ -25,6 +25,8 @@ def fog_file(tmp_path: Path) -> Callable[[str], Path]:
 @pytest.fixture
 def invoke(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     def run(*arguments: object) -> Result:
+        # A worker of pytest-xdist has a width of its own.
+        monkeypatch.setenv("COLUMNS", "120")
         monkeypatch.setattr("fog.hypothetical.measured_here", lambda cache: fake_calibration)
         monkeypatch.setattr("fog.simulate.measured_here", lambda cache: fake_calibration)
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
