@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +36,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.here import commit
 from planner.baselines import NOTES, System, baselines, candidates, live_systems
 from planner.baselines.fogs import FOGS, TRAFFIC, fog_site
 from planner.baselines.report import conditions, figure, table
@@ -273,7 +273,7 @@ def described_run(
         "reported_seeds": [0, size.num_seeds - 1],
         "choosing_seeds": [SAMPLE_SEED, SAMPLE_SEED + size.num_samples - 1],
         "requests_per_run": size.num_requests,
-        "parts": [{"command": command, "commit": _commit(), "seconds": round(seconds)}],
+        "parts": [{"command": command, "commit": commit(), "seconds": round(seconds)}],
         "notes": NOTES,
         "cells": entries,
     }
@@ -301,12 +301,6 @@ def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "parts": [piece for part in parts for piece in part["parts"]],
         "cells": [found[place] for place in sorted(found)],
     }
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

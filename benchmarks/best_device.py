@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import platform
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
+from benchmarks.here import commit
 from planner.model import InfeasiblePlanError
 from planner.simulation import SimRequest
 from planner.whatif.loads import choose_load, cut_to_context
@@ -89,10 +89,7 @@ def main() -> None:
     began = time.process_time()
     measured = [measure(seed, options.load) for seed in range(options.places)]
     places = [place for place in measured if place is not None]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    print(f"commit {commit}, {platform.machine()}, Python {platform.python_version()}, ", end="")
+    print(f"commit {commit()}, {platform.machine()}, Python {platform.python_version()}, ", end="")
     print(f"{time.process_time() - began:.0f} s of CPU time")
     gains = [place.gain for place in places]
     print(f"{len(places)} of {options.places} places have a device that holds the model.")

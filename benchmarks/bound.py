@@ -21,13 +21,13 @@ import argparse
 import json
 import platform
 import random
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from benchmarks.here import commit
 from broker.control import Link
 from planner.bounds.device_bound import device_bound
 from planner.bounds.offers import ALL_PLANS
@@ -98,7 +98,7 @@ def main() -> None:
             document = [asdict(rows[key]) for key in sorted(rows)]
             arguments.json.write_text(json.dumps(document, indent=2) + "\n")
     print(
-        f"# The planner against the bound\n\nCommit {_commit()}, {platform.machine()}, "
+        f"# The planner against the bound\n\nCommit {commit()}, {platform.machine()}, "
         f"Python {platform.python_version()}; {MODEL}, {WORKLOAD.prompt_tokens} prompt and "
         f"{WORKLOAD.answer_tokens} answer tokens, separate roles.\n\n"
         "| fog | devices | seed | KV transfer | rival | planned /s | packing /s | bound /s "
@@ -196,13 +196,6 @@ def unequal_fog(num_devices: int, seed: int) -> list[DeviceSpec]:
         )
         for spec in catalogue_fog(num_devices, seed)
     ]
-
-
-def _commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
+from benchmarks.here import commit
 from planner.baselines.random_fogs import random_fog
 from planner.groupings.evolve import evolve
 from planner.groupings.oracle import enumerate_groupings
@@ -93,10 +93,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every comparison here as well")
     arguments = parser.parse_args()
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    print(f"Commit {commit}, Python {platform.python_version()}, {platform.machine()}.")
+    print(f"Commit {commit()}, Python {platform.python_version()}, {platform.machine()}.")
     print(f"{arguments.fogs} random fogs of {arguments.devices} devices, seeds from 0 on.\n")
     print(
         "| objective | fogs | without a plan | equal to the optimum | worst gap "

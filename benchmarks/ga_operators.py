@@ -20,7 +20,6 @@ import json
 import platform
 import random
 import statistics
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +27,7 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
+from benchmarks.here import commit
 from planner.baselines.random_fogs import random_fog
 from planner.groupings.chromosomes import random_individual
 from planner.groupings.evolve import CROSSOVERS, SELECTIONS, Operators, evolve
@@ -217,10 +217,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every run here as well")
     arguments = parser.parse_args()
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    print(f"Commit {commit}, Python {platform.python_version()}, {platform.machine()}.")
+    print(f"Commit {commit()}, Python {platform.python_version()}, {platform.machine()}.")
     records = []
     for num_devices in arguments.devices:
         for kind in arguments.objectives:

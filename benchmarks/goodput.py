@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import platform
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from statistics import median
 from typing import NamedTuple
 
+from benchmarks.here import commit
 from planner.model import InfeasiblePlanError
 from planner.whatif.loads import choose_load, cut_to_context, planned_workload
 from planner.whatif.outcomes import what_if
@@ -77,7 +77,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = [entry for seed in range(arguments.places) for entry in measure(seed)]
     print(
-        f"# Goodput, planned and simulated\n\n`python benchmarks/goodput.py`, commit {_commit()}, "
+        f"# Goodput, planned and simulated\n\n`python benchmarks/goodput.py`, commit {commit()}, "
         f"Python {platform.python_version()}, {platform.machine()}.\n\n"
         f"{len(found) // len(TTFT_FACTORS) // len(LOADS)} random places, {NUM_REQUESTS} chat "
         "requests each. Targets: TTFT as stated and TPOT "
@@ -96,12 +96,6 @@ def main() -> None:
                 f"| {factor:g} times | {load:.0%} | {median(e.predicted for e in here):.0%} "
                 f"| {median(shares):.0%} ({min(shares):.0%}) | {near} of {len(here)} |"
             )
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ import argparse
 import platform
 import random
 import statistics
-import subprocess
 import time
 import tomllib
 from pathlib import Path
 
+from benchmarks.here import commit
 from planner.model import InfeasiblePlanError
 from planner.paper import (
     PaperWorkload,
@@ -57,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     print(
-        f"# The paper's plans\n\nCommit {_commit()}, {platform.machine()}, {_python()}.\n\n{CAVEAT}"
+        f"# The paper's plans\n\nCommit {commit()}, {platform.machine()}, {_python()}.\n\n{CAVEAT}"
     )
     if arguments.part in (None, "plans"):
         _print_plans()
@@ -161,12 +161,6 @@ def _changed(rng: random.Random, spread: float) -> Calibration:
 
 def _python() -> str:
     return f"Python {platform.python_version()}"
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from benchmarks.here import commit
 from planner.baselines.random_fogs import random_fog
 from planner.planning import plan_outcome
 
@@ -135,10 +135,7 @@ def main() -> None:
                     rows = [asdict(found[key]) for key in sorted(found)]
                     arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     rows_found = [found[key] for key in sorted(found)]
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    print(f"Commit {commit}, Python {platform.python_version()}, {platform.machine()}.\n")
+    print(f"Commit {commit()}, Python {platform.python_version()}, {platform.machine()}.\n")
     print(table(rows_found))
     if arguments.figure:
         draw(rows_found, arguments.figure)

@@ -20,7 +20,6 @@ import os
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+from benchmarks.here import commit
 from fog.client import FogClient
 from tests.support.running_fog import running_fog
 
@@ -221,13 +221,6 @@ def markdown(report: dict[str, Any]) -> str:
         for entry in report["decisions"]
     ]
     return "\n".join(lines)
-
-
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    folder = Path(__file__).parent
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    return result.stdout.strip() or "unknown"
 
 
 def note(text: str) -> None:

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.here import commit
 from fog.answer import Answer
 from fog.client import FogClient, Question
 from fog.ports import free_port
@@ -206,12 +207,6 @@ def markdown(report: dict[str, object], starts: Sequence[float]) -> str:
     total = [sum(entry[key] or 0.0 for entry in memory) for key in ("rss_mib", "pss_mib")]
     lines.append(f"| together | {total[0]:.1f} | {total[1]:.1f} |")
     return "\n".join(lines)
-
-
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return result.stdout.strip() or "unknown"
 
 
 def machine() -> str:
