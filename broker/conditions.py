@@ -1,4 +1,4 @@
-"""What devices of a local fog suffer now: one JSON file that `e2llm chaos` writes.
+"""What devices of a local testbed suffer now: one JSON file that `e2llm chaos` writes.
 
 Relays of connections (`fog.chaos.wires`) and emulated nodes look at it a few times a second.
 A device that is not in it, and a file that is not there, are well.
@@ -7,12 +7,15 @@ A device that is not in it, and a file that is not there, are well.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from broker.credentials import write_private
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,10 @@ class Condition:
     @property
     def is_well(self) -> bool:
         """Whether it suffers nothing."""
-        return self == Condition()
+        return self == _WELL
+
+
+_WELL: Final = Condition()
 
 
 def write_conditions(path: Path, conditions: Mapping[str, Condition]) -> None:
@@ -49,6 +55,10 @@ class ConditionsFile:
         self._stamp: tuple[int, int] | None = None
         self._conditions: dict[str, Condition] = {}
 
+    def of(self, device: str) -> Condition:
+        """Return the condition of one device."""
+        return self.read().get(device, _WELL)
+
     def read(self) -> Mapping[str, Condition]:
         """Return the conditions by device; those before when the file cannot be understood."""
         try:
@@ -59,13 +69,9 @@ class ConditionsFile:
         stamp = (stat.st_mtime_ns, stat.st_ino)
         if stamp != self._stamp:
             self._stamp = stamp
-            self._conditions = _parse(self._path.read_text("utf-8"), self._conditions)
+            try:
+                raw: dict[str, dict[str, Any]] = json.loads(self._path.read_bytes())
+                self._conditions = {name: Condition(**fields) for name, fields in raw.items()}
+            except (ValueError, TypeError, AttributeError):
+                logger.error("%s does not say what devices suffer", self._path)
         return self._conditions
-
-
-def _parse(text: str, before: dict[str, Condition]) -> dict[str, Condition]:
-    try:
-        raw: dict[str, dict[str, Any]] = json.loads(text)
-        return {name: Condition(**fields) for name, fields in raw.items()}
-    except (ValueError, TypeError, AttributeError):
-        return before

@@ -53,7 +53,7 @@ class StateFolder:
 
     @property
     def conditions(self) -> Path:
-        """What devices suffer now; see `fog.chaos.conditions`."""
+        """What devices suffer now; see `broker.conditions`."""
         return self.path / "conditions.json"
 
     @property

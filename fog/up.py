@@ -102,7 +102,6 @@ class FogRun:
         self._options = options
         self._devices = devices
         self._folder = folder
-        self._log_folder = folder.logs
         self._question = options.once if options.once is not None else question
         self._console = console
         self._client = FogClient(
@@ -195,13 +194,13 @@ class FogRun:
                 state = (reason, snapshot.advance) if reason is not None else None
                 if standstill.has_lasted(state, time.monotonic()):
                     raise FogNotReadyError(
-                        f"the fog cannot become ready: {reason}\n  Logs: {self._log_folder}"
+                        f"the fog cannot become ready: {reason}\n  Logs: {self._folder.logs}"
                     )
                 if patience.is_out(snapshot.advance, time.monotonic()):
                     raise FogNotReadyError(
                         f"the fog was not ready, and nothing advanced for "
                         f"{self._options.timeout_seconds:g} s: {snapshot.headline}\n"
-                        f"  Logs: {self._log_folder}; more time: --timeout SECONDS"
+                        f"  Logs: {self._folder.logs}; more time: --timeout SECONDS"
                     )
                 await asyncio.sleep(POLL_SECONDS)
 

@@ -9,15 +9,17 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from broker.conditions import ConditionsFile
 from broker.heartbeat import Heartbeat
 from broker.mqtt import MqttTransport
 from broker.settings import SettingsError, process_settings
 from broker.transport import Inbox, Publication, Transport
 from nodes.connections import Connections, Filters
-from nodes.emulation import EmulatedLink, Hardship, LinkSchedule
+from nodes.emulation import EmulatedLink, LinkSchedule, usual
 from nodes.hardware import cpu_quota_cores, share_slowdown, software_version
 from nodes.presence import Presence
 from nodes.settings import PREFIX, NodeSettings
@@ -95,7 +97,7 @@ def _run(
         loader,
         slowdown=slowdown,
         is_emulated=settings.slowdown > 1,
-        hardship=Hardship(settings.conditions, settings.id).factor,
+        hardship=_hardship(settings),
         telemetry_seconds=settings.telemetry_seconds,
         heartbeat=Heartbeat(settings.state),
         stop=stop,
@@ -104,6 +106,14 @@ def _run(
         service.run()
     finally:
         loader.stop()
+
+
+def _hardship(settings: NodeSettings) -> Callable[[], float]:
+    """Return what says how many times slower than usual the device is now."""
+    if settings.conditions is None:
+        return usual
+    file = ConditionsFile(settings.conditions)
+    return lambda: file.of(settings.id).slowdown
 
 
 def _connections(settings: NodeSettings) -> Connections:

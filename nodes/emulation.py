@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import json
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 from broker.topics import QoS
@@ -121,39 +119,6 @@ class Pacer:
         What an emulated device takes is a matter of its emulation alone.
         """
         return self._hardship() * (1.0 if self.is_emulated else measure())
-
-
-class Hardship:
-    """How many times slower than usual the device is now, by a file that `e2llm chaos` writes.
-
-    JSON: ``{"<device id>": {"slowdown": 4.0, ...}}``. Without a file, or without the device
-    in it, 1; what cannot be understood changes nothing.
-    """
-
-    def __init__(self, path: Path | None, device: str) -> None:
-        self._path = path
-        self._device = device
-        self._stamp: tuple[int, int] | None = None
-        self._factor = 1.0
-
-    def factor(self) -> float:
-        """Return it, looking at the file if that has changed."""
-        if self._path is None:
-            return 1.0
-        try:
-            stat = self._path.stat()
-        except FileNotFoundError:
-            self._stamp, self._factor = None, 1.0
-            return 1.0
-        stamp = (stat.st_mtime_ns, stat.st_ino)
-        if stamp != self._stamp:
-            self._stamp = stamp
-            try:
-                found = json.loads(self._path.read_bytes()).get(self._device, {})
-                self._factor = max(1.0, float(found.get("slowdown", 1.0)))
-            except (ValueError, TypeError, AttributeError):
-                logger.error("%s does not say how slow %s is", self._path, self._device)
-        return self._factor
 
 
 class LinkSchedule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
@@ -62,7 +62,6 @@ class Report:
     judged: Sequence[Judged]
     num_hanging: int = 0
     num_plans: int = 0
-    context: dict[str, Any] = field(default_factory=dict)
 
     @property
     def happened(self) -> list[Incident]:
@@ -127,7 +126,6 @@ class Report:
             "seconds": round(self.seconds, 1),
             "streams": self.streams,
             "weights": self.weights,
-            **self.context,
             "incidents": [_incident_json(incident) for incident in self.incidents],
             "differences": [
                 {

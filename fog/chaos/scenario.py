@@ -85,7 +85,6 @@ class Scenario:
         num_answers: Different answers, each known from before the faults.
         max_tokens: Length of each.
         sampled: Share of the answers that are drawn, not greedy.
-        warm_up_seconds: Load before the first fault.
         settle_seconds: Load after the last fault has been undone.
         faults: By time.
     """
@@ -95,7 +94,6 @@ class Scenario:
     num_answers: int = 16
     max_tokens: int = 120
     sampled: float = 0.5
-    warm_up_seconds: float = 5.0
     settle_seconds: float = 15.0
     faults: tuple[Fault, ...] = ()
 
@@ -139,7 +137,6 @@ def parse_scenario(text: str, path: Path, *, seed: int | None = None) -> Scenari
         num_answers=reader.read((), values, "answers", _whole(1, 10_000), default=16),
         max_tokens=reader.read((), values, "max_tokens", _whole(1, 100_000), default=120),
         sampled=reader.read((), values, "sampled", _share, default=0.5),
-        warm_up_seconds=warm_up,
         settle_seconds=reader.read((), values, "settle", parse_seconds, default=15.0),
         faults=tuple(sorted(faults, key=lambda fault: fault.at_seconds)),
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from fog.chaos.conditions import Condition, write_conditions
+from broker.conditions import Condition, write_conditions
 from fog.chaos.scenario import Fault, Kind
 from fog.state import StateFolder
 

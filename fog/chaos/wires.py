@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from fog.chaos.conditions import Condition, ConditionsFile
+from broker.conditions import Condition, ConditionsFile
 from fog.ports import LOOPBACK
 
 POLL_SECONDS: Final = 0.02
@@ -110,9 +110,8 @@ async def run(broker: tuple[str, int], wires: dict[str, int], conditions: Path) 
     ]
     file = ConditionsFile(conditions)
     while not stop.is_set():
-        found = file.read()
         for name, wire in made.items():
-            wire.suffer(found.get(name, Condition()))
+            wire.suffer(file.of(name))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), POLL_SECONDS)
     for server in servers:

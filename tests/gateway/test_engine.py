@@ -38,7 +38,7 @@ from broker.transport import Publication, Received, Refused, TransportEvent
 from broker.work import Open, Release
 from gateway import lengths
 from gateway.dispatch import DispatchSettings
-from gateway.engine import FogEngine, status_publication
+from gateway.engine import FogEngine
 from gateway.journal import RedisJournal
 from gateway.measures import FEWEST_LENGTHS
 from gateway.owners import UnknownDeviceError, placed
@@ -51,6 +51,7 @@ from gateway.requests import (
     TakenOverError,
     TooLargeError,
 )
+from gateway.status import status_publication
 from tests.gateway.scripted_fog import ScriptedFog, expected_tokens, generation, plan, replica
 
 SITE, ME = "lab", "gw"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.conditions import ConditionsFile
 from broker.memory import MemoryBroker, MemoryTransport
 from broker.topics import QoS
 from broker.transport import Connected, Inbox, Publication, Received
@@ -14,7 +15,6 @@ from nodes.emulation import (
     EmulatedInbox,
     EmulatedLink,
     EmulatedTransport,
-    Hardship,
     LinkSchedule,
     Pacer,
 )
@@ -52,7 +52,8 @@ def test_a_step_ends_at_its_calibrated_time_times_the_slowdown_after_it_began() 
 
 def test_a_device_that_suffers_is_slower_still(tmp_path: Path) -> None:
     fake, path = FakeTime(), tmp_path / "conditions.json"
-    device = Pacer(2, fake.sleep, fake.clock, fake.clock, Hardship(path, "pi").factor)
+    file = ConditionsFile(path)
+    device = Pacer(2, fake.sleep, fake.clock, fake.clock, lambda: file.of("pi").slowdown)
 
     def took() -> float:
         device.begin()

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fog.chaos.conditions import Condition, ConditionsFile, write_conditions
+from broker.conditions import Condition, ConditionsFile, write_conditions
 from fog.chaos.director import Director, candidates, choose
 from fog.chaos.report import Incident
 from fog.chaos.scenario import Fault, Kind
