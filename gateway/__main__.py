@@ -19,7 +19,7 @@ from broker.control import DeviceState, GatewayStatus
 from broker.mqtt import MqttTransport
 from broker.settings import process_settings
 from gateway.app import create_app
-from gateway.engine import FogEngine, new_session, status_publication
+from gateway.engine import FogEngine
 from gateway.inference import Inference
 from gateway.journal import open_journal
 from gateway.ledger import DispatchSettings
@@ -28,6 +28,7 @@ from gateway.preparation import keep_published, prepare_model
 from gateway.prompts import Prompts
 from gateway.server import HttpServer, listen
 from gateway.settings import PREFIX, Settings
+from gateway.status import new_session, status_publication
 from gateway.weights import UrlSigner, load_key
 
 logger = logging.getLogger("gateway")

@@ -164,14 +164,14 @@ class Admission:
         assert request.binding is not None
         ledger, settings = self._ledger, self._ledger.settings
         silent = [r for r in request.binding.replicas if r.id not in request.answered]
-        gone = ledger.silent_device(silent, now)
+        gone = ledger.replaceable_device(silent, now)
         if request.granted and now - request.granted_at >= settings.grant_wait_seconds:
             # Another gateway may hold what we wait for and wait for what we hold.
             for replica in silent:
                 ledger.suspect(replica, now)
             reason = "the other replica did not grant room in time"
             ledger.requeue(request, reason, now, counts=bool(silent))
-        elif gone is not None and ledger.is_replaceable(gone, now):
+        elif gone is not None:
             ledger.requeue(request, f"device {gone} is silent", now)
         elif silent and now - request.bound_at >= settings.answer_seconds:
             for replica in silent:

@@ -123,8 +123,8 @@ class Delivery:
         if quiet_seconds >= settings.quiet_seconds:
             decodes = request.phase is Phase.DECODE
             needed = (request.binding.decode,) if decodes else request.binding.replicas
-            silent = ledger.silent_device(needed, now)
-            if silent is not None and ledger.is_replaceable(silent, now):
+            silent = ledger.replaceable_device(needed, now)
+            if silent is not None:
                 ledger.requeue(request, f"device {silent} is silent", now, whole=True)
                 return
         if now >= request.resend_at and self._is_missing(request, quiet_seconds):

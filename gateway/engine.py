@@ -60,6 +60,7 @@ from gateway.requests import (
     TakenOverError,
     Written,
 )
+from gateway.status import new_session, status_publication
 
 logger = logging.getLogger(__name__)
 
@@ -67,18 +68,13 @@ TICK_SECONDS: Final = 0.05
 TAKE_OVER_SECONDS: Final = 2.0
 """How long a stream may take to end whose answer another connection reads on."""
 
-Stream = asyncio.Queue[GeneratedToken | EngineError]
 
+class Stream(asyncio.Queue[GeneratedToken | EngineError]):
+    """What one request brings; ``closed`` is set when nobody reads it any more."""
 
-def new_session() -> int:
-    """Return a session for a process that starts now: UTC milliseconds."""
-    return time.time_ns() // 1_000_000
-
-
-def status_publication(site: str, gateway: str, status: GatewayStatus) -> Publication:
-    """Return the retained publication of a gateway's status; with ``lost``, its will."""
-    topic = GATEWAY_STATUS.path(site, gateway=gateway)
-    return Publication(topic, encode_control(status), GATEWAY_STATUS.qos, retained=True)
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = asyncio.Event()
 
 
 class FogEngine:
@@ -126,7 +122,8 @@ class FogEngine:
         self._bus_problem: str | None = "not connected to the MQTT broker yet"
         self._lengths = LengthsNews(self._measures)
         self._streams: dict[str, Stream] = {}
-        self._closed: dict[str, asyncio.Event] = {}
+        self._writers: dict[str, str] = {}
+        """The request whose tokens go into an entry of the journal."""
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._receiver = Receiver(transport, self._on_event, "gateway-receive")
@@ -172,7 +169,7 @@ class FogEngine:
         request_id, entry = generation.request_id, generation.journal_id
         actions = self._dispatcher.submit(generation, self._clock())
         stream = self._streams[request_id] = Stream()
-        closed = self._closed[entry] = asyncio.Event()
+        self._writers[entry] = request_id
         status = "cancelled"
         try:
             self._journal.begin(generation, self._manifest)
@@ -183,7 +180,7 @@ class FogEngine:
                 if isinstance(item, EngineError):
                     status = "failed"
                     raise item
-                if self._closed.get(entry) is closed:
+                if self._writers.get(entry) == request_id:
                     self._journal.token(entry, item.token_id)
                 if item.finish_reason is not None:
                     status = "finished"
@@ -193,21 +190,21 @@ class FogEngine:
         finally:
             del self._streams[request_id]
             # Not when another stream has taken over while this one's client took nothing.
-            if self._closed.get(entry) is closed:
-                del self._closed[entry]
+            if self._writers.get(entry) == request_id:
+                del self._writers[entry]
                 self._journal.end(entry, status)
             self._apply(self._dispatcher.cancel(request_id, self._clock()))
-            closed.set()
+            stream.closed.set()
 
     async def written(self, entry: str) -> Written | None:
         return await self._journal.read(entry)
 
     async def take_over(self, entries: Sequence[str]) -> int:
         number = await self._journal.count_stream(entries[0])
-        closing = [closed.wait() for entry in entries if (closed := self._closed.get(entry))]
-        for request_id in list(self._streams):
-            if request_id.partition("~")[0] in entries:
-                self._tell(request_id, TakenOverError("another connection reads the answer"))
+        writers = [self._writers[entry] for entry in entries if entry in self._writers]
+        closing = [self._streams[request_id].closed.wait() for request_id in writers]
+        for request_id in writers:
+            self._tell(request_id, TakenOverError("another connection reads the answer"))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*closing), TAKE_OVER_SECONDS)
         return number

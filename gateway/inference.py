@@ -231,14 +231,17 @@ class Inference:
                 another one now, or the id is none of its events.
         """
         form = next((form for form in (CHAT, COMPLETION) if _is_id(answer_id, form)), None)
-        first = await self._written(f"{answer_id}-0") if form is not None else None
-        if form is None or first is None:
-            raise ApiError(
-                404,
-                f"no request {answer_id[:80]!r}; what was asked is kept for an hour",
-                code="request_not_found",
-            )
-        return await self._resume(form, answer_id, first, last_event_id, stream)
+        try:
+            first = await self._engine.written(f"{answer_id}-0") if form is not None else None
+            if form is None or first is None:
+                raise ApiError(
+                    404,
+                    f"no request {answer_id[:80]!r}; what was asked is kept for an hour",
+                    code="request_not_found",
+                )
+            return await self._resume(form, answer_id, first, last_event_id, stream)
+        except JournalUnavailableError as error:
+            raise not_ready(f"the journal cannot be read: {error}", _RETRY_SECONDS) from error
 
     async def _resume(
         self,
@@ -262,8 +265,8 @@ class Inference:
         check_model(first, model)
         seen = parse_position(last_event_id, len(planned))
         entries = [each.request_id for each in planned]
-        num_streams = await self._take_over(entries)
-        written = [await self._written(entry) for entry in entries]
+        num_streams = await self._engine.take_over(entries)
+        written = [await self._engine.written(entry) for entry in entries]
         generations = continued(planned, written, num_streams)
         pieces = answers(Resumed(self._engine), model.tokenizer, generations, request.stop)
         head = _head(answer_id, created, model)
@@ -295,18 +298,6 @@ class Inference:
             drawn_seed=drawn_seed,
         )
         return generations, model
-
-    async def _written(self, entry: str) -> Written | None:
-        try:
-            return await self._engine.written(entry)
-        except JournalUnavailableError as error:
-            raise not_ready(f"the journal cannot be read: {error}", _RETRY_SECONDS) from error
-
-    async def _take_over(self, entries: Sequence[str]) -> int:
-        try:
-            return await self._engine.take_over(entries)
-        except JournalUnavailableError as error:
-            raise not_ready(f"the journal cannot be read: {error}", _RETRY_SECONDS) from error
 
     def _served(self, request: GenerationRequest) -> ServedModel:
         model = self._model.served

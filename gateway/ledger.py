@@ -243,12 +243,13 @@ class Ledger:
                     return stage.device
         return None
 
-    def is_replaceable(self, device: str, now: float) -> bool:
-        """Whether requests can go on without a device."""
-        return all(
-            device not in {stage.device for stage in replica.stages}
-            for replica in self.answering(now)
-        )
+    def replaceable_device(self, replicas: Sequence[Replica], now: float) -> str | None:
+        """Return the silent device of ``replicas`` if requests can go on without it."""
+        device = self.silent_device(replicas, now)
+        if device is None:
+            return None
+        needed = {stage.device for replica in self.answering(now) for stage in replica.stages}
+        return None if device in needed else device
 
     def suspect(self, replica: Replica, now: float) -> None:
         """Avoid a replica for a while."""
