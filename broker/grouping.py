@@ -31,7 +31,7 @@ class Grouping:
     tokens_per_second: float
 
 
-def interpolate(points: Sequence[BatchSeconds], batch: int) -> float:
+def interpolate(points: Sequence[BatchSeconds], batch: float) -> float:
     """Return seconds at ``batch``: linear between points, beyond them along the last two."""
     if not points:
         return 0.0

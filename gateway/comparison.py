@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from broker.grouping import interpolate
 from broker.plan import Plan, Replica, Role, Stage
 from broker.telemetry import Telemetry
 
@@ -21,16 +21,8 @@ def error(measured: float | None, predicted: float | None) -> float | None:
 def decode_seconds(stage: Stage, rows: float) -> float | None:
     """Return the predicted seconds of a stage's decode step with so many rows on average."""
     known = stage.decode_seconds
-    if not known:
-        return None
-    index = bisect_left(known, rows, key=lambda entry: entry.batch)
-    if index == 0:
-        return known[0].seconds
-    if index == len(known):
-        return known[-1].seconds
-    low, high = known[index - 1], known[index]
-    part = (rows - low.batch) / (high.batch - low.batch)
-    return low.seconds + part * (high.seconds - low.seconds)
+    # More rows than the plan allows are compared with the most that it predicts.
+    return interpolate(known, min(rows, known[-1].batch)) if known else None
 
 
 def stage_body(
