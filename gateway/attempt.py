@@ -9,12 +9,13 @@ from broker.codec import encode_frame
 from broker.events import TokenRow
 from broker.placement import room_tokens, whole_tokens
 from broker.plan import Replica
+from broker.room import Usage
 from broker.topics import STAGE_WORK
 from broker.transport import Publication
 from broker.work import Data, Open, RequestKey, Reserve, ReserveKind
 from gateway.lifecycle import Event, Phase, advance
 from gateway.requests import Generation
-from gateway.room import Demand, Usage
+from gateway.routing import Demand
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from typing import Final
 
 from broker.events import LossKind, Lost, Opened, TokenRow, Waiting
 from broker.plan import Replica
+from broker.room import slots_of
 from broker.work import Resend
 from gateway.attempt import Address, Request, master_of
 from gateway.ledger import Ledger
 from gateway.lifecycle import RUNNING, Event, Phase
 from gateway.requests import GeneratedToken, GenerationFailedError
-from gateway.room import slots_of
 
 MAX_EARLY_TOKENS: Final = 256
 """Tokens kept before their turn; later ones are asked for again."""

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from broker.events import Granted, GrantState
 from broker.placement import WAITING_ROWS
 from broker.plan import Replica
+from broker.room import NOTHING, Usage, prefill_slots_of, slots_of
 from broker.work import ReserveKind
 from gateway.attempt import Request
 from gateway.lifecycle import Phase
 from gateway.measures import Measures
-from gateway.room import NOTHING, Usage, slots_of
 from gateway.routing import Load, predicted_prefill_rate
 
 
@@ -56,7 +56,7 @@ class Occupancy:
         _, foreign = self._foreign.get(replica.id, (0.0, NOTHING))
         prefills, decodes, complete = foreign.prefills, foreign.decodes, foreign.complete
         if event.kind is ReserveKind.PREFILL:
-            prefills = max(max(replica.prefill_slots, 1) - event.free_slots - own.prefills, 0)
+            prefills = max(prefill_slots_of(replica) - event.free_slots - own.prefills, 0)
         elif event.kind is ReserveKind.BOTH:
             decodes = max(slots_of(replica) - event.free_slots - own.decodes, 0)
             complete = min(complete, decodes)

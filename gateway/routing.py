@@ -15,8 +15,8 @@ from typing import Final
 from broker.grouping import best_grouping
 from broker.plan import Replica, Role
 from broker.queueing import slot_wait_tokens
+from broker.room import NOTHING, Usage, has_room, has_slot, slots_of
 from broker.work import ReserveKind
-from gateway.room import NOTHING, Demand, Usage, has_room, has_slot, slots_of
 
 UNKNOWN_PREFILL_RATE: Final = 100.0
 """Prompt tokens per second of a replica without any prediction or measurement."""
@@ -38,6 +38,26 @@ class Policy(StrEnum):
     """The same, counting what the replicas' other requests lose by one more beside them."""
     JSQ = "jsq"
     """The paper's: the shortest estimated waits when a request arrives, for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request needs.
+
+    Attributes:
+        known_tokens: Prompt plus tokens generated so far.
+        max_tokens: Tokens that may still come.
+        expected_tokens: Tokens that will probably still come.
+    """
+
+    known_tokens: int
+    max_tokens: int
+    expected_tokens: float
+
+    @property
+    def total_tokens(self) -> int:
+        """KV positions that the request may grow to."""
+        return self.known_tokens + self.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +163,9 @@ def full_replicas(pair: Pair, demand: Demand, *, own_only: bool = False) -> set[
     return {
         load.replica.id
         for load, usage, kind in _uses(pair, own_only=own_only)
-        if not (has_slot(load.replica, usage, kind) and has_room(load.replica, usage, kind, demand))
+        if not (
+            has_slot(load.replica, usage, kind) and _has_room(load.replica, usage, kind, demand)
+        )
     }
 
 
@@ -155,9 +177,13 @@ def can_grant(pair: Pair, demand: Demand, *, own_only: bool = False) -> bool:
 def has_memory(pair: Pair, demand: Demand) -> bool:
     """Whether both replicas have KV room beside our own requests, whatever their slots."""
     return all(
-        has_room(load.replica, usage, kind, demand)
+        _has_room(load.replica, usage, kind, demand)
         for load, usage, kind in _uses(pair, own_only=True)
     )
+
+
+def _has_room(replica: Replica, usage: Usage, kind: ReserveKind, demand: Demand) -> bool:
+    return has_room(replica, usage, kind, demand.known_tokens, demand.max_tokens)
 
 
 def _uses(pair: Pair, *, own_only: bool) -> Iterator[tuple[Load, Usage, ReserveKind]]:

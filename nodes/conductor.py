@@ -12,6 +12,7 @@ from typing import Any
 
 from broker.events import LossKind, Lost, Waiting
 from broker.plan import Replica
+from broker.room import slots_of
 from broker.work import (
     FirstToken,
     HandedOver,
@@ -220,7 +221,7 @@ class Conductor:
 
         Rows are given in the order in which requests became complete.
         """
-        while self._waiting and len(self._active) < max(self.replica.slots, 1):
+        while self._waiting and len(self._active) < slots_of(self.replica):
             key = next(iter(self._waiting))
             first = self._waiting.pop(key)
             self._active[key] = first.open

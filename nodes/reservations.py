@@ -13,14 +13,9 @@ from collections import deque
 from dataclasses import dataclass
 
 from broker.events import Granted, GrantState
-from broker.placement import (
-    KV_BLOCK_TOKENS,
-    WAITING_ROWS,
-    kv_reserved_tokens,
-    room_tokens,
-    whole_tokens,
-)
+from broker.placement import kv_reserved_tokens, room_tokens, whole_tokens
 from broker.plan import Replica
+from broker.room import Usage, free_slots, has_room, has_slot
 from broker.work import RequestKey, Reserve, ReserveKind
 from nodes.outgoing import ToGateway
 
@@ -160,41 +155,21 @@ class Reservations:
         return answers
 
     def _has_room(self, message: Reserve) -> bool:
-        if not self._has_slot(message.kind):
-            return False
-        known, capacity = message.known_tokens, self.replica.kv_tokens
-        decodes = self._num_decodes
-        if message.kind is ReserveKind.DECODE and decodes >= self._slots:
-            # Who comes ahead of a slot takes only room that no answer here can grow into.
-            whole = sum(held.whole_tokens for held in self._held.values())
-            return whole + whole_tokens(message.kind, known, message.max_tokens) <= capacity
-        room = room_tokens(message.kind, known)
-        # One block of head-room for each answer that grows already, so that a newcomer
-        # does not cause a preemption at once.
-        spare = KV_BLOCK_TOKENS * decodes
-        return self.used_tokens + room + spare <= capacity or (not self._held and room <= capacity)
+        replica, usage, kind = self.replica, self._usage, message.kind
+        return has_slot(replica, usage, kind) and has_room(
+            replica, usage, kind, message.known_tokens, message.max_tokens
+        )
 
-    def _has_slot(self, kind: ReserveKind) -> bool:
-        if self._free_slots(kind) < 1:
-            return False
-        return kind is not ReserveKind.BOTH or self._free_slots(ReserveKind.PREFILL) > 0
-
-    def _free_slots(self, kind: ReserveKind) -> int:
+    @property
+    def _usage(self) -> Usage:
         held = self._held.values()
-        if kind is ReserveKind.PREFILL:
-            prompts = sum(not h.is_complete and h.kind is not ReserveKind.DECODE for h in held)
-            return max(self.replica.prefill_slots, 1) - prompts
-        if kind is ReserveKind.BOTH:
-            return self._slots - self._num_decodes
-        return self._slots + WAITING_ROWS - sum(h.is_complete for h in held)
-
-    @property
-    def _slots(self) -> int:
-        return max(self.replica.slots, 1)
-
-    @property
-    def _num_decodes(self) -> int:
-        return sum(held.kind is not ReserveKind.PREFILL for held in self._held.values())
+        return Usage(
+            prefills=sum(not h.is_complete and h.kind is not ReserveKind.DECODE for h in held),
+            decodes=sum(h.kind is not ReserveKind.PREFILL for h in held),
+            tokens=self.used_tokens,
+            complete=sum(h.is_complete for h in held),
+            whole_tokens=sum(h.whole_tokens for h in held),
+        )
 
     def _answer(self, message: Reserve, state: GrantState, reason: str = "") -> ToGateway:
         return ToGateway(
@@ -209,6 +184,6 @@ class Reservations:
                 expires_seconds=self._grant_seconds,
                 kv_credit_bytes=self._kv_credit_bytes,
                 free_tokens=max(self.replica.kv_tokens - self.used_tokens, 0),
-                free_slots=max(self._free_slots(message.kind), 0),
+                free_slots=max(free_slots(self.replica, self._usage, message.kind), 0),
             ),
         )

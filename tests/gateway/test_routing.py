@@ -4,10 +4,11 @@ import pytest
 from msgspec import structs
 
 from broker.plan import BatchSeconds, Role
+from broker.room import Usage, has_room, has_slot
 from broker.work import ReserveKind
-from gateway.room import Demand, Usage, has_room, has_slot
 from gateway.routing import (
     UNKNOWN_STEP_SECONDS,
+    Demand,
     Load,
     Pair,
     Policy,
@@ -191,7 +192,8 @@ def test_room_is_counted_as_masters_count_it(
 ) -> None:
     demand = Demand(known, max_tokens=50, expected_tokens=50.0)
 
-    assert has_room(replica("r", ["r0"], kv_tokens=256), usage, kind, demand) is expected
+    found = replica("r", ["r0"], kv_tokens=256)
+    assert has_room(found, usage, kind, demand.known_tokens, demand.max_tokens) is expected
 
 
 @pytest.mark.parametrize(

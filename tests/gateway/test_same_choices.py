@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from broker.plan import BatchSeconds, LayerRange, Rates, Replica, Role, Stage
-from gateway import room, routing
-from gateway.room import Usage
+from broker.room import Usage
+from gateway import routing
 from planner.simulation import Scenario, SimReplica, SimStage, simulate, simulator
 from planner.simulation.engine import Engine
 from planner.simulation.routing import LATE_BINDING, LEAST_ADDED_TIME, PAPER_JSQ, Routing
@@ -87,8 +87,8 @@ def load_of(engine: Engine) -> routing.Load:
     )
 
 
-def demand_of(demand: Demand) -> room.Demand:
-    return room.Demand(
+def demand_of(demand: Demand) -> routing.Demand:
+    return routing.Demand(
         demand.prompt_tokens,
         max_tokens=demand.whole_tokens - demand.prompt_tokens,
         expected_tokens=demand.expected_tokens,

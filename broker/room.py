@@ -1,4 +1,7 @@
-"""What a request needs of a replica, and whether it is there: the count of the masters. Pure."""
+"""Whether a replica has room for one more request. Pure.
+
+Masters decide by it, and gateways by it too, from what they believe of each replica.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,6 @@ from typing import Final
 from broker.placement import KV_BLOCK_TOKENS, WAITING_ROWS, room_tokens, whole_tokens
 from broker.plan import Replica
 from broker.work import ReserveKind
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a request needs.
-
-    Attributes:
-        known_tokens: Prompt plus tokens generated so far.
-        max_tokens: Tokens that may still come.
-        expected_tokens: Tokens that will probably still come.
-    """
-
-    known_tokens: int
-    max_tokens: int
-    expected_tokens: float
-
-    @property
-    def total_tokens(self) -> int:
-        """KV positions that the request may grow to."""
-        return self.known_tokens + self.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,29 +49,43 @@ def slots_of(replica: Replica) -> int:
     return max(replica.slots, 1)
 
 
-def has_room(replica: Replica, usage: Usage, kind: ReserveKind, demand: Demand) -> bool:
-    """Whether a replica has KV room for one more request of ``kind``, whatever its slots.
+def prefill_slots_of(replica: Replica) -> int:
+    """Return how many prompts a replica takes at once."""
+    return max(replica.prefill_slots, 1)
 
-    The same count as the masters': whole blocks, and one block to grow for each answer.
+
+def free_slots(replica: Replica, usage: Usage, kind: ReserveKind) -> int:
+    """Return how many more requests of ``kind`` its slots allow; not positive: none.
+
+    An answer whose prompt is prefilled elsewhere may come ahead of a free slot while few wait
+    for a row, and then needs room for its full length.
     """
-    room = room_tokens(kind, demand.known_tokens)
-    if usage == NOTHING:
-        return room <= replica.kv_tokens
-    if kind is ReserveKind.DECODE and usage.decodes >= slots_of(replica):
-        whole = whole_tokens(kind, demand.known_tokens, demand.max_tokens)
-        return usage.whole_tokens + whole <= replica.kv_tokens
-    return usage.tokens + room + KV_BLOCK_TOKENS * usage.decodes <= replica.kv_tokens
+    if kind is ReserveKind.PREFILL:
+        return prefill_slots_of(replica) - usage.prefills
+    if kind is ReserveKind.BOTH:
+        return slots_of(replica) - usage.decodes
+    return slots_of(replica) + WAITING_ROWS - usage.complete
 
 
 def has_slot(replica: Replica, usage: Usage, kind: ReserveKind) -> bool:
-    """Whether a replica grants one more request of ``kind``, whatever its KV room.
+    """Whether a replica grants one more request of ``kind``, whatever its KV room."""
+    kinds = (kind, ReserveKind.PREFILL) if kind is ReserveKind.BOTH else (kind,)
+    return all(free_slots(replica, usage, each) > 0 for each in kinds)
 
-    The same count as the masters': an answer whose prompt is prefilled elsewhere may come
-    ahead of a free slot while few wait for a row, and then needs room for its full length.
+
+def has_room(
+    replica: Replica, usage: Usage, kind: ReserveKind, known_tokens: int, max_tokens: int
+) -> bool:
+    """Whether a replica has KV room for one more request of ``kind``, whatever its slots.
+
+    Whole blocks, and one block to grow for each answer, so that a newcomer does not cause a
+    preemption at once.
     """
-    has_prefill_slot = usage.prefills < max(replica.prefill_slots, 1)
-    if kind is ReserveKind.PREFILL:
-        return has_prefill_slot
-    if kind is ReserveKind.BOTH:
-        return usage.decodes < slots_of(replica) and has_prefill_slot
-    return usage.complete < slots_of(replica) + WAITING_ROWS
+    room = room_tokens(kind, known_tokens)
+    if usage == NOTHING:
+        return room <= replica.kv_tokens
+    if kind is ReserveKind.DECODE and usage.decodes >= slots_of(replica):
+        # Who comes ahead of a slot takes only room that no answer here can grow into.
+        whole = whole_tokens(kind, known_tokens, max_tokens)
+        return usage.whole_tokens + whole <= replica.kv_tokens
+    return usage.tokens + room + KV_BLOCK_TOKENS * usage.decodes <= replica.kv_tokens
