@@ -20,13 +20,21 @@ be bound too early to a replica that is slow (decision 0016).
 """
 
 
-def replica_id(revision: str, weights: str, stages: Sequence[tuple[str, LayerRange]]) -> str:
-    """Return the id of a replica: a hash of model, weight format and its stages.
+def replica_id(
+    revision: str,
+    weights: str,
+    stages: Sequence[tuple[str, LayerRange]],
+    kv_format: str = "float32",
+    kv_transfer: str = "exact",
+) -> str:
+    """Return the id of a replica: a hash of model, formats and its stages.
 
-    The id changes only when the stages do, so a replica keeps its requests across plan
-    versions and role changes.
+    The id changes only when these do, so a replica keeps its requests across plan versions and
+    role changes. Where the KV format or its transfer changes it must, since no request goes on
+    with a cache in another format. The usual formats add nothing: the ids of fogs that run stay.
     """
-    text = "|".join([revision, weights, *(f"{d}:{r.start}-{r.end}" for d, r in stages)])
+    kv = [] if (kv_format, kv_transfer) == ("float32", "exact") else [kv_format, kv_transfer]
+    text = "|".join([revision, weights, *kv, *(f"{d}:{r.start}-{r.end}" for d, r in stages)])
     return "r-" + hashlib.sha256(text.encode()).hexdigest()[:10]
 
 

@@ -108,7 +108,11 @@ def planned_replica(fog: Fog, member: Member) -> Replica:
         )
     return Replica(
         id=replica_id(
-            model.revision, model.weights, [(stage.device, stage.layers) for stage in stages]
+            model.revision,
+            model.weights,
+            [(stage.device, stage.layers) for stage in stages],
+            model.kv_format,
+            model.kv_transfer,
         ),
         role=member.role,
         slots=performance.slots,

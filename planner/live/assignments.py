@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from broker.placement import kv_reserved_tokens
 from broker.plan import Plan, Replica, StageAssignment
+from planner.live.target import is_for
 from planner.model import ModelSpec
 
 
@@ -49,12 +50,13 @@ def loads(
         coming: The plan to prepare, if any; with one, old replicas that lost a device are
             given up, since nobody can use what is left of them.
         memory_bytes: Memory that each device offers.
-        model: The model that is assigned; plans of another revision count as none, because
-            a device holds weights of one revision at a time.
+        model: The model that is assigned; plans of another revision or in other formats count
+            as none, because an assignment names one model and its formats. What a device held
+            for them it serves to its end while it loads (`nodes.holdings`).
         ready: Devices that are there.
     """
-    old = _stages(active, model.revision, ready if coming is not None else None)
-    new = _stages(coming, model.revision, None)
+    old = _stages(active, model, ready if coming is not None else None)
+    new = _stages(coming, model, None)
     found: dict[str, Load] = {}
     for device in sorted({*old, *new}):
         hold, wanted = old.get(device, []), new.get(device, [])
@@ -80,10 +82,10 @@ def loads(
 
 
 def _stages(
-    plan: Plan | None, revision: str, ready: Collection[str] | None
+    plan: Plan | None, model: ModelSpec, ready: Collection[str] | None
 ) -> dict[str, list[StageAssignment]]:
     found: dict[str, list[StageAssignment]] = {}
-    if plan is None or plan.revision != revision:
+    if plan is None or not is_for(plan, model):
         return found
     for replica in plan.replicas:
         if ready is not None and any(stage.device not in ready for stage in replica.stages):

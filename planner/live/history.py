@@ -39,6 +39,10 @@ class History:
         self._decisions = [*self._decisions, record][-KEPT:]
         self._is_published = False
 
+    def note(self, text: str, at: float) -> None:
+        """Remember what became of a plan, or why there is none; ``at`` is in UTC seconds."""
+        self.add(text, PlanDecision(at=at, trigger="", outcome="none", reason=text))
+
     def tell(self, text: str) -> None:
         """Say what is awaited; log and store hear it, others have the planner's status."""
         self.fresh.append(Decided(text))

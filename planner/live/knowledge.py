@@ -39,6 +39,7 @@ from planner.live.events import (
     StoreSeen,
 )
 from planner.live.inputs import UnusableProfileError, device_spec
+from planner.live.target import formats
 from planner.model import DeviceSpec, ModelSpec
 
 
@@ -121,7 +122,7 @@ class Knowledge:
                 self.models.pop(model, None)
             case ModelSeen(model, manifest) if manifest is not None:
                 known = self.models.get(model)
-                if known is None or known.revision != manifest.revision:
+                if known is None or formats(known) != formats(manifest):
                     self.changed_seconds = now
                 self.models[model] = manifest
             case StatusSeen(device, status):

@@ -13,6 +13,7 @@ from broker.transport import Publication
 from planner.explain import format_bytes
 from planner.live.assignments import Load, loads, stage_key
 from planner.live.knowledge import Knowledge
+from planner.live.target import is_for
 from planner.model import ModelSpec
 
 _EMPTY: Final = Load()
@@ -146,6 +147,9 @@ class Rollout:
 
     def _assign(self, knowledge: Knowledge, model: ModelSpec, now: float) -> list[Publication]:
         """Tell each device whose stages change what to hold and what to prepare."""
+        if self.coming is None and self.active is not None and not is_for(self.active, model):
+            # The model has changed: what serves the old one stays until a plan for the new one.
+            return []
         memory = {
             device: view.profile.memory_bytes
             for device, view in knowledge.devices.items()

@@ -41,8 +41,8 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def manifest(revision: str = "rev-1", name: str = "demo") -> ModelManifest:
-    return ModelManifest(name=name, revision=revision, config=CONFIG, tensors={})
+def manifest(revision: str = "rev-1", name: str = "demo", **formats: Any) -> ModelManifest:
+    return ModelManifest(name=name, revision=revision, config=CONFIG, tensors={}, **formats)
 
 
 def layer_times(seconds: float, row_share: float = 0.15) -> LayerTimes:

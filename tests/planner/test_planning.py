@@ -54,6 +54,8 @@ def check_invariants(
         assert replica.prefill_slots == len(replica.stages) + 1
         stages = [(stage.device, stage.layers) for stage in replica.stages]
         assert replica.id == replica_id(model.revision, model.weights, stages)
+        assert replica.id != replica_id(model.revision, model.weights, stages, "bfloat16")
+        assert replica.id != replica_id(model.revision, model.weights, stages, kv_transfer="int8")
     roles = {replica.role for replica in plan.replicas}
     if Role.BOTH in roles and len(plan.replicas) > 1:
         # Roles are mixed only where separate ones would be behind one device alone.

@@ -66,8 +66,8 @@ class Bench:
     def handle(self, event: Event) -> None:
         self._take(self.control.handle(event, self.now))
 
-    def model(self, revision: str = "rev-1") -> Bench:
-        self.handle(ModelSeen("demo", fogs.manifest(revision)))
+    def model(self, revision: str = "rev-1", **formats: str) -> Bench:
+        self.handle(ModelSeen("demo", fogs.manifest(revision, **formats)))
         return self
 
     def join(self, *names: str, session: int = 1, revision: str = "rev-1", **profile: Any) -> Bench:

@@ -271,6 +271,40 @@ def test_a_new_revision_of_the_model_is_planned_when_devices_have_measured_it() 
     assert all(a.revision == "rev-2" for a in bench.assignments.values())
 
 
+@pytest.mark.parametrize("formats", [{"kv_format": "bfloat16"}, {"kv_transfer": "int8"}])
+def test_another_kv_format_is_a_plan_with_replicas_of_its_own(formats: dict[str, str]) -> None:
+    bench = serving()
+    old = {replica.id for replica in bench.plan.replicas}
+    bench.model(**formats).run(10)
+    assert (bench.plan.version, active(bench)) == (2, True)
+    assert not old & {replica.id for replica in bench.plan.replicas}
+    for assignment in bench.assignments.values():
+        assert {name: getattr(assignment, name) for name in formats} == formats
+        assert not old & {stage.replica for stage in assignment.hold}
+
+
+def test_a_restarted_planner_is_not_content_with_a_plan_in_another_kv_format() -> None:
+    first = serving()
+    second = Bench(session=200).connect()
+    first.retained_for(second)
+    second.model(kv_format="bfloat16").run(10)
+    assert (second.plan.version, second.plan.kv_format) == (2, "bfloat16")
+
+
+def test_a_model_that_changes_while_a_plan_is_prepared_takes_nothing_from_the_one_that_serves() -> (
+    None
+):
+    bench = serving()
+    bench.obedient = False
+    bench.slow_down("a", 0.1).run(6)
+    assert not active(bench)
+    held = {name: hold_of(bench.assignments, name) for name in "abcdef"}
+    assert any(held.values())
+    bench.model("rev-2").run(10)
+    assert (bench.plan.version, active(bench)) == (1, True)
+    assert {name: hold_of(bench.assignments, name) for name in "abcdef"} == held
+
+
 def test_a_device_that_offers_less_memory_after_a_restart_gets_less() -> None:
     bench = serving()
     name = bench.plan.replicas[0].stages[0].device

@@ -1,0 +1,226 @@
+"""When the planner searches for a plan, and what becomes of what it found. No I/O, no clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import Final
+
+import msgspec.structs
+
+from broker.placement import kv_reserved_tokens
+from broker.plan import IdleDevice, Plan
+from broker.transport import Publication
+from planner.live.demand import RULE, Demand
+from planner.live.history import History
+from planner.live.knowledge import Knowledge
+from planner.live.proposals import Proposal, Question, propose
+from planner.live.rollout import Rollout
+from planner.live.settings import PlannerSettings
+from planner.live.target import fitted_workload, formats, is_for
+from planner.live.triggers import changes, drift_text, hop_text
+from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec, Objective, Workload
+
+_RECENT_SECONDS: Final = 600.0
+_FEW_PLANS: Final = 3
+"""More plans within `_RECENT_SECONDS` say that the next one will not last either."""
+
+
+class Search:
+    """The way to the next plan.
+
+    Args:
+        settings: What a person set.
+        knowledge: Models and devices.
+        rollout: The plans that there are.
+        history: Learns of each decision.
+
+    Attributes:
+        infeasible: Why the last search found nothing, in words; None: it found something.
+    """
+
+    def __init__(
+        self,
+        settings: PlannerSettings,
+        knowledge: Knowledge,
+        rollout: Rollout,
+        history: History,
+    ) -> None:
+        self.infeasible: str | None = None
+        self._settings = settings
+        self._knowledge = knowledge
+        self._rollout = rollout
+        self._history = history
+        self._demand = Demand()
+        # The devices as they were when the latest plan was made.
+        self._planned_with: dict[str, DeviceSpec] = {}
+        self._adopted: deque[float] = deque()
+        # A plan that nobody has heard of yet.
+        self._found: Proposal | None = None
+        self._blocked: tuple[object, ...] | None = None
+
+    def take_over(self, plan: Plan) -> None:
+        """Go on with a plan that another planner made, with what it was made with."""
+        self._planned_with = {}
+        self._knowledge.planned_speeds = dict(plan.speeds)
+        if self._demand.ratio is None and plan.prompt_tokens and plan.answer_tokens:
+            self._demand = Demand.planned(
+                plan.prompt_tokens, plan.answer_tokens, plan.hop_overhead_seconds
+            )
+            self._knowledge.hop_overhead_seconds = self._demand.hop_overhead_seconds
+
+    def look(self, now: float) -> None:
+        """Take in what gateways measured; devices are the business of `Knowledge`."""
+        if self._settings.follow_lengths:
+            measured = self._knowledge.measured_lengths()
+            self._demand = self._demand.after(measured, self._settings.workload, now)
+        self._demand = self._demand.after_hops(self._knowledge.measured_hops(), now)
+        self._knowledge.hop_overhead_seconds = self._demand.hop_overhead_seconds
+
+    def seek(
+        self, model: ModelSpec, usable: dict[str, DeviceSpec], left_out: dict[str, str], now: float
+    ) -> bool:
+        """Search for a plan if something calls for one; return whether a search was made."""
+        trigger = self._trigger(model, usable, left_out, now)
+        if trigger is None:
+            self._blocked = self.infeasible = None
+            return False
+        workload = self._workload(model)
+        signature = (
+            formats(model),
+            workload,
+            *((d.id, d.memory_bytes, d.speed, d.link, d.owner) for d in usable.values()),
+            *sorted(self._knowledge.cordoned()),
+        )
+        if signature == self._blocked:
+            return False
+        cordoned = {name: usable[name] for name in self._knowledge.cordoned() & usable.keys()}
+        left_out = {**left_out, **dict.fromkeys(cordoned, "its owner lets it have nothing new")}
+        question = Question(
+            devices=[spec for name, spec in usable.items() if name not in cordoned],
+            keepable=[spec for _, spec in sorted(cordoned.items())],
+            model=model,
+            workload=workload,
+            objective=self._objective(now),
+            left_out=[
+                IdleDevice(device=device, reason=reason)
+                for device, reason in left_out.items()
+                if self._knowledge.devices[device].is_ready
+            ],
+            running=self._running(model),
+            min_gain=self._settings.min_gain,
+            seed=self._settings.seed,
+            trigger=trigger,
+            version=self._rollout.version + 1,
+        )
+        try:
+            self._found = propose(question)
+        except InfeasiblePlanError as error:
+            self._blocked, self.infeasible = signature, f"no plan: {error}"
+            self._history.note(f"{trigger}: {self.infeasible}", self._knowledge.utc_seconds)
+        else:
+            self._blocked = self.infeasible = None
+        return True
+
+    def _running(self, model: ModelSpec) -> Plan | None:
+        running = self._rollout.active
+        return running if running is not None and is_for(running, model) else None
+
+    def _workload(self, model: ModelSpec) -> Workload:
+        return fitted_workload(self._demand.workload(self._settings.workload), model)
+
+    def _objective(self, now: float) -> Objective:
+        """Return the objective; where plans follow each other, none repays much loading."""
+        objective = self._settings.objective
+        while self._adopted and now - self._adopted[0] > _RECENT_SECONDS:
+            self._adopted.popleft()
+        if len(self._adopted) <= _FEW_PLANS or not objective.horizon_seconds:
+            return objective
+        lasts = _RECENT_SECONDS / len(self._adopted)
+        return replace(objective, horizon_seconds=min(objective.horizon_seconds, lasts))
+
+    def start_found(
+        self, model: ModelSpec, usable: dict[str, DeviceSpec], now: float
+    ) -> list[Publication]:
+        """Carry out what the last search found, unless the fog changed meanwhile."""
+        found = self._found
+        if found is None:
+            return []
+        plan = found.plan
+        is_next = plan.version == self._rollout.version + 1
+        are_here = all(s.device in usable for r in plan.replicas for s in r.stages)
+        if not (is_next and is_for(plan, model) and are_here) or self._too_small(
+            plan, model, usable
+        ):
+            self.give_up_found("the fog changed while it was searched for")
+            return []
+        self._found = None
+        at = self._knowledge.utc_seconds
+        self._history.add(found.text, msgspec.structs.replace(found.record, at=at))
+        if found.record.outcome == "adopted":
+            self._adopted.append(now)
+        self._planned_with = dict(usable)
+        self._knowledge.planned_speeds = dict(plan.speeds)
+        plan = msgspec.structs.replace(plan, created_at=at)
+        return self._rollout.start(plan, self._knowledge, model, now)
+
+    def give_up_found(self, why: str) -> None:
+        """What was found is not carried out."""
+        if self._found is not None:
+            self._history.note(
+                f"plan {self._found.plan.version} is not published: {why}",
+                self._knowledge.utc_seconds,
+            )
+            self._found = None
+
+    def _trigger(
+        self, model: ModelSpec, usable: dict[str, DeviceSpec], left_out: dict[str, str], now: float
+    ) -> str | None:
+        """Return what calls for a plan now, in words."""
+        current = self._rollout.current
+        quiet = now - self._knowledge.changed_seconds >= self._settings.settle_seconds
+        if current is None or not is_for(current, model):
+            if not usable or self._waits_for_devices(model, usable, now):
+                return None
+            if not quiet and not 0 < self._settings.expect_devices <= len(usable):
+                return None
+            return f"{len(usable)} devices for {model.name}"
+        devices = {stage.device for replica in current.replicas for stage in replica.stages}
+        gone = sorted(devices - set(usable))
+        if gone:
+            return "; ".join(f"{d} left ({left_out.get(d, 'it is gone')})" for d in gone)
+        if self._rollout.coming is not None:
+            return None
+        small = self._too_small(current, model, usable)
+        if small:
+            return f"{', '.join(small)} cannot hold its stage any more"
+        joined = sorted(set(usable) - set(current.reasons) - self._knowledge.cordoned())
+        if joined and quiet:
+            return f"{', '.join(joined)} joined"
+        for name, spec in usable.items():
+            speed = self._knowledge.planned_speeds.get(name, 1.0)
+            self._planned_with.setdefault(name, replace(spec, speed=speed))
+        changed = changes(self._planned_with, usable, self._settings.speed_threshold)
+        workload = self._workload(model).fitted_to(model.context_limit)
+        if drift := drift_text(current, workload, RULE.threshold):
+            changed.append(drift)
+        if hops := hop_text(current, self._demand.hop_overhead_seconds):
+            changed.append(hops)
+        return "; ".join(changed) or None
+
+    def _too_small(self, plan: Plan, model: ModelSpec, usable: dict[str, DeviceSpec]) -> list[str]:
+        tokens = kv_reserved_tokens(plan.context_tokens)
+        return sorted(
+            stage.device
+            for replica in plan.replicas
+            for stage in replica.stages
+            if usable[stage.device].memory_bytes
+            < model.stage_bytes(stage.layers.start, stage.layers.end, tokens)
+        )
+
+    def _waits_for_devices(
+        self, model: ModelSpec, usable: dict[str, DeviceSpec], now: float
+    ) -> bool:
+        if now - self._knowledge.changed_seconds >= self._settings.wait_seconds:
+            return False
+        return len(usable) < self._settings.expect_devices or bool(self._knowledge.measuring(model))
