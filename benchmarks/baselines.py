@@ -53,7 +53,7 @@ from planner.candidates import (
 from planner.flow import request_seconds
 from planner.paper.published import PaperWorkload, load_published
 from planner.simulation import SimRequest
-from planner.simulation.routing import LATE_BINDING
+from planner.simulation.routing import LEAST_ADDED
 from planner.simulation.workloads import fixed_period, lognormal, poisson, requests
 
 ROOT = Path(__file__).parent.parent
@@ -156,7 +156,7 @@ def compare(cell: Cell, size: Size) -> dict[str, Any]:
     for name, candidate in [
         (OURS, choose(trials, here.candidates)),
         (OURS_UNHURRIED, choose(trials, here.candidates, unhurried_delay)),
-        (OURS_GATEWAY, choose(trials, here.candidates, routings=[LATE_BINDING])),
+        (OURS_GATEWAY, choose(trials, here.candidates, routings=[LEAST_ADDED])),
         *((system.name, system.candidate) for system in here.systems),
     ]:
         runs = reported.runs(candidate)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from broker.placement import KV_BLOCK_TOKENS, WAITING_ROWS, room_tokens, whole_tokens
-from broker.plan import Replica
+from broker.plan import Replica, Role
 from broker.work import ReserveKind
 
 
@@ -58,19 +58,29 @@ def free_slots(replica: Replica, usage: Usage, kind: ReserveKind) -> int:
     """Return how many more requests of ``kind`` its slots allow; not positive: none.
 
     An answer whose prompt is prefilled elsewhere may come ahead of a free slot while few wait
-    for a row, and then needs room for its full length.
+    for a row, and then needs room for its full length. Where a replica prefills as well, those
+    on their way count as waiting: else it would have no slot for prompts of its own.
     """
     if kind is ReserveKind.PREFILL:
         return prefill_slots_of(replica) - usage.prefills
     if kind is ReserveKind.BOTH:
         return slots_of(replica) - usage.decodes
-    return slots_of(replica) + WAITING_ROWS - usage.complete
+    taken = usage.decodes if replica.role is Role.BOTH else usage.complete
+    return slots_of(replica) + WAITING_ROWS - taken
 
 
 def has_slot(replica: Replica, usage: Usage, kind: ReserveKind) -> bool:
     """Whether a replica grants one more request of ``kind``, whatever its KV room."""
     kinds = (kind, ReserveKind.PREFILL) if kind is ReserveKind.BOTH else (kind,)
     return all(free_slots(replica, usage, each) > 0 for each in kinds)
+
+
+def sends_ahead(prefill: Role, decode: Role) -> bool:
+    """Whether prompts of one replica may go to another ahead of a free slot there.
+
+    Not between two that do both: each has prompts of its own for the next slot.
+    """
+    return not (prefill is Role.BOTH and decode is Role.BOTH)
 
 
 def has_room(

@@ -44,7 +44,7 @@ class DispatchSettings:
         suspect_seconds: How long a replica that lost an attempt is avoided.
     """
 
-    policy: Policy = Policy.LEAST_FINISH
+    policy: Policy = Policy.LEAST_ADDED
     queue_limit: int = 256
     queue_seconds: float = 120.0
     repeat_seconds: float = 0.5

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from broker.events import Granted, GrantState
 from broker.placement import WAITING_ROWS
-from broker.plan import Replica
+from broker.plan import Replica, Role
 from broker.room import NOTHING, Usage, prefill_slots_of, slots_of
 from broker.work import ReserveKind
 from gateway.attempt import Request
@@ -61,9 +61,13 @@ class Occupancy:
             decodes = max(slots_of(replica) - event.free_slots - own.decodes, 0)
             complete = min(complete, decodes)
         else:
-            rows = slots_of(replica) + WAITING_ROWS
-            complete = max(rows - event.free_slots - own.complete, 0)
-            decodes = max(decodes, complete)
+            taken = slots_of(replica) + WAITING_ROWS - event.free_slots
+            if replica.role is Role.BOTH:
+                decodes = max(taken - own.decodes, 0)
+                complete = min(complete, decodes)
+            else:
+                complete = max(taken - own.complete, 0)
+                decodes = max(decodes, complete)
         tokens = max(replica.kv_tokens - event.free_tokens - own.tokens, 0)
         usage = Usage(prefills, decodes, tokens, complete, whole_tokens=tokens)
         self._foreign[replica.id] = (now, usage)

@@ -15,7 +15,7 @@ from typing import Final
 from broker.grouping import best_grouping
 from broker.plan import Replica, Role
 from broker.queueing import slot_wait_tokens
-from broker.room import NOTHING, Usage, has_room, has_slot, slots_of
+from broker.room import NOTHING, Usage, has_room, has_slot, sends_ahead, slots_of
 from broker.work import ReserveKind
 
 UNKNOWN_PREFILL_RATE: Final = 100.0
@@ -32,10 +32,11 @@ The same as in `planner.simulation.binding`; decision 0016.
 class Policy(StrEnum):
     """How a pair is chosen."""
 
-    LEAST_FINISH = "least-finish"
-    """Least expected finish; a pair that cannot grant yet is waited for where that is worth it."""
     LEAST_ADDED = "least-added"
-    """The same, counting what the replicas' other requests lose by one more beside them."""
+    """Least expected finish plus what the replicas' other requests lose by one more beside them;
+    a pair that cannot grant yet is waited for where that is worth it."""
+    LEAST_FINISH = "least-finish"
+    """The same by the request's own finish alone."""
     JSQ = "jsq"
     """The paper's: the shortest estimated waits when a request arrives, for good."""
 
@@ -164,7 +165,8 @@ def full_replicas(pair: Pair, demand: Demand, *, own_only: bool = False) -> set[
         load.replica.id
         for load, usage, kind in _uses(pair, own_only=own_only)
         if not (
-            has_slot(load.replica, usage, kind) and _has_room(load.replica, usage, kind, demand)
+            _has_slot(pair, load.replica, usage, kind)
+            and _has_room(load.replica, usage, kind, demand)
         )
     }
 
@@ -180,6 +182,12 @@ def has_memory(pair: Pair, demand: Demand) -> bool:
         _has_room(load.replica, usage, kind, demand)
         for load, usage, kind in _uses(pair, own_only=True)
     )
+
+
+def _has_slot(pair: Pair, replica: Replica, usage: Usage, kind: ReserveKind) -> bool:
+    if kind is ReserveKind.DECODE and not sends_ahead(pair.prefill.replica.role, replica.role):
+        return usage.decodes < slots_of(replica)
+    return has_slot(replica, usage, kind)
 
 
 def _has_room(replica: Replica, usage: Usage, kind: ReserveKind, demand: Demand) -> bool:
@@ -266,7 +274,7 @@ def shortest_queues(loads: Sequence[Load], demand: Demand) -> Pair | None:
 
 
 def choose_pair(
-    loads: Sequence[Load], demand: Demand, policy: Policy = Policy.LEAST_FINISH
+    loads: Sequence[Load], demand: Demand, policy: Policy = Policy.LEAST_ADDED
 ) -> Pair | None:
     """Return the pair of complete replicas to bind a request to now; None: wait.
 

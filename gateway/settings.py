@@ -39,7 +39,7 @@ class Settings:
         kv_format: Format of the KV cache: float32 or bfloat16.
         kv_transfer: How KV travels between replicas: exact, or int8 for slow links, which changes
             answers slightly.
-        policy: Which replicas a request goes to: ``least-finish``, ``least-added`` or ``jsq``
+        policy: Which replicas a request goes to: ``least-added``, ``least-finish`` or ``jsq``
             (`gateway.routing.Policy`).
         queue_limit: Requests that may wait; beyond it 429.
         prompts_per_client: Requests over MQTT that one client may have open; beyond it 429.
@@ -66,7 +66,7 @@ class Settings:
     weights: str = "float32"
     kv_format: str = "float32"
     kv_transfer: str = "exact"
-    policy: Policy = Policy.LEAST_FINISH
+    policy: Policy = Policy.LEAST_ADDED
     queue_limit: int = 256
     prompts_per_client: int = 16
     max_choices: int = 16

@@ -19,23 +19,19 @@ from planner.groupings.search import GroupTable
 from planner.performance import Member
 from planner.simulation import Network, Scenario, SimReplica, SimRequest, simulate
 from planner.simulation.routing import (
-    JUST_IN_TIME,
-    LATE_BINDING,
-    LEAST_ADDED_HELD,
-    LEAST_ADDED_TIME,
+    LEAST_ADDED,
+    LEAST_FINISH,
     PAPER_JSQ,
     Routing,
 )
 from planner.variations import in_other_groups, in_other_roles, is_allowed
 
 ROUTINGS: Final = {
-    "late": LATE_BINDING,
-    "least-added": LEAST_ADDED_TIME,
-    "least-added-held": LEAST_ADDED_HELD,
-    "just-in-time": JUST_IN_TIME,
+    "least-added": LEAST_ADDED,
+    "least-finish": LEAST_FINISH,
     "jsq": PAPER_JSQ,
 }
-"""The routings among which `choose` looks, by the names that reports use."""
+"""The routings among which `choose` looks, by the names of the gateway's policies."""
 
 # (samples seen, most candidates that go on, how much worse than the best of them they may be):
 # then those that are left see all samples. All meet the same samples, so a few tell who is far

@@ -17,7 +17,7 @@ from planner.baselines import FogSite, baselines, candidates, live_systems
 from planner.candidates import Served, Trials, Value, choose, total_delay
 from planner.model import DeviceSpec, ModelSpec, Objective, Workload
 from planner.simulation import SimRequest
-from planner.simulation.routing import LATE_BINDING, Routing
+from planner.simulation.routing import LEAST_ADDED, Routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def rehearse(
     seed: int = 0,
     *,
     value: Value = total_delay,
-    routings: Sequence[Routing] | None = (LATE_BINDING,),
+    routings: Sequence[Routing] | None = (LEAST_ADDED,),
 ) -> Rehearsal:
     """Return the plan that serves samples of a workload best.
 

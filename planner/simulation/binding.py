@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from broker.placement import WAITING_ROWS
 from broker.plan import Role
-from planner.simulation.routing import Bind, Routing
+from broker.room import sends_ahead
+from planner.simulation.routing import Routing
 from planner.simulation.rules import estimated_decode_wait, estimated_prefill_wait
 from planner.simulation.states import (
     Demand,
@@ -49,14 +50,7 @@ def bind_late(
             if least > best_key[0] or not _may_pair(prefill, decode, demand):
                 continue
             ready = prompt_seconds + transfer_seconds(prefill, decode)
-            if routing.bind is Bind.JUST_IN_TIME:
-                grants = slot_wait <= ready
-            else:
-                grants = (
-                    decode.num_decodes < decode.slots
-                    if routing.holds_slots
-                    else _grants_slot(prefill, decode, demand)
-                )
+            grants = _grants_slot(prefill, decode, demand)
             # Where it does both, a prompt waits for a slot; else it is prefilled meanwhile.
             is_ahead = grants or prefill is not decode
             begin = max(ready, slot_wait) if is_ahead else ready + slot_wait
@@ -75,12 +69,15 @@ def _has_prefill_slot(state: ReplicaState) -> bool:
 def _grants_slot(prefill: ReplicaState, decode: ReplicaState, demand: Demand) -> bool:
     """Whether the decode replica's master lets one more request come, as ours do.
 
-    What is prefilled elsewhere may come ahead of a free slot: few may be complete and wait
-    for a row, and none of them may cost another its memory.
+    What is prefilled elsewhere may come ahead of a free slot: few may wait for a row, and none
+    of them may cost another its memory (`broker.room`).
     """
     if decode.num_decodes < decode.slots:
         return True
-    if prefill is decode or decode.num_complete >= decode.slots + WAITING_ROWS:
+    if prefill is decode or not sends_ahead(prefill.role, decode.role):
+        return False
+    taken = decode.num_decodes if decode.role is Role.BOTH else decode.num_complete
+    if taken >= decode.slots + WAITING_ROWS:
         return False
     return not demand.is_growing or decode.whole_tokens + demand.whole_tokens <= decode.kv_tokens
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from math import inf
 from typing import Final
 
 from planner.simulation.rules import (
@@ -30,10 +29,7 @@ class Bind(StrEnum):
     AFTER_PREFILL = "after-prefill"
     """Prefill when it arrives, decode after that."""
     LATE = "late"
-    """Both when both can grant: one first-come queue (design, section 4)."""
-    JUST_IN_TIME = "just-in-time"
-    """As late, and also when a slot will probably be free once the KV is there: no slot then
-    waits for a prompt."""
+    """Both when both can grant: one first-come queue."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +60,6 @@ class Routing:
         mixed_pool: Borrow from the other pool as Splitwise does; None: pools never change.
         worth_waiting: Late binding waits for a pair that cannot grant yet if all others take this
             many times as long; infinite: it takes what it can get.
-        holds_slots: Late binding counts a slot from the grant on, not from the first row.
     """
 
     prefill: Rule = estimated_prefill_wait
@@ -75,7 +70,6 @@ class Routing:
     knows_speeds: bool = False
     mixed_pool: MixedPool | None = None
     worth_waiting: float = WORTH_WAITING
-    holds_slots: bool = False
 
     def __post_init__(self) -> None:
         if self.mixed_pool is not None and self.bind is not Bind.ARRIVAL:
@@ -97,13 +91,8 @@ SPLITWISE_MIXED: Final = Routing(
     mixed_pool=MixedPool(),
 )
 """Splitwise's pools with its mixed pool."""
-LATE_BINDING: Final = Routing(bind=Bind.LATE)
-"""Ours: one queue, bound when both can grant, least expected finish."""
-LEAST_ADDED_TIME: Final = Routing(bind=Bind.LATE, counts_others=True)
-"""Late binding by the time that a request adds for all, not by its own finish."""
-LEAST_ADDED_HELD: Final = Routing(
-    bind=Bind.LATE, counts_others=True, worth_waiting=inf, holds_slots=True
-)
-"""The same with slots held from the grant on, by any pair that can grant (decision 0016)."""
-JUST_IN_TIME: Final = Routing(bind=Bind.JUST_IN_TIME)
-"""Ours, with prompts prefilled ahead of the slots that become free."""
+LEAST_ADDED: Final = Routing(bind=Bind.LATE, counts_others=True)
+"""Ours, and the default of our gateways: one queue, bound when both can grant, to the pair in
+which the request takes and costs others the least time."""
+LEAST_FINISH: Final = Routing(bind=Bind.LATE)
+"""The same by its own time alone."""

@@ -136,7 +136,7 @@ class _Simulation:
         self._bind_queue()
 
     def _route(self, attempt: Attempt) -> None:
-        if self._routing.bind in (Bind.LATE, Bind.JUST_IN_TIME):
+        if self._routing.bind is Bind.LATE:
             insort(self._queue, (attempt.life.index, attempt))
             return
         states = self._states(attempt)

@@ -28,7 +28,7 @@ from planner.simulation import (
     simulate,
 )
 from planner.simulation.replicas import kv_bytes_per_token, network_of, replicas_from_plan
-from planner.simulation.routing import LATE_BINDING
+from planner.simulation.routing import LEAST_ADDED
 
 NOTICE_SECONDS: Final = 2.0
 """From a device's end to its requests being queued again: a broken connection makes the broker
@@ -225,7 +225,7 @@ def _simulated(
     scenario = Scenario(
         replicas=_replicas(problem, devices, plan),
         requests=requests,
-        routing=LATE_BINDING,
+        routing=LEAST_ADDED,
         network=network_of(devices),
         kv_bytes_per_token=kv_bytes_per_token(problem.model),
         num_layers=problem.model.num_layers,

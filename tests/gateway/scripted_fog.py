@@ -255,7 +255,7 @@ class ScriptedFog:
             return one.prefill_slots - len(prompts)
         if kind == "both":
             return one.slots - len(decodes)
-        return one.slots + WAITING_ROWS - len(complete)
+        return one.slots + WAITING_ROWS - len(decodes if one.role is Role.BOTH else complete)
 
     def _has_room(self, name: str, kind: ReserveKind) -> bool:
         room = ROOM_TOKENS * (len(self.held[name]) + 1)

@@ -30,7 +30,7 @@ def names(loads: list[Load]) -> list[str]:
     return [f"{p.prefill.replica.id}{p.decode.replica.id}" for p in pairs(loads)]
 
 
-def chosen(loads: list[Load], demand: Demand = DEMAND, policy: Policy = Policy.LEAST_FINISH) -> str:
+def chosen(loads: list[Load], demand: Demand = DEMAND, policy: Policy = Policy.LEAST_ADDED) -> str:
     pair = choose_pair(loads, demand, policy)
     return "" if pair is None else f"{pair.prefill.replica.id}{pair.decode.replica.id}"
 
@@ -197,22 +197,34 @@ def test_room_is_counted_as_masters_count_it(
 
 
 @pytest.mark.parametrize(
-    ("kind", "usage", "expected"),
+    ("role", "kind", "usage", "expected"),
     [
-        (ReserveKind.PREFILL, Usage(1, 9), True),
-        (ReserveKind.PREFILL, Usage(2, 0), False),
-        (ReserveKind.BOTH, Usage(1, 3), True),
-        (ReserveKind.BOTH, Usage(2, 3), False),
-        (ReserveKind.BOTH, Usage(0, 4), False),
+        (Role.BOTH, ReserveKind.PREFILL, Usage(1, 9), True),
+        (Role.BOTH, ReserveKind.PREFILL, Usage(2, 0), False),
+        (Role.BOTH, ReserveKind.BOTH, Usage(1, 3), True),
+        (Role.BOTH, ReserveKind.BOTH, Usage(2, 3), False),
+        (Role.BOTH, ReserveKind.BOTH, Usage(0, 4), False),
         # Prompts that are prefilled elsewhere hold no slot; two may wait beyond the four.
-        (ReserveKind.DECODE, Usage(2, 9, complete=5), True),
-        (ReserveKind.DECODE, Usage(0, 6, complete=6), False),
+        (Role.DECODE, ReserveKind.DECODE, Usage(2, 9, complete=5), True),
+        (Role.DECODE, ReserveKind.DECODE, Usage(0, 6, complete=6), False),
+        # Where prompts are prefilled as well, those on their way count as waiting.
+        (Role.BOTH, ReserveKind.DECODE, Usage(0, 5), True),
+        (Role.BOTH, ReserveKind.DECODE, Usage(0, 6), False),
     ],
 )
 def test_slots_are_counted_as_masters_count_them(
-    kind: ReserveKind, usage: Usage, expected: bool
+    role: Role, kind: ReserveKind, usage: Usage, expected: bool
 ) -> None:
-    assert has_slot(replica("r", ["r0"]), usage, kind) is expected
+    assert has_slot(replica("r", ["r0"], role), usage, kind) is expected
+
+
+def test_of_two_replicas_that_do_both_none_sends_ahead_of_a_slot_of_the_other() -> None:
+    full = replace(load("f"), own=Usage(2, 4, 512, complete=4))
+    both = replace(load("b"), own=Usage(0, 4, 512, complete=4))
+    prefill = load("p", Role.PREFILL)
+
+    assert chosen([full, prefill]) == "pf"
+    assert chosen([full, both]) == ""
 
 
 def test_a_pair_that_takes_less_than_half_of_the_others_time_is_waited_for() -> None:

@@ -18,7 +18,7 @@ from broker.room import Usage
 from gateway import routing
 from planner.simulation import Scenario, SimReplica, SimStage, simulate, simulator
 from planner.simulation.engine import Engine
-from planner.simulation.routing import LATE_BINDING, LEAST_ADDED_TIME, PAPER_JSQ, Routing
+from planner.simulation.routing import LEAST_ADDED, LEAST_FINISH, PAPER_JSQ, Routing
 from planner.simulation.states import Demand
 from planner.simulation.tables import decode_times, prefill_rate
 from planner.simulation.workloads import lognormal, poisson, requests
@@ -118,8 +118,8 @@ def alone_seconds(engine: Engine, num_tokens: int) -> float:
     [
         (policy, simulated, roles)
         for policy, simulated in (
-            (routing.Policy.LEAST_FINISH, LATE_BINDING),
-            (routing.Policy.LEAST_ADDED, LEAST_ADDED_TIME),
+            (routing.Policy.LEAST_FINISH, LEAST_FINISH),
+            (routing.Policy.LEAST_ADDED, LEAST_ADDED),
             (routing.Policy.JSQ, PAPER_JSQ),
         )
         for roles in (SEPARATE, BOTH_SOME)

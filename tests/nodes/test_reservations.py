@@ -13,9 +13,13 @@ from tests.support.pipeline import make_replica
 
 
 def reservations(
-    *, slots: int = 2, kv_tokens: int = 256, prefill_slots: int | None = None
+    *,
+    slots: int = 2,
+    kv_tokens: int = 256,
+    prefill_slots: int | None = None,
+    role: Role = Role.DECODE,
 ) -> Reservations:
-    replica = make_replica((2, 5), ("a", "b"), Role.BOTH, slots=slots, kv_tokens=kv_tokens)
+    replica = make_replica((2, 5), ("a", "b"), role, slots=slots, kv_tokens=kv_tokens)
     replica = structs.replace(replica, prefill_slots=prefill_slots or slots)
     return Reservations(replica, grant_seconds=10.0, kv_credit_bytes=4096)
 
@@ -77,6 +81,16 @@ def test_answers_come_ahead_of_slots_until_enough_of_them_are_complete() -> None
     assert states(held.reserve(ask("late"), 1.0)) == {"late": GrantState.QUEUED}
 
     held.release(RequestKey("r0", 0))
+    assert states(held.grant_waiting(2.0)) == {"late": GrantState.GRANTED}
+
+
+def test_answers_on_their_way_count_where_a_replica_prefills_as_well() -> None:
+    held = reservations(slots=1, kv_tokens=4096, role=Role.BOTH)
+    for name in (names := [f"r{number}" for number in range(1 + WAITING_ROWS)]):
+        assert states(held.reserve(ask(name), 0.0)) == {name: GrantState.GRANTED}
+    assert states(held.reserve(ask("late"), 1.0)) == {"late": GrantState.QUEUED}
+
+    held.release(RequestKey(names[0], 0))
     assert states(held.grant_waiting(2.0)) == {"late": GrantState.GRANTED}
 
 

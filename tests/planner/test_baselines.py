@@ -68,7 +68,8 @@ from planner.planning import plan
 from planner.roles import score
 from planner.simulation import SimRequest
 from planner.simulation.routing import (
-    LATE_BINDING,
+    LEAST_ADDED,
+    LEAST_FINISH,
     PAPER_JSQ,
     SPLITWISE,
 )
@@ -295,7 +296,7 @@ def test_a_choice_is_repeatable() -> None:
 
 def test_the_papers_plan_waits_less_when_requests_are_bound_late() -> None:
     site, plan = paper_site(), paper_systems()[E2LLM].candidate
-    late = Candidate("late", plan.members, LATE_BINDING)
+    late = Candidate("late", plan.members, LEAST_FINISH)
     samples = [drawn(seed, number=60) for seed in range(4)]
     there = mean([serve(site, plan, s) for s in samples])
     ours = mean([serve(site, late, s) for s in samples])
@@ -320,9 +321,9 @@ def test_climbing_moves_devices_out_of_a_poor_grouping() -> None:
     poor = random_solution(site.table, 1)
     assert poor is not None
     trials = Trials(site, [small_requests(0), small_requests(1)])
-    given = [Candidate("poor", poor.members, LATE_BINDING)]
-    kept = choose(trials, given, routings=[LATE_BINDING], max_regrouped=0)
-    moved = choose(trials, given, routings=[LATE_BINDING])
+    given = [Candidate("poor", poor.members, LEAST_FINISH)]
+    kept = choose(trials, given, routings=[LEAST_FINISH], max_regrouped=0)
+    moved = choose(trials, given, routings=[LEAST_FINISH])
     assert total_delay(trials.served(moved)) < 0.9 * total_delay(trials.served(kept))
 
 
@@ -351,8 +352,8 @@ def test_a_choice_for_one_routing_has_it_and_reuses_the_runs_of_others() -> None
     trials = Trials(site, [small_requests(0), small_requests(1)])
     offered = candidates(site, systems, [0.3])
     anyhow = choose(trials, offered)
-    late = choose(trials, offered, routings=[LATE_BINDING])
-    assert late.routing == LATE_BINDING
+    late = choose(trials, offered, routings=[LEAST_FINISH])
+    assert late.routing == LEAST_FINISH
     assert total_delay(trials.served(anyhow)) <= total_delay(trials.served(late))
 
 
@@ -362,7 +363,7 @@ def test_the_live_planners_plan_is_a_candidate_with_the_gateways_routing() -> No
     expected = plan(site.devices, site.model, site.table.workload, site.table.objective)
     replicas = site.replicas(live.members)
     assert [(r.role, r.slots) for r in replicas] == [(r.role, r.slots) for r in expected.replicas]
-    assert {live.routing, mixed.routing} == {LATE_BINDING}
+    assert {live.routing, mixed.routing} == {LEAST_ADDED}
     assert score(mixed.members, site.table.workload, Roles.MIXED) <= score(
         live.members, site.table.workload, Roles.MIXED
     )

@@ -14,7 +14,7 @@ from planner import DeviceSpec, InfeasiblePlanError, Workload
 from planner.candidates import ROUTINGS, total_delay
 from planner.owner import Owner
 from planner.simulation import SimRequest
-from planner.simulation.routing import LATE_BINDING
+from planner.simulation.routing import LEAST_ADDED
 from planner.simulation.workloads import constant, fixed_period, lognormal, requests
 from tests.planner.fogs import device, model
 
@@ -44,7 +44,7 @@ def test_a_plan_is_rehearsed_for_the_gateways_routing_unless_others_are_allowed(
     samples = [sample(0), sample(1)]
     ours = planner.rehearse(fog(), MODEL, WORK, samples)
     anyhow = planner.rehearse(fog(), MODEL, WORK, samples, routings=None)
-    assert ours.routing == LATE_BINDING
+    assert ours.routing == LEAST_ADDED
     assert anyhow.routing in ROUTINGS.values()
     assert total_delay(anyhow.served) <= total_delay(ours.served)
 

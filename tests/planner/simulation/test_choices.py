@@ -11,9 +11,8 @@ from planner.simulation.binding import bind_late
 from planner.simulation.choices import choose_decode, choose_pair, choose_prefill, lend
 from planner.simulation.routing import (
     JSQ_COUNT,
-    JUST_IN_TIME,
-    LATE_BINDING,
-    LEAST_ADDED_TIME,
+    LEAST_ADDED,
+    LEAST_FINISH,
     PAPER_JSQ,
     SPLITWISE,
     SPLITWISE_MIXED,
@@ -170,7 +169,7 @@ def test_without_a_replica_of_a_role_any_does_both() -> None:
     decoders = [State("d", Role.DECODE, num_decodes=2), State("e", Role.DECODE)]
 
     assert _names(choose_pair(decoders, DEMAND, JSQ_COUNT)) == ("e", "e")
-    assert _names(bind_late([State("p", Role.PREFILL)], DEMAND, LATE_BINDING, free)) == ("p", "p")
+    assert _names(bind_late([State("p", Role.PREFILL)], DEMAND, LEAST_FINISH, free)) == ("p", "p")
 
 
 # --- the mixed pool -----------------------------------------------------------------------
@@ -232,9 +231,9 @@ def test_late_binding_waits_while_no_pair_can_grant() -> None:
         State("d", Role.DECODE, num_decodes=6, done=[1] * 4, num_waiting=2),
         State("d", Role.DECODE, held_tokens=9_900),
     ):
-        assert bind_late([prefill, full], DEMAND, LATE_BINDING, free) is None
+        assert bind_late([prefill, full], DEMAND, LEAST_FINISH, free) is None
     busy = State("p", Role.PREFILL, num_prompts=2)
-    assert bind_late([busy, State("d", Role.DECODE)], DEMAND, LATE_BINDING, free) is None
+    assert bind_late([busy, State("d", Role.DECODE)], DEMAND, LEAST_FINISH, free) is None
 
 
 def test_prompts_come_ahead_of_free_slots_until_two_complete_requests_wait_for_a_row() -> None:
@@ -242,14 +241,14 @@ def test_prompts_come_ahead_of_free_slots_until_two_complete_requests_wait_for_a
     prefilling = State("d", Role.DECODE, num_decodes=9, done=[1] * 4, num_waiting=1)
     waiting = State("d", Role.DECODE, num_decodes=6, done=[1] * 4, num_waiting=2)
 
-    assert _names(bind_late([prefill, prefilling], DEMAND, LATE_BINDING, free)) == ("p", "d")
-    assert bind_late([prefill, waiting], DEMAND, LATE_BINDING, free) is None
+    assert _names(bind_late([prefill, prefilling], DEMAND, LEAST_FINISH, free)) == ("p", "d")
+    assert bind_late([prefill, waiting], DEMAND, LEAST_FINISH, free) is None
 
 
 def test_a_prompt_beside_its_own_answers_waits_for_a_slot() -> None:
     both = State("b", Role.BOTH, num_decodes=4, done=[1] * 3)
 
-    assert bind_late([both], DEMAND, LATE_BINDING, free) is None
+    assert bind_late([both], DEMAND, LEAST_FINISH, free) is None
 
 
 def test_what_comes_ahead_of_a_slot_leaves_every_growing_answer_its_memory() -> None:
@@ -259,9 +258,9 @@ def test_what_comes_ahead_of_a_slot_leaves_every_growing_answer_its_memory() -> 
         State("d", Role.DECODE, num_decodes=4, done=[1] * 4, kv_tokens=1000, whole_tokens=850),
     ]
 
-    assert _names(bind_late(states, growing, LATE_BINDING, free)) == ("p", "d")
+    assert _names(bind_late(states, growing, LEAST_FINISH, free)) == ("p", "d")
     states[1].whole_tokens = 851
-    assert bind_late(states, growing, LATE_BINDING, free) is None
+    assert bind_late(states, growing, LEAST_FINISH, free) is None
 
 
 def test_a_pair_that_takes_less_than_half_of_the_others_time_is_waited_for() -> None:
@@ -272,8 +271,8 @@ def test_a_pair_that_takes_less_than_half_of_the_others_time_is_waited_for() -> 
     def slow(prompt_seconds: float) -> State:
         return State("q", Role.PREFILL, prefill_tokens_per_second=100 / prompt_seconds)
 
-    assert _names(bind_late([fast, slow(5.2), decode], DEMAND, LATE_BINDING, free)) == ("q", "d")
-    assert bind_late([fast, slow(5.4), decode], DEMAND, LATE_BINDING, free) is None
+    assert _names(bind_late([fast, slow(5.2), decode], DEMAND, LEAST_FINISH, free)) == ("q", "d")
+    assert bind_late([fast, slow(5.4), decode], DEMAND, LEAST_FINISH, free) is None
 
 
 def test_late_binding_takes_the_least_expected_finish() -> None:
@@ -283,18 +282,18 @@ def test_late_binding_takes_the_least_expected_finish() -> None:
         State("e", Role.DECODE, num_decodes=2),
     ]
 
-    assert _names(bind_late(states, DEMAND, LATE_BINDING, free)) == ("p", "d")
+    assert _names(bind_late(states, DEMAND, LEAST_FINISH, free)) == ("p", "d")
 
     def far_from_d(prefill: State, decode: State) -> float:
         return 5.0 if decode.id == "d" else 0.0
 
-    assert _names(bind_late(states, DEMAND, LATE_BINDING, far_from_d)) == ("p", "e")
+    assert _names(bind_late(states, DEMAND, LEAST_FINISH, far_from_d)) == ("p", "e")
 
 
 def test_equal_finishes_go_to_the_pair_that_moves_no_kv() -> None:
     states = [State("p", Role.PREFILL), State("b", Role.BOTH)]
 
-    assert _names(bind_late(states, DEMAND, LATE_BINDING, free)) == ("b", "b")
+    assert _names(bind_late(states, DEMAND, LEAST_FINISH, free)) == ("b", "b")
 
 
 def test_the_time_that_others_lose_moves_a_prompt_away_from_running_streams() -> None:
@@ -303,18 +302,28 @@ def test_the_time_that_others_lose_moves_a_prompt_away_from_running_streams() ->
         State("b", Role.BOTH, num_decodes=3, done=[1, 2, 3]),
     ]
 
-    assert _names(bind_late(states, DEMAND, LATE_BINDING, free)) == ("b", "b")
-    assert _names(bind_late(states, DEMAND, LEAST_ADDED_TIME, free)) == ("p", "b")
+    assert _names(bind_late(states, DEMAND, LEAST_FINISH, free)) == ("b", "b")
+    assert _names(bind_late(states, DEMAND, LEAST_ADDED, free)) == ("p", "b")
 
 
-def test_just_in_time_grants_a_slot_that_is_free_when_the_prompt_is_through() -> None:
+def test_few_prompts_come_ahead_of_a_slot_where_their_replica_prefills_as_well() -> None:
     prefill = State("p", Role.PREFILL)
-    soon = State("d", Role.DECODE, num_decodes=4, done=[40] * 4)
-    later = State("d", Role.DECODE, num_decodes=4, done=[10] * 4)
+    full = State("b", Role.BOTH, num_prompts=2, num_decodes=4)
 
-    # Prefill takes 1 s; ten more tokens 0.6 s, forty more 2.4 s.
-    assert _names(bind_late([prefill, soon], DEMAND, JUST_IN_TIME, free)) == ("p", "d")
-    assert bind_late([prefill, later], DEMAND, JUST_IN_TIME, free) is None
+    for ahead, expected in ((0, ("p", "b")), (1, ("p", "b")), (2, None)):
+        found = bind_late(
+            [prefill, replace(full, num_decodes=4 + ahead)], DEMAND, LEAST_ADDED, free
+        )
+        assert (None if found is None else _names(found)) == expected
+
+
+def test_of_two_that_do_both_none_sends_ahead_of_a_slot_of_the_other() -> None:
+    answering = State("a", Role.BOTH, num_decodes=4)
+    full = State("b", Role.BOTH, num_prompts=2, num_decodes=4)
+
+    assert bind_late([answering, full], DEMAND, LEAST_ADDED, free) is None
+    free_slot = replace(full, num_decodes=3)
+    assert _names(bind_late([answering, free_slot], DEMAND, LEAST_ADDED, free)) == ("a", "b")
 
 
 def test_an_empty_replica_takes_whatever_fits_and_growing_rows_keep_a_block_each() -> None:

@@ -16,7 +16,7 @@ from planner.simulation import (
     SimReplica,
     SimRequest,
 )
-from planner.simulation.routing import LATE_BINDING, PAPER_JSQ, SPLITWISE
+from planner.simulation.routing import LEAST_FINISH, PAPER_JSQ, SPLITWISE
 from planner.simulation.tables import LinearDecode, prefill_rate
 from planner.simulation.workloads import constant, fixed_period, poisson, requests
 from tests.planner.simulation.scenes import at, both, only, replica, run, stage
@@ -218,7 +218,7 @@ def test_memory_that_is_full_sends_the_youngest_back_and_everybody_finishes() ->
     result = run(
         [one],
         at(0.0, 0.01, 0.02, 0.03, prompt=60, answer=120),
-        routing=LATE_BINDING,
+        routing=LEAST_FINISH,
         reservation=KvReservation.GROWING,
     )
 
@@ -356,7 +356,7 @@ def test_routers_that_measure_avoid_a_replica_that_is_slower_than_planned() -> N
     fast = both("b", base=0.021)
 
     def replicas_used(knows_speeds: bool) -> list[str]:
-        routing = replace(LATE_BINDING, knows_speeds=knows_speeds)
+        routing = replace(LEAST_FINISH, knows_speeds=knows_speeds)
         result = run([slow, fast], at(0.0, 500.0), routing=routing)
         return [record.prefill_replica for record in result.records]
 

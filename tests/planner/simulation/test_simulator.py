@@ -22,9 +22,8 @@ from planner.simulation import (
 )
 from planner.simulation.routing import (
     JSQ_COUNT,
-    JUST_IN_TIME,
-    LATE_BINDING,
-    LEAST_ADDED_TIME,
+    LEAST_ADDED,
+    LEAST_FINISH,
     PAPER_JSQ,
     SPLITWISE,
     SPLITWISE_MIXED,
@@ -43,10 +42,9 @@ ROUTINGS = {
     "splitwise": SPLITWISE,
     "splitwise-speed": SPLITWISE_SPEED,
     "splitwise-mixed": SPLITWISE_MIXED,
-    "late": LATE_BINDING,
-    "least-added": LEAST_ADDED_TIME,
-    "just-in-time": JUST_IN_TIME,
-    "late-measuring": replace(LATE_BINDING, knows_speeds=True),
+    "least-finish": LEAST_FINISH,
+    "least-added": LEAST_ADDED,
+    "least-added-measuring": replace(LEAST_ADDED, knows_speeds=True),
 }
 
 
@@ -141,7 +139,7 @@ def test_every_way_to_move_kv_delivers_it(sharing: Sharing, transfer: KvTransfer
 
 
 def test_equal_scenarios_give_equal_results() -> None:
-    first, second = (simulate(random_scenario(5, routing=LATE_BINDING)) for _ in range(2))
+    first, second = (simulate(random_scenario(5, routing=LEAST_FINISH)) for _ in range(2))
 
     assert first == second
 
