@@ -115,8 +115,7 @@ class OurEngine:
             work += block.feed_forward.products(hidden)
         if head_rows:
             work.append((weights.head.linear, last))
-        calls = [linear.bare(x) for linear, x in work]
-        return lambda: [call() for call in calls]
+        return _in_turn([linear.bare(x) for linear, x in work])
 
     def products_of_prompt(self, num_tokens: int) -> Step:
         """Return a call of the kernels alone of a prompt's chunks."""
@@ -125,7 +124,7 @@ class OurEngine:
         ]
         passes = [self.products(size, 0) for size in sizes[:-1]]
         passes.append(self.products(sizes[-1], 1))
-        return lambda: [run() for run in passes]
+        return _in_turn(passes)
 
     @property
     def bytes_per_step(self) -> int:
@@ -139,6 +138,16 @@ class OurEngine:
             linears += [block.qkv, block.output]
             linears += [linear for linear, _ in block.feed_forward.products(row)]
         return sum(linear.num_bytes for linear in linears)
+
+
+def _in_turn(steps: Sequence[Step]) -> Step:
+    """Return a step that makes all of them, and keeps no result: new memory would cost time."""
+
+    def run() -> None:
+        for step in steps:
+            step()
+
+    return run
 
 
 def token_ids(count: int, vocab_size: int) -> list[int]:
