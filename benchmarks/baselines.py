@@ -73,7 +73,7 @@ class Size:
     num_requests: int
 
 
-FULL = Size(num_seeds=20, num_samples=10, num_requests=100)
+FULL = Size(num_seeds=20, num_samples=20, num_requests=100)
 QUICK = Size(num_seeds=3, num_samples=2, num_requests=60)
 
 
