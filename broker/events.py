@@ -52,6 +52,18 @@ class Waiting(RequestData, frozen=True, tag="waiting"):
     """
 
 
+class Logprobs(Struct, frozen=True, array_like=True):
+    """Log probabilities at one position, of the model itself: before bias and penalties.
+
+    Attributes:
+        chosen: Of the token that was chosen.
+        top: The most probable tokens and theirs, largest first; of equals the lowest id first.
+    """
+
+    chosen: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class TokenRow(Struct, frozen=True, array_like=True):
     """One token of one request; the gateway accepts (current attempt, next index) only."""
 
@@ -60,6 +72,7 @@ class TokenRow(Struct, frozen=True, array_like=True):
     index: int
     token_id: int
     finish_reason: str | None = None
+    logprobs: Logprobs | None = None
 
     @property
     def key(self) -> RequestKey:

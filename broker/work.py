@@ -69,6 +69,8 @@ class Sampling(Struct, frozen=True, kw_only=True):
         logit_bias: Token id to what is added to its logit.
         eos_token_ids: End the answer, unless ``ignore_eos``.
         min_tokens: Tokens before which no EOS is chosen.
+        top_logprobs: How many of the most probable tokens are told, with their log
+            probabilities, beside each chosen one; None: nothing is told.
     """
 
     temperature: float = 0.0
@@ -84,6 +86,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
+    top_logprobs: int | None = None
 
 
 # --- gateway -> stages, on `work` -------------------------------------------------------

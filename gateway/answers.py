@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from gateway.logprobs import ShownToken, shown_token
 from gateway.requests import GeneratedToken, Generation, GenerationFailedError, TokenSource
 from gateway.text import Detokenizer, StopStrings, Tokenizer
 
@@ -21,12 +22,15 @@ class Piece:
     Attributes:
         choice: Index of the choice.
         finish_reason: ``stop`` or ``length`` on the last piece.
+        shown: The token with its log probabilities, where they were asked for. An end token
+            has none: it is no part of the text.
     """
 
     choice: int
     text: str
     token_id: int
     finish_reason: str | None = None
+    shown: ShownToken | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +62,36 @@ class Tally:
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
+    shown: list[ShownToken] = field(default_factory=list)
     finish_reason: str | None = None
 
     def add(self, piece: Piece) -> None:
         """Add the next piece of the choice."""
         self.text += piece.text
         self.token_ids.append(piece.token_id)
+        if piece.shown is not None:
+            self.shown.append(piece.shown)
         self.finish_reason = piece.finish_reason
 
 
 class AnswerText:
-    """The text of one answer, token by token, up to its end token or first stop string."""
+    """The text of one answer, token by token, up to its end token or first stop string.
+
+    Args:
+        prefix: Text that comes before that of the first token; no stop string is in it.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, generation: Generation, stop: Sequence[str], choice: int
+        self,
+        tokenizer: Tokenizer,
+        generation: Generation,
+        stop: Sequence[str],
+        choice: int,
+        prefix: str = "",
     ) -> None:
+        self._tokenizer = tokenizer
+        self._prefix = prefix
+        self._offset = len(prefix)
         self._detokenizer = Detokenizer(tokenizer, generation.prompt_ids)
         self._stop = StopStrings(stop)
         self._eos_token_ids = frozenset(generation.sampling.eos_token_ids)
@@ -86,15 +105,22 @@ class AnswerText:
         )
         if token.finish_reason is not None:
             text += self._detokenizer.flush()
+        shown = self._shown(token)
+        self._offset += len(text)
+        prefix, self._prefix = self._prefix, ""
         stopped = False
         # As in vLLM, text within the first `min_tokens` tokens ends no answer.
         if token.index >= self._min_tokens:
             text, stopped = self._stop.feed(text)
-        if stopped:
-            return Piece(self._choice, text, token.token_id, "stop")
-        if token.finish_reason is not None:
+        if token.finish_reason is not None and not stopped:
             text += self._stop.flush()
-        return Piece(self._choice, text, token.token_id, token.finish_reason)
+        reason = "stop" if stopped else token.finish_reason
+        return Piece(self._choice, prefix + text, token.token_id, reason, shown)
+
+    def _shown(self, token: GeneratedToken) -> ShownToken | None:
+        if token.logprobs is None or token.token_id in self._eos_token_ids:
+            return None
+        return shown_token(self._tokenizer, token.token_id, token.logprobs, self._offset)
 
 
 async def answer(
@@ -122,12 +148,17 @@ def answers(
     tokenizer: Tokenizer,
     generations: Sequence[Generation],
     stop: Sequence[str],
+    prefixes: Sequence[str] = (),
 ) -> AsyncGenerator[Piece, None]:
-    """Yield the pieces of all choices of one request as they come."""
+    """Yield the pieces of all choices of one request as they come.
+
+    ``prefixes`` are texts before that of each choice; empty: none.
+    """
+    prefixes = prefixes or [""] * len(generations)
     return side_by_side(
         [
-            answer(engine, generation, AnswerText(tokenizer, generation, stop, choice))
-            for choice, generation in enumerate(generations)
+            answer(engine, generation, AnswerText(tokenizer, generation, stop, choice, prefix))
+            for choice, (generation, prefix) in enumerate(zip(generations, prefixes, strict=True))
         ]
     )
 

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.administration import add_administration_routes
+from gateway.bodies import parse_object
 from gateway.connection import EventStream, read_body, run_unless_interrupted
 from gateway.errors import ApiError, internal_error, not_ready
 from gateway.inference import (
@@ -34,7 +35,6 @@ from gateway.model import ModelSlot, ServedModel
 from gateway.prompts import Prompts
 from gateway.requests import Engine
 from gateway.responses import ModelCard, ModelList
-from gateway.schemas import parse_object
 from gateway.settings import Settings
 from gateway.weights import UrlSigner, WrongSignatureError
 

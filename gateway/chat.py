@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Any
 
 from gateway.answers import Chunk, Piece, tallies
 from gateway.errors import ApiError
+from gateway.logprobs import chat_logprobs
 from gateway.model import ServedModel
 from gateway.requests import Generation
 from gateway.responses import (
@@ -21,9 +22,6 @@ from gateway.responses import (
 )
 from gateway.schemas import ChatRequest
 from gateway.template import ChatTemplateError
-
-# The newer name of a system message, which templates do not know.
-_ROLES: Final = {"developer": "system"}
 
 
 def encode_prompts(request: ChatRequest, model: ServedModel) -> list[tuple[int, ...]]:
@@ -39,12 +37,8 @@ def encode_prompts(request: ChatRequest, model: ServedModel) -> list[tuple[int, 
             param="messages",
             code="no_chat_template",
         )
-    messages = [
-        {"role": _ROLES.get(message.role, message.role), "content": message.content}
-        for message in request.messages
-    ]
     try:
-        text = model.template.render(messages)
+        text = model.template.render([message.for_template() for message in request.messages])
     except ChatTemplateError as error:
         raise ApiError(400, str(error), param="messages", code="invalid_value") from error
     # The template writes the special tokens itself.
@@ -64,7 +58,7 @@ async def collect(
         choice = ChatChoice(
             index=index,
             message=ChatMessage(role="assistant", content=tally.text, refusal=None),
-            logprobs=None,
+            logprobs=chat_logprobs(tally.shown) if request.logprobs else None,
             finish_reason=tally.finish_reason,
         )
         if request.return_token_ids:
@@ -111,11 +105,11 @@ async def stream(
                         roles.prompt_token_ids = list(prompt_ids)
                     yield Chunk(roles.json_text(), is_head=True)
             num_tokens += 1
-            if piece.text or piece.finish_reason or request.return_token_ids:
+            if piece.text or piece.finish_reason or piece.shown or request.return_token_ids:
                 choice = ChatChunkChoice(
                     index=piece.choice,
                     delta=Delta(content=piece.text) if piece.text else Delta(),
-                    logprobs=None,
+                    logprobs=chat_logprobs([piece.shown]) if piece.shown else None,
                     finish_reason=piece.finish_reason,
                 )
                 if request.return_token_ids:

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from gateway.answers import Chunk, Piece, tallies
+from gateway.logprobs import completion_logprobs
 from gateway.model import ServedModel
 from gateway.requests import Generation
 from gateway.responses import Completion, TextChoice, Usage
@@ -26,6 +27,17 @@ def encode_prompts(request: CompletionRequest, model: ServedModel) -> list[tuple
     ]
 
 
+def prefixes(request: CompletionRequest, model: ServedModel) -> list[str]:
+    """Return the prompts' texts where they are echoed, one per choice."""
+    if not request.echo:
+        return []
+    texts = [
+        prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
+        for prompt in request.prompt
+    ]
+    return [text for text in texts for _ in range(request.n or 1)]
+
+
 async def collect(
     request: CompletionRequest,
     head: dict[str, Any],
@@ -37,7 +49,10 @@ async def collect(
     choices = []
     for index, (tally, generation) in enumerate(zip(found, generations, strict=True)):
         choice = TextChoice(
-            index=index, text=tally.text, logprobs=None, finish_reason=tally.finish_reason
+            index=index,
+            text=tally.text,
+            logprobs=None if request.logprobs is None else completion_logprobs(tally.shown),
+            finish_reason=tally.finish_reason,
         )
         if request.return_token_ids:
             choice.token_ids = tally.token_ids
@@ -71,12 +86,12 @@ async def stream(
     async with aclosing(pieces):
         async for piece in pieces:
             num_tokens += 1
-            if not (piece.text or piece.finish_reason or request.return_token_ids):
+            if not (piece.text or piece.finish_reason or piece.shown or request.return_token_ids):
                 continue
             choice = TextChoice(
                 index=piece.choice,
                 text=piece.text,
-                logprobs=None,
+                logprobs=completion_logprobs([piece.shown]) if piece.shown else None,
                 finish_reason=piece.finish_reason,
             )
             if request.return_token_ids:

@@ -74,6 +74,10 @@ class Delivery:
         if sender not in allowed:
             self._ledger.dropped["token of a stranger"] += 1
             return
+        if row.logprobs is None and request.generation.sampling.top_logprobs is not None:
+            # The decode stage repeats a token that it did not choose; prefill will say more.
+            self._ledger.dropped["token without log probabilities"] += 1
+            return
         next_index = len(request.generated)
         if row.index > next_index:
             if row.index - next_index <= MAX_EARLY_TOKENS:
@@ -139,7 +143,7 @@ class Delivery:
         ledger = self._ledger
         request.generated.append(row.token_id)
         reason = row.finish_reason or ("length" if request.remaining_tokens == 0 else None)
-        ledger.deliver(request, GeneratedToken(row.index, row.token_id, reason))
+        ledger.deliver(request, GeneratedToken(row.index, row.token_id, reason, row.logprobs))
         self._measure(request, is_last=reason is not None, now=now)
         request.progress_at = now
         if request.phase is not Phase.DECODE:

@@ -181,7 +181,7 @@ class FogEngine:
                     status = "failed"
                     raise item
                 if self._writers.get(entry) == request_id:
-                    self._journal.token(entry, item.token_id)
+                    self._journal.token(entry, item)
                 if item.finish_reason is not None:
                     status = "finished"
                 yield item

@@ -13,10 +13,10 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
+from gateway.bodies import parse_object
 from gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, body_too_long, invalid_value
 from gateway.inference import CHAT, COMPLETION, Answer, Form
 from gateway.responses import Response, Usage
-from gateway.schemas import parse_object
 
 # Also what MQTT allows in a topic but a broker may not: Mosquitto closes the connection of a
 # gateway that publishes to a topic with a control character (MQTT 5.0, 1.5.4).

@@ -52,6 +52,7 @@ class Form(Generic[RequestT]):
         encode: Request to the token ids of each prompt; raises `ApiError`.
         collect: Pieces to the whole answer.
         stream: Pieces to the chunks of a stream.
+        prefixes: Text before that of each choice; empty: none.
     """
 
     request_type: type[RequestT]
@@ -65,6 +66,7 @@ class Form(Generic[RequestT]):
     stream: Callable[
         [RequestT, dict[str, Any], Sequence[Generation], Pieces], AsyncGenerator[Chunk, None]
     ]
+    prefixes: Callable[[RequestT, ServedModel], Sequence[str]] = lambda request, model: ()
 
 
 CHAT: Final = Form(
@@ -84,6 +86,7 @@ COMPLETION: Final = Form(
     encode=completions.encode_prompts,
     collect=completions.collect,
     stream=completions.stream,
+    prefixes=completions.prefixes,
 )
 
 
@@ -213,7 +216,8 @@ class Inference:
         generations, model = await self._plan(
             request, form, num_bytes, answer_id, created, secrets.randbits(63)
         )
-        pieces = answers(self._engine, model.tokenizer, generations, request.stop)
+        prefixes = form.prefixes(request, model)
+        pieces = answers(self._engine, model.tokenizer, generations, request.stop, prefixes)
         return Answer(form, request, _head(answer_id, created, model), generations, pieces)
 
     async def resume(
@@ -268,7 +272,8 @@ class Inference:
         num_streams = await self._engine.take_over(entries)
         written = [await self._engine.written(entry) for entry in entries]
         generations = continued(planned, written, num_streams)
-        pieces = answers(Resumed(self._engine), model.tokenizer, generations, request.stop)
+        engine, prefixes = Resumed(self._engine), form.prefixes(request, model)
+        pieces = answers(engine, model.tokenizer, generations, request.stop, prefixes)
         head = _head(answer_id, created, model)
         return Answer(form, request, head, generations, pieces, seen)
 

@@ -7,7 +7,9 @@ their beginning. Nothing here blocks the event loop, and nothing is logged but i
 Keys, for other readers: ``e2llm:<site>:request:<id>`` is a hash (``body``, ``prompt_ids``,
 ``seed``, ``parameters``, ``model``, ``revision``, ``weights``, ``status``, ``started_at``,
 ``created``, and ``streams``, how often it went on over another connection),
-``e2llm:<site>:request:<id>:tokens`` a list of token ids.
+``e2llm:<site>:request:<id>:tokens`` a list of token ids, each followed, where log
+probabilities were asked for, by a space and a JSON array: that of the token, and pairs of the
+most probable ids and theirs.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -26,7 +29,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from broker.control import ModelManifest
-from gateway.requests import Generation, JournalUnavailableError, Written
+from broker.events import Logprobs
+from gateway.requests import GeneratedToken, Generation, JournalUnavailableError, Written
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +54,7 @@ class Journal(Protocol):
     def begin(self, generation: Generation, model: ModelManifest | None) -> None:
         """A request was accepted, or goes on with the tokens that it has."""
 
-    def token(self, entry: str, token_id: int) -> None:
+    def token(self, entry: str, token: GeneratedToken) -> None:
         """The next token of its answer was delivered."""
 
     def end(self, entry: str, status: str) -> None:
@@ -85,7 +89,7 @@ class NoJournal:
     def begin(self, generation: Generation, model: ModelManifest | None) -> None:
         pass
 
-    def token(self, entry: str, token_id: int) -> None:
+    def token(self, entry: str, token: GeneratedToken) -> None:
         pass
 
     def end(self, entry: str, status: str) -> None:
@@ -109,11 +113,12 @@ class _Entry:
     """A request that is live, or not wholly written yet.
 
     Attributes:
+        tokens: As in Redis.
         num_written: Tokens in Redis; None: the entry must be written from its beginning.
     """
 
     fields: dict[str, str]
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
     num_written: int | None = None
     is_changed: bool = True
     is_ended: bool = False
@@ -176,13 +181,21 @@ class RedisJournal:
             "created": str(generation.created),
         }
         entry = generation.journal_id
-        self._entries[entry] = _Entry(fields, tokens=list(generation.generated))
+        self._entries[entry] = _Entry(
+            fields,
+            tokens=[
+                _item(token, logprobs)
+                for token, logprobs in zip_longest(
+                    generation.generated, generation.generated_logprobs
+                )
+            ],
+        )
         self._touch(entry)
 
-    def token(self, entry: str, token_id: int) -> None:
+    def token(self, entry: str, token: GeneratedToken) -> None:
         known = self._entries.get(entry)
         if known is not None:
-            known.tokens.append(token_id)
+            known.tokens.append(_item(token.token_id, token.logprobs))
             self._touch(entry)
 
     def end(self, entry: str, status: str) -> None:
@@ -195,7 +208,7 @@ class RedisJournal:
     async def read(self, entry: str) -> Written | None:
         known = self._entries.get(entry)
         if known is not None:
-            return Written(dict(known.fields), tuple(known.tokens))
+            return _written(dict(known.fields), known.tokens)
         key = self._prefix + entry
         with self._answering():
             async with self._redis.pipeline(transaction=True) as pipeline:
@@ -205,7 +218,7 @@ class RedisJournal:
         if not fields:
             return None
         decoded = {name.decode(): value.decode() for name, value in fields.items()}
-        return Written(decoded, tuple(int(token) for token in tokens))
+        return _written(decoded, [token.decode() for token in tokens])
 
     async def count_stream(self, entry: str) -> int:
         with self._answering():
@@ -312,6 +325,19 @@ class RedisJournal:
         for entry in self._entries.values():
             entry.num_written = None
         self._changed = dict(self._entries)
+
+
+def _item(token_id: int, logprobs: Logprobs | None) -> str:
+    if logprobs is None:
+        return str(token_id)
+    return f"{token_id} {msgspec.json.encode(logprobs).decode()}"
+
+
+def _written(fields: dict[str, str], items: Sequence[str]) -> Written:
+    pairs = [item.partition(" ")[::2] for item in items]
+    logprobs = [msgspec.json.decode(text, type=Logprobs) if text else None for _, text in pairs]
+    known = tuple(logprobs) if any(logprobs) else ()
+    return Written(fields, tuple(int(token_id) for token_id, _ in pairs), known)
 
 
 def open_journal(url: str | None, site: str) -> Journal:

@@ -113,6 +113,7 @@ def _sampling(request: GenerationRequest, model: ServedModel, seed: int, choice:
         eos_token_ids=model.eos_token_ids,
         ignore_eos=bool(request.ignore_eos),
         min_tokens=request.min_tokens or 0,
+        top_logprobs=request.num_top_logprobs,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from broker.control import DeviceControl, ModelManifest
+from broker.events import Logprobs
 from broker.plan import Plan
 from broker.work import Sampling
 
@@ -29,6 +30,7 @@ class Generation:
         created: UTC seconds of the answer's beginning, for the journal only.
         generated: Tokens of the answer that an earlier stream brought; the engine goes on
             behind them.
+        generated_logprobs: Theirs, where they were asked for.
         entry: Where the journal has it; "": under its request id.
     """
 
@@ -40,6 +42,7 @@ class Generation:
     body: dict[str, Any] = field(default_factory=dict)
     created: int = 0
     generated: tuple[int, ...] = ()
+    generated_logprobs: tuple[Logprobs | None, ...] = ()
     entry: str = ""
 
     @property
@@ -55,6 +58,7 @@ class GeneratedToken:
     index: int
     token_id: int
     finish_reason: str | None = None
+    logprobs: Logprobs | None = None
 
 
 class EngineError(Exception):
@@ -103,10 +107,15 @@ class JournalUnavailableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What the journal has of one choice: the fields of its entry, and its tokens so far."""
+    """What the journal has of one choice: the fields of its entry, and its tokens so far.
+
+    Attributes:
+        logprobs: One per token, None where they were not asked for.
+    """
 
     fields: dict[str, str]
     tokens: tuple[int, ...]
+    logprobs: tuple[Logprobs | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,36 @@ class Head(Response):
     system_fingerprint: str
 
 
+class TopLogprob(Response):
+    """A token that might have been chosen; ``bytes`` are exact where it is part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """A token of an answer."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Response):
+    """``logprobs`` of a chat's choice."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class CompletionLogprobs(Response):
+    """``logprobs`` of a completion: four lists of one length."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
 class ChatMessage(Response):
     """The assistant's message."""
 
@@ -65,7 +95,7 @@ class ChatChoice(Response):
 
     index: int
     message: ChatMessage
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: str | None
     token_ids: list[int] | None = None
 
@@ -90,7 +120,7 @@ class ChatChunkChoice(Response):
 
     index: int
     delta: Delta
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: str | None
     token_ids: list[int] | None = None
 
@@ -108,7 +138,7 @@ class TextChoice(Response):
 
     index: int
     text: str
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     finish_reason: str | None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None

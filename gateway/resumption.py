@@ -33,7 +33,13 @@ class Resumed:
     async def generate(self, generation: Generation) -> AsyncGenerator[GeneratedToken, None]:
         """Yield all tokens of a choice from the first; see `TokenSource.generate`."""
         for index, token_id in enumerate(generation.generated):
-            token = GeneratedToken(index, token_id, _finish_reason(generation, index))
+            logprobs = generation.generated_logprobs
+            token = GeneratedToken(
+                index,
+                token_id,
+                _finish_reason(generation, index),
+                logprobs[index] if logprobs else None,
+            )
             yield token
             if token.finish_reason is not None:
                 return
@@ -66,6 +72,7 @@ def continued(
                 prompt_ids=tuple(json.loads(known.fields["prompt_ids"])),
                 max_tokens=json.loads(known.fields["parameters"])["max_tokens"],
                 generated=known.tokens,
+                generated_logprobs=known.logprobs,
             )
         made.append(generation)
     return made

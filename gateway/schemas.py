@@ -1,65 +1,23 @@
-"""The bodies of requests: types, limits, and what is not supported yet, refused by name.
+"""The bodies of requests for text: types and limits.
 
-Strict types: ``"1"`` is not a number, as with OpenAI. ``null`` means the default everywhere.
-A field that this software does not know is ignored, as OpenAI-compatible servers do, since
-clients send many that change nothing; but one that would change the answer and is not
-supported is refused unless its value changes nothing.
+``null`` means the default everywhere. What is not carried out is in `gateway.foreign`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
-import pydantic_core
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from gateway.errors import ApiError
+from gateway.bodies import Body, check_body, problem
+from gateway.errors import invalid_value
+from gateway.foreign import refuse_foreign
+from gateway.messages import Message
 
 MAX_STOP_STRINGS: Final = 16
 MAX_CHOICES: Final = 128
+MAX_TOP_LOGPROBS: Final = 20
 _INT64: Final = 2**63
-
-_UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
-    # Field: the values with which it changes nothing; null always does.
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "prompt_logprobs": (),
-    "best_of": (1,),
-    "suffix": ("",),
-    "echo": (False,),
-    "audio": (),
-    "modalities": (["text"],),
-    "prediction": (),
-    "web_search_options": (),
-    "use_beam_search": (False,),
-    "stop_token_ids": ([],),
-    "bad_words": ([],),
-    "allowed_token_ids": (),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "prompt_embeds": (),
-}
-
-
-def _problem(message: str) -> PydanticCustomError:
-    """Return an error whose message goes to the client as it is, text without placeholders."""
-    return PydanticCustomError("value", "{message}", {"message": message})
 
 
 def _one_or_many(value: Any) -> Any:
@@ -71,11 +29,11 @@ def _check_stop(value: Any) -> Any:
     if stops is None:
         return []
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise _problem("must be a string or a list of strings")
+        raise problem("must be a string or a list of strings")
     if len(stops) > MAX_STOP_STRINGS:
-        raise _problem(f"has {len(stops)} strings, at most {MAX_STOP_STRINGS} are allowed")
+        raise problem(f"has {len(stops)} strings, at most {MAX_STOP_STRINGS} are allowed")
     if not all(stops):
-        raise _problem("must not contain an empty string")
+        raise problem("must not contain an empty string")
     return stops
 
 
@@ -94,29 +52,7 @@ def _check_prompt(value: Any) -> Any:
             return value
         if all(isinstance(item, list) and item and all(map(_is_id, item)) for item in value):
             return value
-    raise _problem("must be a string, token ids, or a list of one of these, and not be empty")
-
-
-def _check_content(value: Any) -> Any:
-    """Return the text of a message; parts are joined by line feeds."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise _problem("must be a string or a list of text parts")
-    texts = []
-    for index, part in enumerate(value):
-        if not isinstance(part, dict) or part.get("type") != "text":
-            raise _problem(f"part {index} is not text; only parts of type 'text' are supported")
-        if not isinstance(part.get("text"), str):
-            raise _problem(f"part {index} has no string 'text'")
-        texts.append(part["text"])
-    return "\n".join(texts)
-
-
-def _check_no_tool_calls(value: Any) -> Any:
-    if value:
-        raise _problem("tool calls are not supported yet; leave them out")
-    return None
+    raise problem("must be a string, token ids, or a list of one of these, and not be empty")
 
 
 def _check_bias(value: Any) -> Any:
@@ -124,28 +60,24 @@ def _check_bias(value: Any) -> Any:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise _problem("must map token ids to numbers from -100 to 100")
+        raise problem("must map token ids to numbers from -100 to 100")
     biases = {}
     for key, bias in value.items():
         if not (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10):
-            raise _problem(f"{key!r} is not a token id")
+            raise problem(f"{key!r} is not a token id")
         if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
-            raise _problem(f"the bias of token {key} must be a number from -100 to 100")
+            raise problem(f"the bias of token {key} must be a number from -100 to 100")
         biases[int(key)] = float(bias)
     return biases
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, hide_input_in_errors=True)
-
-
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """``stream_options``."""
 
     include_usage: bool | None = None
 
 
-class GenerationRequest(_Body):
+class GenerationRequest(Body):
     """What chat and text completions have in common.
 
     Beyond OpenAI's fields, as in vLLM: ``top_k``, ``min_p``, ``repetition_penalty``,
@@ -184,6 +116,14 @@ class GenerationRequest(_Body):
         """The field that limits the answer, and its value."""
         return "max_tokens", self.max_tokens
 
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """How many alternatives each token is told with; None: no log probabilities."""
+        return None
+
+    def check(self) -> None:
+        """Refuse fields that do not go together; `ApiError` 400."""
+
     def known_fields(self) -> dict[str, Any]:
         """Return what the client set, as JSON, without fields that are ignored."""
         known = set(type(self).model_fields)
@@ -195,28 +135,29 @@ class GenerationRequest(_Body):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class Message(_Body):
-    """One message of a conversation; ``developer`` is the newer name of ``system``."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        str,
-        BeforeValidator(_check_content, json_schema_input_type=str | list[dict[str, str]]),
-    ]
-    tool_calls: Annotated[None, BeforeValidator(_check_no_tool_calls)] = None
-
-
 class ChatRequest(GenerationRequest):
     """``POST /v1/chat/completions``."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=_INT64)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @property
     def answer_limit(self) -> tuple[str, int | None]:
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
         return super().answer_limit
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def check(self) -> None:
+        if self.top_logprobs and not self.logprobs:
+            raise invalid_value(
+                "top_logprobs", "top_logprobs is only allowed when logprobs is true"
+            )
 
 
 class CompletionRequest(GenerationRequest):
@@ -229,20 +170,21 @@ class CompletionRequest(GenerationRequest):
             json_schema_input_type=str | list[str] | list[int] | list[list[int]],
         ),
     ]
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        return self.logprobs
+
+    def check(self) -> None:
+        if self.echo and self.logprobs is not None:
+            raise invalid_value(
+                "echo", "echo with logprobs is not supported: prompts have no log probabilities"
+            )
 
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
-
-
-def parse_object(body: bytes) -> dict[str, Any]:
-    """Return the JSON object in a body; `ApiError` 400 if it is none."""
-    try:
-        content = pydantic_core.from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from error
-    if not isinstance(content, dict):
-        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
-    return content
 
 
 def check_request(content: dict[str, Any], request_type: type[RequestT]) -> RequestT:
@@ -251,43 +193,9 @@ def check_request(content: dict[str, Any], request_type: type[RequestT]) -> Requ
     Raises:
         ApiError: 400 that names the field.
     """
-    try:
-        request = request_type.model_validate(content)
-    except ValidationError as error:
-        raise _first_problem(error) from None
-    for name, value in (request.model_extra or {}).items():
-        neutral = _UNSUPPORTED.get(name)
-        if neutral is not None and value is not None and not _is_one_of(value, neutral):
-            raise ApiError(
-                400,
-                f"{name} is not supported yet; leave it out",
-                param=name,
-                code="unsupported_parameter",
-            )
+    request = check_body(content, request_type)
+    refuse_foreign(request.model_extra or {})
     if request.stream_options is not None and not request.stream:
-        raise ApiError(
-            400,
-            "stream_options is only allowed when stream is true",
-            param="stream_options",
-            code="invalid_value",
-        )
+        raise invalid_value("stream_options", "stream_options is only allowed when stream is true")
+    request.check()
     return request
-
-
-def _is_one_of(value: Any, neutral: tuple[Any, ...]) -> bool:
-    # 0 == False, and logprobs=0 asks for something that logprobs=false does not.
-    return any(type(value) is type(other) and value == other for other in neutral)
-
-
-def _first_problem(error: ValidationError) -> ApiError:
-    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    param = ""
-    for part in problem["loc"]:
-        param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else part
-    missing = problem["type"] == "missing"
-    return ApiError(
-        400,
-        f"{param} is required" if missing else f"{param}: {problem['msg']}",
-        param=param,
-        code="missing_required_parameter" if missing else "invalid_value",
-    )

@@ -70,7 +70,7 @@ class ChatTemplate:
         texts = {name: _token_text(tokens.get(name)) for name in _SPECIAL_TOKENS}
         return cls(source, {name: text for name, text in texts.items() if text is not None})
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Return the prompt up to where the assistant's answer begins.
 
         Raises:

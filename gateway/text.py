@@ -6,6 +6,8 @@ same code, so they are the same text.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -22,6 +24,20 @@ _MAX_HELD_TOKENS: Final = 4
 _CONTEXT_TOKENS: Final = 5
 
 
+_BYTE: Final = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return the character by which a byte-level tokenizer writes each byte (as in GPT-2)."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    characters = {chr(byte): byte for byte in shown}
+    return characters | {chr(256 + index): byte for index, byte in enumerate(hidden)}
+
+
+_BYTE_OF: Final = _byte_alphabet()
+
+
 class TokenizerError(Exception):
     """The tokenizer's file is missing or damaged. The message names it."""
 
@@ -33,6 +49,10 @@ class Tokenizer:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids: Final = frozenset(i for i, token in added.items() if token.special)
+        self._added = {i: token.content for i, token in added.items()}
+        decoder = tokenizer.decoder
+        state = "" if decoder is None else json.dumps(json.loads(decoder.__getstate__()))
+        self._is_byte_level = '"ByteLevel"' in state
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -55,6 +75,22 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of ``token_ids``; special and unknown ids have none."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return what one token stands for, perhaps a part of a character; b"" if unknown."""
+        if token_id in self._added:
+            return self._added[token_id].encode()
+        token = self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
+        if token is None:
+            return b""
+        if self._is_byte_level:
+            parts = (
+                bytes([_BYTE_OF[char]]) if char in _BYTE_OF else char.encode() for char in token
+            )
+            return b"".join(parts)
+        if byte := _BYTE.fullmatch(token):
+            return bytes([int(byte[1], 16)])
+        return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a token given by its text, or None."""

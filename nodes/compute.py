@@ -18,6 +18,7 @@ from torch import Tensor
 
 from broker.work import StepResult, StepRow
 from nodes.executor import ByLayer, StageExecutor
+from nodes.logprobs import logprobs_of
 from nodes.requests import RequestTable, StageRequest, StoredChunk
 from nodes.sampler import choose
 
@@ -242,7 +243,10 @@ class StageCompute:
 
     def _choose(self, request: StageRequest, logits: Tensor, position: int) -> int:
         opened = request.open
-        token = choose(logits, opened.sampling, opened.prompt_ids, request.generated, position)
+        sampling, index = opened.sampling, len(request.generated)
+        token = choose(logits, sampling, opened.prompt_ids, request.generated, position)
+        if sampling.top_logprobs is not None:
+            request.logprobs[index] = logprobs_of(logits, token, sampling.top_logprobs)
         request.generated.append(token)
         request.finish_reason = request.finish_after(token)
         return token

@@ -33,7 +33,7 @@ from nodes.conductor import Conductor
 from nodes.context import StageContext, ids
 from nodes.groups import Group
 from nodes.outgoing import ToStage
-from nodes.requests import StageRequest
+from nodes.requests import StageRequest, token_row
 from nodes.streams import KvStreams
 from nodes.tensors import from_bytes, meta_of, to_bytes
 
@@ -183,13 +183,14 @@ class StageJobs:
         index = opened.num_generated_tokens
         if len(request.generated) <= index:
             return
-        token = request.generated[index]
-        finish = request.finish_reason if len(request.generated) == index + 1 else None
-        row = TokenRow(key.request_id, key.attempt, index, token, finish)
+        row = token_row(request, index)
         self._context.to_gateway(opened.gateway, Tokens(rows=[row]))
         decode = self._context.decode_replica(request)
         header = FirstToken(
-            **ids(key), position=opened.known_tokens, token_id=token, finish_reason=finish
+            **ids(key),
+            position=opened.known_tokens,
+            token_id=row.token_id,
+            finish_reason=row.finish_reason,
         )
         self._context.out.append(ToStage(decode.id, 0, decode.stages[0].device, header))
 
@@ -230,15 +231,7 @@ class StageJobs:
             request = self._context.requests.get(result.key)
             assert request is not None, "rows with results belong to open requests"
             index = result.position + 1 - request.open.num_prompt_tokens
-            rows.setdefault(request.open.gateway, []).append(
-                TokenRow(
-                    result.request_id,
-                    result.attempt,
-                    index,
-                    result.token_id,
-                    result.finish_reason,
-                )
-            )
+            rows.setdefault(request.open.gateway, []).append(token_row(request, index))
         for gateway, token_rows in rows.items():
             self._context.to_gateway(gateway, Tokens(rows=token_rows))
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from broker.events import Logprobs, TokenRow
 from broker.work import Open, RequestKey, StepResult
 from nodes.transfer import KvReceiver, KvSender
 
@@ -34,6 +35,7 @@ class StageRequest:
         last_position: Position of the last decode row that ran here; its output is in
             ``last_output`` or, at the last stage, in ``last_result``.
         generated: At the last stage, all tokens of the answer so far.
+        logprobs: Of the tokens that were chosen here, by index, where they were asked for.
         asked_at: When a repeat was last asked for, so that a burst asks once.
     """
 
@@ -44,6 +46,7 @@ class StageRequest:
     last_output: Any = None
     last_result: StepResult | None = None
     generated: list[int] = field(default_factory=list)
+    logprobs: dict[int, Logprobs] = field(default_factory=dict)
     finish_reason: str | None = None
     senders: dict[int, KvSender] = field(default_factory=dict)
     receiver: KvReceiver | None = None
@@ -69,8 +72,22 @@ class EndedRequest:
 
     open: Open
     generated: list[int]
+    logprobs: dict[int, Logprobs]
     finish_reason: str | None
     ended_at: float
+
+
+def token_row(request: StageRequest | EndedRequest, index: int) -> TokenRow:
+    """Return what the gateway is told of token ``index`` of an answer."""
+    is_last = index + 1 == len(request.generated)
+    return TokenRow(
+        request.open.request_id,
+        request.open.attempt,
+        index,
+        request.generated[index],
+        request.finish_reason if is_last else None,
+        request.logprobs.get(index),
+    )
 
 
 class RequestTable:
@@ -115,7 +132,7 @@ class RequestTable:
         request = self._open.pop(key, None)
         if request is not None:
             self._ended[key] = EndedRequest(
-                request.open, request.generated, request.finish_reason, now
+                request.open, request.generated, request.logprobs, request.finish_reason, now
             )
         return request
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 
 from broker.codec import Buffer
-from broker.events import Opened, TokenRow, Tokens
+from broker.events import Opened, Tokens
 from broker.plan import Replica
 from broker.work import (
     Data,
@@ -41,7 +41,7 @@ from nodes.executor import StageExecutor
 from nodes.jobs import StageJobs
 from nodes.kv_cache import KvFullError
 from nodes.outgoing import Outgoing
-from nodes.requests import RequestTable, StageRequest
+from nodes.requests import RequestTable, StageRequest, token_row
 from nodes.streams import KvStreams
 
 
@@ -319,16 +319,9 @@ class StageCore:
             self.dropped["unknown request"] += 1
             return
         self._context.check_sender(message.gateway, request.open.gateway)
-        last = len(request.generated) - 1
         rows = [
-            TokenRow(
-                message.request_id,
-                message.attempt,
-                index,
-                request.generated[index],
-                request.finish_reason if index == last else None,
-            )
-            for index in range(max(message.index, 0), last + 1)
+            token_row(request, index)
+            for index in range(max(message.index, 0), len(request.generated))
         ]
         if rows:
             self._context.to_gateway(message.gateway, Tokens(rows=rows))

@@ -57,6 +57,7 @@ async def test_a_body_that_is_no_json_object_is_refused(api: Api, path: str, bod
     assert (await refusal(api, path, body))["code"] == "invalid_json"
 
 
+CALL = {"function": {"name": "f", "arguments": "{}"}}
 MESSAGE = {"role": "user", "content": "hi"}
 
 
@@ -69,14 +70,20 @@ MESSAGE = {"role": "user", "content": "hi"}
         ({"messages": ["hi"]}, "messages[0]"),
         ({"messages": [{"content": "hi"}]}, "messages[0].role"),
         ({"messages": [MESSAGE, {"role": "user"}]}, "messages[1].content"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
          "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content"),
         ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
+         "messages[0].tool_calls[0].function"),
+        ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]},
          "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "tool_calls": [
+            {"function": {"name": "f", "arguments": "[1]"}}]}]},
+         "messages[0].tool_calls[0].function.arguments"),
         # The template of this model refuses it.
         ({"messages": [MESSAGE, {"role": "system", "content": "x"}]}, "messages"),
         ({"model": 5}, "model"),
@@ -123,6 +130,9 @@ MESSAGE = {"role": "user", "content": "hi"}
         ({"ignore_eos": "no"}, "ignore_eos"),
         ({"return_token_ids": 1}, "return_token_ids"),
         ({"user": 5}, "user"),
+        ({"logprobs": 2}, "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ],
 )  # fmt: skip
 async def test_a_wrong_field_of_a_chat_is_named(
@@ -150,9 +160,12 @@ async def test_a_wrong_field_of_a_chat_is_named(
         ({"prompt": ["a"] * 5}, "prompt"),
         ({"prompt": ["a", "b"], "n": 3}, "n"),
         ({"max_tokens": 63}, "max_tokens"),
-        ({"echo": True}, "echo"),
+        ({"echo": "yes"}, "echo"),
+        ({"echo": True, "logprobs": 0}, "echo"),
         ({"best_of": 3}, "best_of"),
-        ({"logprobs": 0}, "logprobs"),
+        ({"suffix": "x"}, "suffix"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
     ],
 )
 async def test_a_wrong_field_of_a_completion_is_named(
@@ -189,8 +202,6 @@ async def test_an_unknown_model_is_not_found(api: Api) -> None:
         ("tools", [{"type": "function"}], []),
         ("tool_choice", "required", "auto"),
         ("response_format", {"type": "json_object"}, {"type": "text"}),
-        ("logprobs", True, False),
-        ("top_logprobs", 2, 0),
         ("audio", {"voice": "x"}, None),
         ("modalities", ["audio"], ["text"]),
         ("best_of", 2, 1),

@@ -447,8 +447,8 @@ class ListJournal:
     def begin(self, generation: Generation, model: ModelManifest | None) -> None:
         self.lines.append(("begin", generation.request_id, model.revision if model else ""))
 
-    def token(self, request_id: str, token_id: int) -> None:
-        self.lines.append(("token", request_id, str(token_id)))
+    def token(self, request_id: str, token: GeneratedToken) -> None:
+        self.lines.append(("token", request_id, str(token.token_id)))
 
     def end(self, request_id: str, status: str) -> None:
         self.lines.append(("end", request_id, status))

@@ -10,9 +10,10 @@ import pytest
 from redis.asyncio import Redis
 
 from broker.control import ModelManifest
+from broker.events import Logprobs
 from broker.work import Sampling
 from gateway.journal import NoJournal, RedisJournal, open_journal
-from gateway.requests import Generation, JournalUnavailableError
+from gateway.requests import GeneratedToken, Generation, JournalUnavailableError
 from tests.support.bus import free_port
 
 MODEL = ModelManifest(name="tiny", revision="rev", config={}, tensors={}, weights="bfloat16")
@@ -25,6 +26,10 @@ GENERATION = Generation(
 )
 KEY = "e2llm:lab:request:r1"
 DEAD_REDIS = f"redis://127.0.0.1:{free_port()}/0"
+
+
+def token(token_id: int, logprobs: Logprobs | None = None) -> GeneratedToken:
+    return GeneratedToken(0, token_id, None, logprobs)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -65,8 +70,8 @@ async def test_a_request_is_written_with_all_that_repeating_it_needs(
     await journal.start()
 
     journal.begin(GENERATION, MODEL)
-    journal.token("r1", 10)
-    journal.token("r1", 11)
+    journal.token("r1", token(10))
+    journal.token("r1", token(11))
     journal.end("r1", "finished")
     await journal.stop()
 
@@ -82,17 +87,35 @@ async def test_a_request_is_written_with_all_that_repeating_it_needs(
     assert await tokens_in(redis) == ["10", "11"]
 
 
+async def test_log_probabilities_are_kept_beside_their_tokens(redis: Redis, redis_url: str) -> None:
+    journal = RedisJournal(redis_url, "lab")
+    await journal.start()
+    known = (Logprobs(-0.5, ((10, -0.5), (7, -1.25))), Logprobs(-0.25))
+
+    journal.begin(replace(GENERATION, generated=(10,), generated_logprobs=known[:1]), MODEL)
+    journal.token("r1", token(11, known[1]))
+    journal.end("r1", "finished")
+    await journal.stop()
+
+    assert await tokens_in(redis) == ["10 [-0.5,[[10,-0.5],[7,-1.25]]]", "11 [-0.25,[]]"]
+    later = RedisJournal(redis_url, "lab")
+    found = await later.read("r1")
+    await later.stop()
+    assert found is not None
+    assert (found.tokens, found.logprobs) == ((10, 11), known)
+
+
 async def test_tokens_appear_while_the_request_runs_and_entries_expire(
     redis: Redis, redis_url: str
 ) -> None:
     journal = RedisJournal(redis_url, "lab", expire_seconds=500)
     await journal.start()
     journal.begin(GENERATION, MODEL)
-    journal.token("r1", 10)
+    journal.token("r1", token(10))
     async with asyncio.timeout(20):
         while await tokens_in(redis) != ["10"]:
             await asyncio.sleep(0.005)
-    journal.token("r1", 11)
+    journal.token("r1", token(11))
 
     async with asyncio.timeout(20):
         while await tokens_in(redis) != ["10", "11"]:
@@ -110,7 +133,7 @@ async def test_what_was_written_is_read_back_also_by_a_later_gateway(
     journal = RedisJournal(redis_url, "lab")
     await journal.start()
     journal.begin(GENERATION, MODEL)
-    journal.token("r1", 10)
+    journal.token("r1", token(10))
     at_once = await journal.read("r1")
     await journal.stop()
     later = RedisJournal(redis_url, "lab")
@@ -132,11 +155,11 @@ async def test_an_answer_that_goes_on_keeps_the_tokens_that_it_has(
     journal = RedisJournal(redis_url, "lab")
     await journal.start()
     journal.begin(GENERATION, MODEL)
-    journal.token("r1", 10)
+    journal.token("r1", token(10))
     journal.end("r1", "cancelled")
 
     journal.begin(replace(GENERATION, request_id="r1~1", entry="r1", generated=(10,)), MODEL)
-    journal.token("r1", 11)
+    journal.token("r1", token(11))
     await journal.stop()
 
     assert await tokens_in(redis) == ["10", "11"]
@@ -165,7 +188,7 @@ async def test_without_redis_everything_goes_on_and_the_journal_says_so(
     with caplog.at_level(logging.INFO):
         await journal.start()
         journal.begin(GENERATION, MODEL)
-        journal.token("r1", 10)
+        journal.token("r1", token(10))
         await until(lambda: len(pauses) > 2)
         journal.end("r1", "finished")
         await journal.stop()
@@ -191,12 +214,12 @@ async def test_what_was_said_while_redis_was_away_is_written_when_it_is_back(
     monkeypatch.setattr(journal, "_write", perhaps)
     await journal.start()
     journal.begin(GENERATION, MODEL)
-    journal.token("r1", 10)
+    journal.token("r1", token(10))
     await until(lambda: journal.is_available)
     is_away.set()
-    journal.token("r1", 11)
+    journal.token("r1", token(11))
     await until(lambda: not journal.is_available)
-    journal.token("r1", 12)
+    journal.token("r1", token(12))
     journal.end("r1", "finished")
     is_away.clear()
     await until(lambda: journal.is_available)
@@ -239,7 +262,7 @@ async def test_without_a_url_nothing_is_kept() -> None:
 
     await journal.start()
     journal.begin(GENERATION, MODEL)
-    journal.token("r1", 1)
+    journal.token("r1", token(1))
     journal.end("r1", "finished")
     await journal.stop()
 

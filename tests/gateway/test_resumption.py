@@ -1,12 +1,11 @@
 """An answer goes on over another connection: what the client has is left out, the rest is equal."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from gateway.requests import Generation, JournalUnavailableError, Written
+from gateway.requests import JournalUnavailableError, Written
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_api import MODEL, Api
 from tests.support.sse import events_of, numbered_events_of
@@ -16,24 +15,6 @@ QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "7 + 5?"}],
 UNKNOWN = "chatcmpl-" + "0" * 24
 
 Events = list[tuple[str | None, str]]
-
-
-def written(api: Api, generation: Generation, tokens: list[int], status: str = "running") -> None:
-    """Write into the journal what a gateway knew of a choice when it was killed."""
-    assert api.slot.served is not None
-    manifest = api.slot.served.manifest
-    fields = {
-        "body": json.dumps(generation.body),
-        "prompt_ids": json.dumps(generation.prompt_ids),
-        "seed": str(generation.sampling.seed),
-        "parameters": json.dumps({"max_tokens": generation.max_tokens}),
-        "model": manifest.name,
-        "revision": manifest.revision,
-        "weights": manifest.weights,
-        "status": status,
-        "created": str(generation.created),
-    }
-    api.engine.journal[generation.request_id] = Written(fields, tuple(tokens))
 
 
 async def whole_stream(api: Api, path: str, body: dict[str, Any]) -> tuple[str, Events]:
@@ -63,7 +44,7 @@ async def test_behind_any_event_the_same_events_follow(
     answer_id, undisturbed = await whole_stream(api, CHAT, {**QUESTION, **extra})
     generation = engine.submitted[0]
     ids = list(engine.script(generation))[: min(num_known, generation.max_tokens)]
-    written(api, generation, ids)
+    api.write_down(generation, ids)
     seen = undisturbed[num_seen][0]
     headers = {} if seen is None else {"last-event-id": seen}
 
@@ -79,7 +60,7 @@ async def test_the_engine_goes_on_behind_what_is_written_as_another_request(
     answer_id, _ = await whole_stream(api, CHAT, {**QUESTION, "temperature": 1.0})
     first = engine.submitted[0]
     ids = list(engine.script(first))[:3]
-    written(api, replace(first, max_tokens=21), ids)
+    api.write_down(replace(first, max_tokens=21), ids)
 
     await api.get(f"/fog/requests/{answer_id}")
 
@@ -100,7 +81,7 @@ async def test_several_choices_go_on_each_behind_its_own_tokens(
     )
     first, second = engine.submitted
     ids = list(engine.script(first))
-    written(api, first, ids[:5])  # The other choice had not begun.
+    api.write_down(first, ids[:5])  # The other choice had not begun.
 
     response = await api.get(f"/fog/requests/{answer_id}", **{"last-event-id": "2,0"})
 
@@ -118,7 +99,7 @@ async def test_a_finished_answer_is_told_again_without_the_fog(
     api: Api, engine: FakeEngine
 ) -> None:
     answer_id, undisturbed = await whole_stream(api, CHAT, QUESTION)
-    written(api, engine.submitted[0], list(engine.script(engine.submitted[0])), "finished")
+    api.write_down(engine.submitted[0], list(engine.script(engine.submitted[0])), "finished")
 
     response = await api.get(f"/fog/requests/{answer_id}")
     whole = await api.get(f"/fog/requests/{answer_id}?stream=false")
@@ -141,7 +122,7 @@ async def test_an_unknown_request_is_not_found(api: Api, answer_id: str) -> None
 @pytest.mark.parametrize("last", ["abc", "1,2", "-1", "1,", "9999999999"])
 async def test_an_id_of_another_answer_is_refused(api: Api, engine: FakeEngine, last: str) -> None:
     answer_id, _ = await whole_stream(api, CHAT, QUESTION)
-    written(api, engine.submitted[0], [])
+    api.write_down(engine.submitted[0], [])
 
     response = await api.get(f"/fog/requests/{answer_id}", **{"last-event-id": last})
 
@@ -154,7 +135,7 @@ async def test_no_answer_goes_on_with_another_model(
     api: Api, engine: FakeEngine, field: str
 ) -> None:
     answer_id, _ = await whole_stream(api, CHAT, QUESTION)
-    written(api, engine.submitted[0], [])
+    api.write_down(engine.submitted[0], [])
     engine.journal[f"{answer_id}-0"].fields[field] = "other"
 
     response = await api.get(f"/fog/requests/{answer_id}")

@@ -1,4 +1,5 @@
 import math
+import random
 from collections import Counter
 from typing import Any, Final
 
@@ -219,6 +220,30 @@ def test_no_end_before_min_tokens_unless_ends_are_ignored() -> None:
     assert choose(LOGITS, sampling, (), (0, 0), 0) == 1
     ignoring = Sampling(eos_token_ids=(1,), min_tokens=2, ignore_eos=True)
     assert choose(LOGITS, ignoring, (), (), 0) == 1
+
+
+def test_the_choice_depends_on_which_ids_came_and_how_often_not_on_their_order() -> None:
+    """So what a stage chooses follows from `open` and the ids alone, also after a failure."""
+    rng = random.Random(5)
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(2))
+    for _ in range(100):
+        sampling = Sampling(
+            temperature=rng.choice([0.0, 0.7, 1.3]),
+            top_k=rng.choice([0, 5]),
+            top_p=rng.choice([0.8, 1.0]),
+            min_p=rng.choice([0.0, 0.05]),
+            seed=rng.randrange(2**63),
+            presence_penalty=rng.uniform(-2, 2),
+            frequency_penalty=rng.uniform(-2, 2),
+            repetition_penalty=rng.uniform(0.5, 2),
+            logit_bias={rng.randrange(40): rng.uniform(-100, 100) for _ in range(3)},
+            eos_token_ids=(1,),
+            min_tokens=rng.randrange(12),
+        )
+        prompt, answer = ([rng.randrange(40) for _ in range(8)] for _ in range(2))
+        first = choose(logits, sampling, prompt, answer, 16)
+        shuffled = rng.sample(prompt, 8), rng.sample(answer, 8)
+        assert choose(logits, sampling, *shuffled, 16) == first
 
 
 # --- bad input ----------------------------------------------------------------------------

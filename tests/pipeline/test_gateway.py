@@ -3,13 +3,23 @@
 import random
 from typing import Any
 
+import msgspec
 import pytest
+import torch
 
 from broker.plan import Role
-from broker.work import Sampling
+from broker.work import RequestKey, Sampling
 from gateway.requests import GenerationFailedError
 from nodes.outgoing import Timers
-from tests.pipeline.test_tokens import CHUNK, CONFIG, Source, alone, prompts, samplings
+from tests.pipeline.test_tokens import (
+    CHUNK,
+    CONFIG,
+    Source,
+    alone,
+    prompts,
+    samplings,
+    whole_executor,
+)
 from tests.support.pipeline import make_replica, open_keys
 from tests.support.simulated import SimulatedFog
 
@@ -103,6 +113,47 @@ def test_a_device_that_dies_costs_a_pause_and_no_token(
     fog.lose(device)
     fog.run()
     assert fog.tokens == expected
+
+
+@pytest.mark.parametrize("device", ["", "a", "e"])
+def test_log_probabilities_are_those_of_the_whole_model_whatever_happens(
+    source: Source, device: str
+) -> None:
+    fog = fog_of(source, disturb=random.Random(3))
+    kinds = samplings(list(prompts()))
+    for name, ids in prompts().items():
+        sampling = msgspec.structs.replace(kinds[name], top_logprobs=2)
+        fog.submit(name, ids, max_tokens=COUNT, sampling=sampling)
+    settle(fog, 0.2)
+    if device:
+        fog.lose(device)
+    fog.run()
+    for name in ("q0", "q3"):
+        told = logprobs_of_whole_model(source, prompts()[name], fog.tokens[name])
+        for index, (logprobs, row) in enumerate(zip(fog.logprobs[name], told, strict=True)):
+            assert logprobs is not None
+            assert logprobs.chosen == pytest.approx(row[fog.tokens[name][index]].item(), abs=1e-4)
+            best = row.topk(2)
+            assert [i for i, _ in logprobs.top] == best.indices.tolist()
+            assert [value for _, value in logprobs.top] == pytest.approx(
+                best.values.tolist(), abs=1e-4
+            )
+
+
+def logprobs_of_whole_model(
+    source: Source, prompt: tuple[int, ...], tokens: list[int]
+) -> list[torch.Tensor]:
+    """Return the log probabilities of every token at each place of an answer."""
+    found = []
+    executor = whole_executor(source)
+    key = RequestKey("alone", 0)
+    executor.open(key, len(prompt) + len(tokens))
+    for start in range(0, len(prompt), CHUNK):
+        hidden = executor.prefill(key, executor.embed(prompt[start : start + CHUNK]), start)
+    for token in tokens:
+        found.append(executor.logits(hidden[-1:])[0].log_softmax(0))
+        hidden = executor.decode([key], executor.embed([token]))
+    return found
 
 
 @pytest.mark.parametrize("device", ["b", "c", "d"])

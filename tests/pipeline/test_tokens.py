@@ -62,9 +62,27 @@ def samplings(names: list[str]) -> dict[str, Sampling]:
             repetition_penalty=1.1,
             presence_penalty=0.2,
             frequency_penalty=0.1,
+            min_p=0.01,
+            logit_bias={5 + i: 2.0, 40: -100.0},
+            eos_token_ids=(7,),
+            min_tokens=100,
         )
         for i, name in enumerate(names)
     }
+
+
+def whole_executor(
+    source: Source,
+    weights: str = "float32",
+    raw: Mapping[str, Any] = CONFIG,
+    kv_format: str = "float32",
+) -> StageExecutor:
+    config = parse_config(raw)
+    held = fill_weights(LayerWeights(config, source, weights))
+    return StageExecutor(
+        config, LayerRange(0, config.num_layers), held,
+        embedding=True, head=True, kv_tokens=1024, chunk_tokens=CHUNK, kv_format=kv_format,
+    )  # fmt: skip
 
 
 def alone(
@@ -77,12 +95,7 @@ def alone(
     kv_format: str = "float32",
 ) -> list[int]:
     """Generate on one executor that holds the whole model, one request at a time."""
-    config = parse_config(raw)
-    held = fill_weights(LayerWeights(config, source, weights))
-    executor = StageExecutor(
-        config, LayerRange(0, config.num_layers), held,
-        embedding=True, head=True, kv_tokens=1024, chunk_tokens=CHUNK, kv_format=kv_format,
-    )  # fmt: skip
+    executor = whole_executor(source, weights, raw, kv_format)
     key = RequestKey("alone", 0)
     executor.open(key, len(prompt) + count)
     for start in range(0, len(prompt), CHUNK):

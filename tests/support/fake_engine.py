@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from broker.control import DeviceControl, ModelManifest
+from broker.events import Logprobs
 from broker.plan import Plan
 from gateway.owners import UnknownDeviceError, control_body
 from gateway.requests import GeneratedToken, Generation, Readiness, Written
@@ -21,6 +22,7 @@ class FakeEngine:
         closed: Request ids whose iterator was closed or ran out.
         completed: Request ids whose iterator gave its last token.
         hold_after: Tokens after which an answer waits for `go_on`; None: never.
+        logprobs: Of a token, where they are asked for.
         error: Raised instead of token ``error_at``.
         journal: What `written` finds, by entry.
         taken_over: The entries of each answer that went on.
@@ -36,6 +38,7 @@ class FakeEngine:
         self.holding = asyncio.Event()
         self.go_on = asyncio.Event()
         self.all_closed = asyncio.Event()
+        self.logprobs: Callable[[int], Logprobs] = lambda token_id: Logprobs(-0.5)
         self.error: Exception | None = None
         self.error_at = 0
         self.largest_tokens: int | None = None
@@ -57,7 +60,13 @@ class FakeEngine:
                     self.holding.set()
                     await self.go_on.wait()
                 await asyncio.sleep(0)
-                yield GeneratedToken(index, token_id, self._finish(generation, ids, index))
+                is_told = generation.sampling.top_logprobs is not None
+                yield GeneratedToken(
+                    index,
+                    token_id,
+                    self._finish(generation, ids, index),
+                    self.logprobs(token_id) if is_told else None,
+                )
             self.completed.append(generation.request_id)
         finally:
             self.closed.append(generation.request_id)

@@ -1,7 +1,8 @@
 """The gateway's HTTP side for tests: in the process, or on a port, over a fake engine."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import httpx2
 from fastapi import FastAPI
 
+from broker.events import Logprobs
 from gateway.app import create_app
 from gateway.model import ModelSlot
 from gateway.preparation import read_model
+from gateway.requests import Generation, Written
 from gateway.server import HttpServer, listen
 from gateway.settings import Settings
 from gateway.weights import UrlSigner
@@ -44,6 +47,30 @@ class Api:
         transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)
         async with httpx2.AsyncClient(transport=transport, base_url=BASE_URL) as client:
             yield client
+
+    def write_down(
+        self,
+        generation: Generation,
+        tokens: Sequence[int],
+        status: str = "running",
+        logprobs: Iterable[Logprobs] = (),
+    ) -> None:
+        """Write into the journal what a gateway knew of a choice when it was killed."""
+        assert self.slot.served is not None
+        manifest = self.slot.served.manifest
+        fields = {
+            "body": json.dumps(generation.body),
+            "prompt_ids": json.dumps(generation.prompt_ids),
+            "seed": str(generation.sampling.seed),
+            "parameters": json.dumps({"max_tokens": generation.max_tokens}),
+            "model": manifest.name,
+            "revision": manifest.revision,
+            "weights": manifest.weights,
+            "status": status,
+            "created": str(generation.created),
+        }
+        written = Written(fields, tuple(tokens), tuple(logprobs))
+        self.engine.journal[generation.request_id] = written
 
     async def post(self, path: str, body: Mapping[str, Any] | bytes) -> httpx2.Response:
         async with self.client() as client:

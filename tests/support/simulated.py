@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from broker.control import DeviceState, DeviceStatus
-from broker.events import Event
+from broker.events import Event, Logprobs
 from broker.plan import Loaded, LoadState
 from broker.topics import STAGE_WORK
 from broker.work import Sampling
@@ -22,12 +22,14 @@ class SimulatedFog(SmallFog):
 
     Attributes:
         tokens: Tokens that the client of each request got.
+        logprobs: Theirs, None where they were not asked for.
         finished: Finish reason or error of each request that ended.
     """
 
     def __init__(self, *args: Any, dispatch: DispatchSettings | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.tokens: dict[str, list[int]] = {}
+        self.logprobs: dict[str, list[Logprobs | None]] = {}
         self.finished: dict[str, str | EngineError] = {}
         self.dispatcher = Dispatcher("local", GATEWAY, dispatch)
         self._view = FogView().with_plan(self.plan)
@@ -114,5 +116,6 @@ class SimulatedFog(SmallFog):
             answer = self.tokens[outcome.request_id]
             assert outcome.token.index == len(answer), "a gap or a repeat"
             answer.append(outcome.token.token_id)
+            self.logprobs.setdefault(outcome.request_id, []).append(outcome.token.logprobs)
             if outcome.token.finish_reason is not None:
                 self.finished[outcome.request_id] = outcome.token.finish_reason
