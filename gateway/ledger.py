@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from broker.liveness import Liveness
 from broker.plan import Replica
 from broker.transport import Publication
 from broker.work import Data, RequestKey
 from gateway.attempt import Address, Postbox, Request, master_of
 from gateway.fogview import FogView
 from gateway.lifecycle import Event, Phase
-from gateway.liveness import Liveness
 from gateway.measures import Measures
 from gateway.occupancy import Occupancy
 from gateway.releases import Releases
@@ -37,7 +37,7 @@ class DispatchSettings:
         answer_seconds: How long a master may leave `Reserve` unanswered.
         stall_seconds: Without a new token for that long, ask for it again.
         quiet_seconds: Without a new token for that long the attempt is given up if one of
-            its devices is silent and others can take the request (`gateway.liveness`).
+            its devices is silent and others can take the request (`broker.liveness`).
         silence_seconds: Without a new token for that long the attempt is given up; added
             to it is ``patience`` times what prefill or a step takes by measured rates.
         max_losses: Attempts that the fog may lose or refuse before the request fails.

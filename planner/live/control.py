@@ -13,6 +13,7 @@ from typing import Final
 from broker.plan import LoadState
 from broker.transport import Publication
 from planner.live.authority import Authority
+from planner.live.devices import Failure
 from planner.live.events import (
     AssignmentSeen,
     BusDown,
@@ -25,7 +26,7 @@ from planner.live.events import (
     StoreSeen,
 )
 from planner.live.history import History
-from planner.live.knowledge import Failure, Knowledge
+from planner.live.knowledge import Knowledge
 from planner.live.rollout import Rollout
 from planner.live.search import Search
 from planner.live.settings import PlannerSettings
@@ -146,6 +147,7 @@ class Control:
         except NoModelError as error:
             problem: str | None = str(error)
         else:
+            self.knowledge.notice_silence(model, now)
             usable, left_out = self.knowledge.usable(model, now)
             publications += self._give_up(model, usable, now)
             publications += self.rollout.step(self.knowledge, model, now)

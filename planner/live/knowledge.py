@@ -6,9 +6,7 @@ same session and an older version, never replaces knowledge.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-
-import msgspec.structs
+from dataclasses import replace
 
 from broker.control import (
     PROTOCOL_VERSION,
@@ -17,18 +15,18 @@ from broker.control import (
     DeviceState,
     DeviceStatus,
     GatewayStatus,
-    Link,
     MeasuredLengths,
     ModelManifest,
-    OwnerRules,
     Placement,
 )
-from broker.plan import Assignment, Loaded, LoadState
+from broker.plan import Loaded, LoadState
 from broker.quiet import is_quiet
 from broker.telemetry import Telemetry
 from planner.live.conditions import Condition, Limits
+from planner.live.devices import DeviceView, Failure, longest_job_seconds, measured_times
 from planner.live.events import (
     AssignmentSeen,
+    BusUp,
     ControlSeen,
     Event,
     GatewaySeen,
@@ -37,55 +35,12 @@ from planner.live.events import (
     ProfileSeen,
     StatusSeen,
     StoreSeen,
+    TelemetrySeen,
 )
 from planner.live.inputs import UnusableProfileError, device_spec
+from planner.live.presence import Presence
 from planner.live.target import formats
 from planner.model import DeviceSpec, ModelSpec
-
-
-@dataclass(slots=True)
-class Failure:
-    """A device could not load its stages.
-
-    Attributes:
-        error: Which tensor or URL, and why, as the device says it.
-        times: How often in a row.
-        until_seconds: The device is left out of plans until then.
-    """
-
-    error: str
-    times: int
-    until_seconds: float
-
-
-@dataclass(slots=True)
-class DeviceView:
-    """The latest that a device said of itself, and what it was told."""
-
-    status: DeviceStatus | None = None
-    profile: DeviceProfile | None = None
-    loaded: Loaded | None = None
-    assigned: Assignment | None = None
-    control: DeviceControl = field(default_factory=DeviceControl)
-    condition: Condition = field(default_factory=Condition)
-    failure: Failure | None = None
-    # When it last said something about loading; a device that says nothing has hung.
-    heard_seconds: float = 0.0
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the device is on the bus."""
-        return self.status is not None and self.status.state is DeviceState.READY
-
-    def has_loaded(self, stages: set[str], revision: str) -> bool:
-        """Whether all ``stages`` of a revision are in memory, in the present session."""
-        loaded = self.loaded
-        if loaded is None or self.status is None or loaded.session < self.status.session:
-            return False
-        if loaded.state is not LoadState.LOADED or loaded.revision not in ("", revision):
-            return False
-        version = self.assigned.version if self.assigned is not None else 0
-        return loaded.version >= version and stages <= set(loaded.stages)
 
 
 class Knowledge:
@@ -107,6 +62,7 @@ class Knowledge:
         self.utc_seconds = self.hop_overhead_seconds = 0.0
         self.planned_speeds: dict[str, float] = {}
         self._limits = limits or Limits()
+        self._presence = Presence()
         self._gateways: dict[str, GatewayStatus] = {}
         # When the last device became ready or published a profile that was not known.
         self.changed_seconds = 0.0
@@ -117,7 +73,10 @@ class Knowledge:
 
     def hear(self, event: Event, now: float) -> None:
         """Take in an event about models or devices; others are not its business."""
+        self._hear_of(event, now)
         match event:
+            case BusUp():
+                self._presence.bus_up()
             case ModelSeen(model, None):
                 self.models.pop(model, None)
             case ModelSeen(model, manifest) if manifest is not None:
@@ -157,6 +116,34 @@ class Knowledge:
             case _:
                 pass
 
+    def _hear_of(self, event: Event, now: float) -> None:
+        """Take in that a device says something, whatever it is."""
+        match event:
+            case TelemetrySeen(device, telemetry):
+                self._presence.reported(device, telemetry)
+                is_own = telemetry.kv_used_tokens is not None
+            case StatusSeen(device, status) if status is not None:
+                is_own = status.state is DeviceState.READY
+            case ProfileSeen(device, message) | LoadedSeen(device, message):
+                is_own = message is not None
+            case _:
+                return
+        if not is_own:
+            return
+        self._presence.heard(device)
+        view = self.devices.get(device)
+        if view is not None and view.silent_seconds is not None:
+            view.silent_seconds = None
+            self.changed_seconds = now
+
+    def notice_silence(self, model: ModelSpec, now: float) -> None:
+        """Let time pass, and leave devices out that should have said something by now."""
+        self._presence.step(now)
+        for device, view in self.devices.items():
+            if view.is_there and not view.is_busy_with(model):
+                job = longest_job_seconds(view, self._condition(device, view).speed)
+                view.silent_seconds = self._presence.silent_seconds(device, job)
+
     def _hear_status(self, device: str, status: DeviceStatus | None, now: float) -> None:
         if status is None:
             # Cleared by a person: the device is gone for good.
@@ -181,7 +168,11 @@ class Knowledge:
             return
         if profile is not None and (known is None or known != profile):
             self.changed_seconds = now
-        if profile is not None and known is not None and _times(known) != _times(profile):
+        if (
+            profile is not None
+            and known is not None
+            and measured_times(known) != measured_times(profile)
+        ):
             # It measured itself anew: what was slow then may be what it measured now.
             view.condition = Condition.planned(1.0)
             self.planned_speeds.pop(device, None)
@@ -217,6 +208,8 @@ class Knowledge:
     def _obstacle(self, view: DeviceView, now: float) -> str | None:
         if view.status is None or not view.is_ready:
             return "it is not on the bus"
+        if view.silent_seconds is not None:
+            return f"it has said nothing for {view.silent_seconds:.0f} s"
         if view.status.protocol.split(".")[0] != PROTOCOL_VERSION.split(".")[0]:
             return (
                 f"it speaks version {view.status.protocol} of the protocol, this fog "
@@ -296,11 +289,3 @@ class Knowledge:
             for gateway, status in sorted(self._gateways.items())
             if status.lengths is not None
         }
-
-
-def _times(profile: DeviceProfile) -> DeviceProfile:
-    """Return what was measured, whenever that was and over whatever link."""
-    reference = Link(latency_seconds=0.0, bytes_per_second=1.0)
-    return msgspec.structs.replace(
-        profile, session=0, memory_bytes=0, link=reference, owner=OwnerRules()
-    )

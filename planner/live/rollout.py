@@ -155,7 +155,7 @@ class Rollout:
             for device, view in knowledge.devices.items()
             if view.profile is not None
         }
-        ready = {device for device, view in knowledge.devices.items() if view.is_ready}
+        ready = {device for device, view in knowledge.devices.items() if view.is_there}
         targets = loads(self.active, self.coming, memory, model, ready)
         current = self.current
         chunk_tokens = current.chunk_tokens if current is not None else 1

@@ -140,7 +140,7 @@ class PlannerService:
                 self._store.num_refused_fields += len(event.refused)
                 self._note_refused(topic, f"refused {', '.join(event.refused)}")
             self._store.put(event.device, event.telemetry, now)
-        elif event is not None:
+        if event is not None:
             self._publish(self.control.handle(event, now))
 
     def _note_refused(self, topic: str, what: str) -> None:

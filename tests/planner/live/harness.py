@@ -24,6 +24,7 @@ from planner.live.events import (
     ProfileSeen,
     StatusSeen,
     StoreSeen,
+    TelemetrySeen,
 )
 from planner.live.settings import PlannerSettings
 from tests.planner import fogs
@@ -56,6 +57,9 @@ class Bench:
         self.sessions: dict[str, int] = {}
         self.obedient = True
         self.last_version = 0
+        # Devices that report every two seconds.
+        self.reporting: set[str] = set()
+        self.frozen: set[str] = set()
 
     # --- what happens ---------------------------------------------------------------------
 
@@ -95,10 +99,11 @@ class Bench:
         while self.now < end:
             self.now += step
             if self.now % 2 < step:
+                self.report(*sorted(self.reporting - self.frozen))
                 self.look()
             self.tick()
             if self.obedient:
-                self.load(*self.assignments)
+                self.load(*sorted(self.assignments.keys() - self.frozen))
         return self
 
     def tick(self) -> None:
@@ -127,6 +132,11 @@ class Bench:
                     ),
                 )
             )
+
+    def report(self, *names: str) -> None:
+        """Let nodes send telemetry of their own."""
+        for name in names:
+            self.handle(TelemetrySeen(name, Telemetry(kv_used_tokens=0)))
 
     def fail(self, name: str, error: str = "tensor x is damaged") -> None:
         self.handle(

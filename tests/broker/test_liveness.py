@@ -1,6 +1,6 @@
 """How silence of a device is told from its usual pace."""
 
-from gateway.liveness import Liveness
+from broker.liveness import Liveness
 
 
 def reporting(every: float, until: float) -> Liveness:

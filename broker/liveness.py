@@ -18,9 +18,18 @@ _LONGEST_GAP: Final = 60.0
 
 
 class Liveness:
-    """What was heard of each device."""
+    """What was heard of each device.
 
-    def __init__(self) -> None:
+    Args:
+        least_seconds: Shortest silence that means something.
+        missed_reports: Silence in usual gaps between two reports of the device.
+    """
+
+    def __init__(
+        self, least_seconds: float = SILENT_SECONDS, missed_reports: float = MISSED_REPORTS
+    ) -> None:
+        self._least_seconds = least_seconds
+        self._missed_reports = missed_reports
         self._heard: dict[str, float] = {}
         self._reported: dict[str, float] = {}
         self._gaps: dict[str, float] = {}
@@ -41,6 +50,12 @@ class Liveness:
         self._reported[device] = now
         self.heard(device, now)
 
+    def excuse(self, until: float) -> None:
+        """Nothing that devices leave unsaid before ``until`` counts, whatever the reason."""
+        self._reported.clear()
+        for device, heard in self._heard.items():
+            self._heard[device] = max(heard, until)
+
     def silent_seconds(self, device: str, now: float) -> float | None:
         """Return for how long a device has been silent, if that is longer than usual.
 
@@ -50,4 +65,4 @@ class Liveness:
         if gap is None or heard is None:
             return None
         silence = now - heard
-        return silence if silence >= max(SILENT_SECONDS, MISSED_REPORTS * gap) else None
+        return silence if silence >= max(self._least_seconds, self._missed_reports * gap) else None
