@@ -152,9 +152,11 @@ class Control:
             publications += self._give_up(model, usable, now)
             publications += self.rollout.step(self.knowledge, model, now)
             publications += self._search.start_found(model, usable, now)
-            if not publications and self._search.seek(model, usable, left_out, now):
-                self.wants_look = True
-                return []
+            if not publications:
+                if self._search.seek(model, usable, left_out, now):
+                    self.wants_look = True
+                    return []
+                publications += self._search.name_waiting(model, usable, now)
             problem = self._problem(model, now)
         # Numbers of a progress change often; the log is told of each kind of problem once.
         kind = problem.partition(":")[0] if problem is not None else None

@@ -16,6 +16,7 @@ from broker.control import (
 )
 from broker.plan import Assignment, Loaded, LoadState
 from planner.live.conditions import Condition
+from planner.live.losses import Losses
 from planner.model import ModelSpec
 
 
@@ -47,6 +48,7 @@ class DeviceView:
     failure: Failure | None = None
     # For how long it had been silent when that was noticed; it is gone until it says something.
     silent_seconds: float | None = None
+    losses: Losses = field(default_factory=Losses)
     # When it last said something about loading; a device that says nothing has hung.
     heard_seconds: float = 0.0
 

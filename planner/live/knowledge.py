@@ -134,6 +134,7 @@ class Knowledge:
         view = self.devices.get(device)
         if view is not None and view.silent_seconds is not None:
             view.silent_seconds = None
+            view.losses = view.losses.after_return(now)
             self.changed_seconds = now
 
     def notice_silence(self, model: ModelSpec, now: float) -> None:
@@ -143,6 +144,8 @@ class Knowledge:
             if view.is_there and not view.is_busy_with(model):
                 job = longest_job_seconds(view, self._condition(device, view).speed)
                 view.silent_seconds = self._presence.silent_seconds(device, job)
+                if view.silent_seconds is not None:
+                    view.losses = view.losses.after_loss(now)
 
     def _hear_status(self, device: str, status: DeviceStatus | None, now: float) -> None:
         if status is None:
@@ -152,9 +155,15 @@ class Knowledge:
         view = self.view(device)
         if view.status is not None and status.session < view.status.session:
             return
-        was_ready = view.is_ready and view.status is not None
+        was_ready, was_there = view.is_ready, view.is_there
         is_same = was_ready and view.status is not None and view.status.session == status.session
         view.status = status
+        has_gone = not view.is_ready or not is_same
+        is_loss = was_there and has_gone and status.state is not DeviceState.SLEEPING
+        if is_loss and not self._presence.is_excused:
+            view.losses = view.losses.after_loss(now)
+        if view.is_there and not is_same:
+            view.losses = view.losses.after_return(now)
         if view.is_ready and not is_same:
             self.changed_seconds = view.heard_seconds = now
             if view.failure is not None:
@@ -235,6 +244,15 @@ class Knowledge:
             for device, view in self.devices.items()
             if view.control.placement is Placement.CORDONED
         }
+
+    def waiting(self, now: float) -> dict[str, str]:
+        """Return the devices that came and went, and get nothing new for a while, and why."""
+        found = {
+            device: view.losses.obstacle(now)
+            for device, view in self.devices.items()
+            if view.is_there
+        }
+        return {device: reason for device, reason in sorted(found.items()) if reason is not None}
 
     def _condition(self, device: str, view: DeviceView) -> Condition:
         if view.condition.levels:

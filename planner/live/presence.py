@@ -33,6 +33,7 @@ class Presence:
         self._liveness = Liveness(SILENT_SECONDS, MISSED_REPORTS)
         self._awake_seconds = 0.0
         self._stepped_seconds: float | None = None
+        self._excused_until = 0.0
 
     def step(self, now: float) -> None:
         """Let time pass, up to ``now`` on the planner's clock."""
@@ -42,7 +43,13 @@ class Presence:
 
     def bus_up(self) -> None:
         """The broker was away, for this planner or for all: devices come back after it."""
-        self._liveness.excuse(self._awake_seconds + _RETURN_SECONDS)
+        self._excused_until = self._awake_seconds + _RETURN_SECONDS
+        self._liveness.excuse(self._excused_until)
+
+    @property
+    def is_excused(self) -> bool:
+        """Whether devices may be gone because the broker was."""
+        return self._awake_seconds < self._excused_until
 
     def heard(self, device: str) -> None:
         """A device said something of itself."""

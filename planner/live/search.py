@@ -90,15 +90,15 @@ class Search:
             formats(model),
             workload,
             *((d.id, d.memory_bytes, d.speed, d.link, d.owner) for d in usable.values()),
-            *sorted(self._knowledge.cordoned()),
+            *sorted(self._keeping(now)),
         )
         if signature == self._blocked:
             return False
-        cordoned = {name: usable[name] for name in self._knowledge.cordoned() & usable.keys()}
-        left_out = {**left_out, **dict.fromkeys(cordoned, "its owner lets it have nothing new")}
+        keeping = {n: why for n, why in self._keeping(now).items() if n in usable}
+        left_out = {**left_out, **keeping}
         question = Question(
-            devices=[spec for name, spec in usable.items() if name not in cordoned],
-            keepable=[spec for _, spec in sorted(cordoned.items())],
+            devices=[spec for name, spec in usable.items() if name not in keeping],
+            keepable=[usable[name] for name in keeping],
             model=model,
             workload=workload,
             objective=self._objective(now),
@@ -114,13 +114,74 @@ class Search:
             version=self._rollout.version + 1,
         )
         try:
-            self._found = propose(question)
+            self._found = self._propose(question)
         except InfeasiblePlanError as error:
             self._blocked, self.infeasible = signature, f"no plan: {error}"
             self._history.note(f"{trigger}: {self.infeasible}", self._knowledge.utc_seconds)
         else:
             self._blocked = self.infeasible = None
         return True
+
+    def _keeping(self, now: float) -> dict[str, str]:
+        """Return the devices that keep what they have and get nothing new, and why."""
+        cordoned = dict.fromkeys(self._knowledge.cordoned(), "its owner lets it have nothing new")
+        return dict(sorted({**self._knowledge.waiting(now), **cordoned}.items()))
+
+    def _propose(self, question: Question) -> Proposal:
+        """Propose a plan; rather one on devices that may leave again than none.
+
+        Raises:
+            InfeasiblePlanError: The devices hold the model in no way.
+        """
+        try:
+            return propose(question)
+        except InfeasiblePlanError:
+            cordoned = self._knowledge.cordoned()
+            more = [spec for spec in question.keepable if spec.id not in cordoned]
+            if not more:
+                raise
+            return propose(
+                replace(
+                    question,
+                    devices=[*question.devices, *more],
+                    keepable=[spec for spec in question.keepable if spec.id in cordoned],
+                )
+            )
+
+    def name_waiting(
+        self, model: ModelSpec, usable: dict[str, DeviceSpec], now: float
+    ) -> list[Publication]:
+        """Say in the plan which devices must stay for a while before they get stages.
+
+        The plan is the same, so nothing is searched for.
+        """
+        active = self._rollout.active
+        if active is None or self._rollout.coming is not None or not is_for(active, model):
+            return []
+        in_use = {stage.device for replica in active.replicas for stage in replica.stages}
+        if not in_use <= usable.keys():
+            return []
+        known = {(entry.device, entry.reason) for entry in active.idle}
+        waiting = {
+            device: reason
+            for device, reason in self._knowledge.waiting(now).items()
+            if device not in in_use and (device, reason) not in known
+        }
+        if not waiting:
+            return []
+        trigger = "; ".join(f"{device} is back: {reason}" for device, reason in waiting.items())
+        self._history.note(trigger, self._knowledge.utc_seconds)
+        plan = msgspec.structs.replace(
+            active,
+            trigger=trigger,
+            created_at=self._knowledge.utc_seconds,
+            idle=[
+                *(entry for entry in active.idle if entry.device not in waiting),
+                *(IdleDevice(device=device, reason=reason) for device, reason in waiting.items()),
+            ],
+            reasons={d: why for d, why in active.reasons.items() if d not in waiting},
+        )
+        return self._rollout.start(plan, self._knowledge, model, now)
 
     def _running(self, model: ModelSpec) -> Plan | None:
         running = self._rollout.active
@@ -194,7 +255,7 @@ class Search:
         small = self._too_small(current, model, usable)
         if small:
             return f"{', '.join(small)} cannot hold its stage any more"
-        joined = sorted(set(usable) - set(current.reasons) - self._knowledge.cordoned())
+        joined = sorted(set(usable) - set(current.reasons) - self._keeping(now).keys())
         if joined and quiet:
             return f"{', '.join(joined)} joined"
         for name, spec in usable.items():
