@@ -25,6 +25,7 @@ from broker.topics import (
     DEVICE_PROFILE,
     DEVICE_STATUS,
     DEVICE_TELEMETRY,
+    DEVICE_TENSORS,
     GATEWAY_EVENTS,
     GATEWAY_STATUS,
     MODEL,
@@ -123,12 +124,15 @@ def rules(site: str) -> tuple[Rule, ...]:
             DEVICE_PROFILE.filter(site, device=OWN),
             DEVICE_TELEMETRY.filter(site, device=OWN),
             DEVICE_LOADED.filter(site, device=OWN),
+            DEVICE_TENSORS.filter(site, device=OWN),
         ),
         (Kind.NODE, Action.READ): (
             node_inbox(site, OWN),
             DEVICE_ASSIGNMENT.filter(site, device=OWN),
             # Its own, to say "ready" again when a late will says "lost".
             DEVICE_STATUS.filter(site, device=OWN),
+            # Of all devices: what each hands on to the others.
+            DEVICE_TENSORS.filter(site),
             PLAN.filter(site),
             MODEL.filter(site),
             GATEWAY_STATUS.filter(site),
@@ -143,6 +147,7 @@ def rules(site: str) -> tuple[Rule, ...]:
             DEVICE_STATUS.filter(site),
             DEVICE_PROFILE.filter(site),
             DEVICE_LOADED.filter(site),
+            DEVICE_TENSORS.filter(site),
         ),
         (Kind.PLANNER, Action.READ): (
             all_devices,

@@ -54,6 +54,18 @@ class TensorInfo(Control, frozen=True, kw_only=True):
             raise ValueError(f"{self.file}: offset, size and shape must not be negative")
 
 
+class HubPlace(Control, frozen=True, kw_only=True):
+    """Where on a hub a checkpoint came from: ``{endpoint}/{repository}/resolve/{revision}/{file}``.
+
+    Attributes:
+        revision: A commit, so that the files never change.
+    """
+
+    endpoint: str
+    repository: str
+    revision: str
+
+
 class ModelManifest(Control, frozen=True, kw_only=True):
     """A model that the fog serves; retained under ``models/<slug>``.
 
@@ -72,6 +84,9 @@ class ModelManifest(Control, frozen=True, kw_only=True):
         urls: File name to signed URLs, tried in order.
         expires_at: UTC seconds after which the URLs are refused; the gateway publishes
             fresh ones before.
+        tensor_key: Signs what nodes ask of each other, see `nodes.tensor_urls`; a new one comes
+            with every fresh URL. Empty: nodes hand nothing on.
+        hub: Where else the files are; None: nowhere.
     """
 
     name: str
@@ -85,6 +100,8 @@ class ModelManifest(Control, frozen=True, kw_only=True):
     folder: str | None = None
     urls: dict[str, list[str]] = field(default_factory=dict)
     expires_at: float | None = None
+    tensor_key: str = ""
+    hub: HubPlace | None = None
 
 
 class DeviceStatus(Control, frozen=True, kw_only=True):
@@ -243,6 +260,20 @@ class DeviceProfile(Control, frozen=True, kw_only=True):
             raise ValueError("needs the times of at least one kind of block")
         if not self.slowdown > 0:
             raise ValueError("slowdown must be greater than 0")
+
+
+class TensorOffer(Control, frozen=True, kw_only=True):
+    """Bytes of tensors that a device hands on to others over HTTP; retained.
+
+    Attributes:
+        url: Base of the addresses, see `nodes.tensor_urls`.
+        tensors: Revision of a model to half-open ranges of positions in its tensors' names,
+            sorted.
+    """
+
+    session: int
+    url: str
+    tensors: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
 
 class MeasuredLengths(Control, frozen=True, kw_only=True):

@@ -81,6 +81,23 @@ class LoadState(StrEnum):
     FAILED = "failed"
 
 
+class ReadFrom(Control, frozen=True, kw_only=True):
+    """What one source has given for an assignment.
+
+    Attributes:
+        source: ``folder``, ``cache``, ``neighbour <device>``, ``gateway <host>`` or
+            ``hub <host>``.
+        num_bytes: That came from there, damaged ones included.
+        problems: How often it broke off, refused or gave damaged bytes.
+        last_problem: The latest, in words.
+    """
+
+    source: str
+    num_bytes: int
+    problems: int = 0
+    last_problem: str | None = None
+
+
 class Loaded(Control, frozen=True, kw_only=True):
     """What a node has in memory and ready, or what failed and why; retained.
 
@@ -89,6 +106,7 @@ class Loaded(Control, frozen=True, kw_only=True):
         stages: ``"<replica>/<stage>"`` of every stage that is ready.
         tensors: Names of the tensors in memory.
         error: Which tensor or URL failed, and why; None unless ``state`` is failed.
+        sources: Where the bytes of the assignment came from.
     """
 
     session: int
@@ -100,6 +118,7 @@ class Loaded(Control, frozen=True, kw_only=True):
     loaded_bytes: int = 0
     total_bytes: int = 0
     error: str | None = None
+    sources: list[ReadFrom] = field(default_factory=list)
 
 
 class BatchSeconds(Struct, frozen=True, array_like=True):

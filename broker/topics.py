@@ -17,6 +17,7 @@ from broker.control import (
     DeviceStatus,
     GatewayStatus,
     ModelManifest,
+    TensorOffer,
 )
 from broker.events import Event
 from broker.plan import Assignment, Loaded, Plan, PlanHistory, PlannerStatus
@@ -110,6 +111,10 @@ DEVICE_CONTROL: Final = Topic[DeviceControl](
 DEVICE_LOADED: Final = Topic[Loaded](
     "devices/{device}/loaded", Loaded, QoS.AT_LEAST_ONCE, retained=True
 )
+# To the other nodes: what they may fetch from this one.
+DEVICE_TENSORS: Final = Topic[TensorOffer](
+    "devices/{device}/tensors", TensorOffer, QoS.AT_LEAST_ONCE, retained=True
+)
 PLAN: Final = Topic[Plan]("plan", Plan, QoS.AT_LEAST_ONCE, retained=True)
 PLAN_HISTORY: Final = Topic[PlanHistory](
     "plan/history", PlanHistory, QoS.AT_LEAST_ONCE, retained=True
@@ -146,6 +151,7 @@ ALL_TOPICS: Final = (
     DEVICE_ASSIGNMENT,
     DEVICE_CONTROL,
     DEVICE_LOADED,
+    DEVICE_TENSORS,
     PLAN,
     PLAN_HISTORY,
     PLANNER_STATUS,

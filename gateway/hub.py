@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from broker.control import HubPlace
 from gateway.model import ModelRefusedError
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-][\w./-]*)?")
@@ -60,6 +61,24 @@ def model_folder(model: str, progress: Progress = lambda ratio: None) -> Path:
             f"{model!r} is neither a folder here nor a hub id such as owner/name"
         )
     return _download(model, progress)
+
+
+def hub_place(model: str, folder: Path) -> HubPlace | None:
+    """Return where nodes find the files of a downloaded model; None: its commit is unknown.
+
+    Args:
+        model: A hub id.
+        folder: What `model_folder` returned for it.
+    """
+    from huggingface_hub import constants
+
+    if folder.parent.name != "snapshots":
+        return None
+    return HubPlace(
+        endpoint=constants.ENDPOINT.rstrip("/"),
+        repository=model.partition("@")[0],
+        revision=folder.name,
+    )
 
 
 def _download(model: str, progress: Progress) -> Path:

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from broker.control import ModelManifest
-from gateway.hub import HubUnreachableError, is_hub_id, model_folder
+from gateway.hub import HubUnreachableError, hub_place, is_hub_id, model_folder
 from gateway.manifest import prepare_manifest
 from gateway.model import ModelRefusedError, ModelSlot, ServedModel, load_model
 from gateway.requests import Engine
@@ -86,6 +86,8 @@ def read_model(settings: Settings, slot: ModelSlot, software: str) -> ServedMode
     if not settings.shares_folder:
         # The same path on another machine may be another model; there, URLs are the way.
         manifest = msgspec.structs.replace(manifest, folder=None)
+    if is_hub_id(settings.model):
+        manifest = msgspec.structs.replace(manifest, hub=hub_place(settings.model, folder))
     try:
         return load_model(
             folder,

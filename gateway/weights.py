@@ -2,6 +2,7 @@
 
 A node gets signed URLs in the manifest, over the bus, where it is known. The signature is
 HMAC-SHA256 over revision, file and time of expiry, with a key that never leaves the host.
+With them comes a key derived from it, with which nodes sign what they ask of each other.
 """
 
 from __future__ import annotations
@@ -67,13 +68,23 @@ class UrlSigner:
         if int(expires) <= now_seconds:
             raise WrongSignatureError("the URL has expired; read the model's manifest again")
 
+    def tensor_key(self, revision: str, expires: int) -> str:
+        """Return a secret by which nodes know each other, as long as these URLs are good."""
+        text = f"between nodes\n{revision}\n{expires}"
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+
     def _sign(self, revision: str, file: str, expires: int) -> str:
         text = f"{revision}\n{file}\n{expires}"
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
 
 
 def with_urls(manifest: ModelManifest, signer: UrlSigner, expires: int) -> ModelManifest:
-    """Return the manifest with a signed URL for each file that it names."""
+    """Return the manifest with a signed URL for each file that it names, and a fresh key."""
     files = sorted({info.file for info in manifest.tensors.values()})
     urls = {file: [signer.url(manifest.revision, file, expires)] for file in files}
-    return msgspec.structs.replace(manifest, urls=urls, expires_at=float(expires))
+    return msgspec.structs.replace(
+        manifest,
+        urls=urls,
+        expires_at=float(expires),
+        tensor_key=signer.tensor_key(manifest.revision, expires),
+    )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from broker.conditions import ConditionsFile
 from broker.heartbeat import Heartbeat
@@ -22,7 +23,12 @@ from nodes.connections import Connections, Filters
 from nodes.emulation import EmulatedLink, LinkSchedule, usual
 from nodes.hardware import cpu_quota_cores, share_slowdown, software_version
 from nodes.presence import Presence
-from nodes.settings import PREFIX, NodeSettings
+from nodes.settings import PREFIX, NodeSettings, parse_address
+
+if TYPE_CHECKING:
+    from nodes.shelf import Shelf
+    from nodes.supply import Supply
+    from nodes.tensor_server import TensorServer
 
 _GOODBYE_SECONDS: Final = 0.5
 """A computation may take longer than a stopping node has; then goodbye is said beside it."""
@@ -80,7 +86,9 @@ def _run(
     if owner.share < 1:
         # Kept as emulation is: a computation is followed by a rest in proportion.
         slowdown *= share_slowdown(owner.share, settings.threads, cores)
-    loader = Loader(cache, settings.threads)
+    supply = _supply(settings, cache)
+    server, shelf = _serve(settings, supply)
+    loader = Loader(cache, settings.threads, supply=supply, shelf=shelf)
     loader.start()
     profiler = Profiler(
         Calibrator(cache, settings.threads),
@@ -106,6 +114,45 @@ def _run(
         service.run()
     finally:
         loader.stop()
+        if server is not None:
+            server.stop()
+
+
+def _supply(settings: NodeSettings, cache: Path) -> Supply:
+    """Return where weights come from, beside folders."""
+    from nodes.neighbours import Neighbours
+    from nodes.supply import HubAccess, Supply
+    from nodes.tensor_cache import TensorCache
+
+    tensors = TensorCache(cache / "weights")
+    cache.mkdir(parents=True, exist_ok=True)
+    available = shutil.disk_usage(cache).free + tensors.used_bytes
+    tensors.limit_bytes = settings.cache_limit_bytes(available)
+    neighbours = Neighbours(settings.id)
+    return Supply(tensors, neighbours, hub=HubAccess.from_environ())
+
+
+def _serve(settings: NodeSettings, supply: Supply) -> tuple[TensorServer | None, Shelf | None]:
+    """Begin to hand weights on, where the settings say so."""
+    if settings.serve is None:
+        return None, None
+    from nodes.shelf import Shelf
+    from nodes.tensor_server import TensorServer, reachable_url
+
+    host, port = parse_address(settings.serve)
+    try:
+        server = TensorServer(host, port)
+    except OSError as error:
+        # Others have the weights, too; this device can still compute.
+        logging.getLogger("nodes").error(
+            "cannot listen on %s: %s; weights are not handed on", settings.serve, error
+        )
+        return None, None
+    broker = settings.address
+    url = settings.serve_url or reachable_url(host, server.port, (broker.host, broker.port))
+    shelf = Shelf(url, supply.cache)
+    server.start(shelf)
+    return server, shelf
 
 
 def _hardship(settings: NodeSettings) -> Callable[[], float]:

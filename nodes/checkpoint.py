@@ -6,20 +6,37 @@ tensor's SHA-256 is checked, wherever it came from. Knows nothing of layers or o
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-import os
-import re
-import tempfile
-from collections.abc import Callable
+import threading
 from pathlib import Path
 from typing import Final
 
 import torch
 
 from broker.control import ModelManifest, TensorInfo
-from nodes.ranges import RangeError, RangeReader, shown_url
+from nodes.fetcher import (
+    DamagedTensorError,
+    Fetcher,
+    GivenUpError,
+    MissingTensorError,
+    Progress,
+    TensorError,
+)
+from nodes.landing import MemoryLanding, read_into, sha256_hex
+from nodes.read_log import ReadLog
+from nodes.supply import Supply
+from nodes.tensor_urls import CHECKSUM
+
+__all__ = [
+    "STORED_DTYPES",
+    "DamagedTensorError",
+    "GivenUpError",
+    "MissingTensorError",
+    "Progress",
+    "TensorError",
+    "TensorSource",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -29,46 +46,69 @@ STORED_DTYPES: Final = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
-
-Progress = Callable[[int], None]
-"""Called with the number of bytes that just arrived."""
-
-
-class TensorError(Exception):
-    """A tensor could not be had; the message names tensor, place and remedy."""
-
-
-class MissingTensorError(TensorError):
-    """The tensor is nowhere to be found, or no place lets this node read it."""
-
-
-class DamagedTensorError(TensorError):
-    """Bytes came, but not those that the manifest describes."""
 
 
 class TensorSource:
-    """The tensors of one model.
+    """The tensors of one model; several threads may read at once.
 
     Args:
         manifest: Says where each tensor lies, its shape and its checksum.
-        cache_folder: Keeps what came over HTTP, by checksum; None keeps nothing.
+        supply: Where tensors are kept, and who else has them; None: only those that the
+            manifest names, and nothing is kept.
         progress: Told about bytes as they arrive.
-        reader: Reads byte ranges over HTTP.
+
+    Attributes:
+        log: What came from where.
     """
 
     def __init__(
         self,
         manifest: ModelManifest,
-        *,
-        cache_folder: Path | None = None,
+        supply: Supply | None = None,
         progress: Progress | None = None,
-        reader: RangeReader | None = None,
     ) -> None:
+        self.log = ReadLog()
         self._manifest = manifest
-        self._cache_folder = cache_folder
+        self._supply = supply or Supply()
         self._progress = progress or _ignore
-        self._reader = reader or RangeReader()
+        self._given_up = threading.Event()
+        self._fetcher = Fetcher(manifest, self._supply, self._progress, self.log, self._given_up)
+        # Came ahead of time, and has been counted.
+        self._fetched: set[str] = set()
+        self._folder = _folder_here(manifest)
+
+    @property
+    def fetches_ahead(self) -> bool:
+        """Whether `fetch` is of use."""
+        return self._folder is None and self._supply.cache is not None
+
+    def num_bytes(self, name: str) -> int:
+        """Return what a tensor takes as it is stored; 0 when it is unknown."""
+        info = self._manifest.tensors.get(name)
+        return 0 if info is None else info.num_bytes
+
+    def give_up(self) -> None:
+        """Nobody wants anything any more; what is being fetched stays as far as it came."""
+        self._given_up.set()
+
+    def fetch(self, name: str) -> None:
+        """Bring a tensor into the cache, if that can be; `load_tensor` reads it there.
+
+        Raises:
+            TensorError, GivenUpError: As `load_tensor` does.
+        """
+        info, _ = self._describe(name)
+        cache = self._supply.cache
+        if self._folder is not None or cache is None or cache.find(info) is not None:
+            return
+        try:
+            with cache.receive(info, self._fetcher.pause) as landing:
+                if landing is not None:
+                    self._fetcher.fetch(name, info, landing)
+                    self._fetched.add(name)
+        except OSError as error:
+            # It will come into memory; only the next start has to fetch it again.
+            logger.warning("cannot cache tensors in %s: %s", cache.folder, error)
 
     def load_tensor(self, name: str) -> torch.Tensor:
         """Return a tensor in the dtype in which the checkpoint stores it.
@@ -76,30 +116,45 @@ class TensorSource:
         Raises:
             MissingTensorError: The manifest lacks it, or no place gave it.
             DamagedTensorError: All that came differs from the manifest.
+            GivenUpError: Nobody wants it any more.
         """
+        info, dtype = self._describe(name)
+        data = self._read(name, info)
+        if not data:
+            return torch.empty(info.shape, dtype=dtype)
+        return torch.frombuffer(data, dtype=dtype).view(info.shape)
+
+    def _describe(self, name: str) -> tuple[TensorInfo, torch.dtype]:
         info = self._manifest.tensors.get(name)
         if info is None:
             raise MissingTensorError(
                 f"model {self._manifest.name} has no tensor {name}; "
                 "the checkpoint is incomplete or of another architecture, fetch it again"
             )
-        dtype = _check(name, info)
-        data = self._read(name, info)
-        if not data:
-            return torch.empty(info.shape, dtype=dtype)
-        return torch.frombuffer(data, dtype=dtype).view(info.shape)
+        return info, _check(name, info)
 
     def _read(self, name: str, info: TensorInfo) -> bytearray:
-        folder = Path(self._manifest.folder) if self._manifest.folder else None
-        if folder is not None and folder.is_dir():
-            return self._read_folder(folder, name, info)
-        cached = self._read_cache(info)
-        if cached is not None:
-            self._progress(len(cached))
-            return cached
-        data = self._read_urls(name, info)
-        self._write_cache(info, data)
+        if self._folder is not None:
+            return self._read_folder(self._folder, name, info)
+        data = self._read_cache(name, info)
+        if data is None:
+            self.fetch(name)
+            data = self._read_cache(name, info)
+        if data is None:
+            landing = MemoryLanding(info)
+            self._fetcher.fetch(name, info, landing)
+            data = landing.data
         return data
+
+    def _read_cache(self, name: str, info: TensorInfo) -> bytearray | None:
+        data = None if self._supply.cache is None else self._supply.cache.read(info)
+        if data is not None and name not in self._fetched:
+            self._count("cache", len(data))
+        return data
+
+    def _count(self, source: str, num_bytes: int) -> None:
+        self.log.add(source, num_bytes)
+        self._progress(num_bytes)
 
     def _read_folder(self, folder: Path, name: str, info: TensorInfo) -> bytearray:
         path = folder / info.file
@@ -118,77 +173,13 @@ class TensorSource:
                 f"tensor {name} in {path} at byte {info.offset} differs from the manifest; "
                 "fetch the file again and restart the gateway"
             )
-        self._progress(len(data))
+        self._count("folder", len(data))
         return data
 
-    def _read_urls(self, name: str, info: TensorInfo) -> bytearray:
-        urls = self._manifest.urls.get(info.file, [])
-        if not urls:
-            raise MissingTensorError(
-                f"tensor {name}: folder {self._manifest.folder} does not exist here and the "
-                f"manifest has no URL for {info.file}; is the gateway serving weights?"
-            )
-        problems, damaged = [], False
-        for url in urls:
-            # A damaged range once more from the same place: it may have been the way.
-            for _ in range(2):
-                data = bytearray(info.num_bytes)
-                try:
-                    self._reader.read(url, info.offset, data, self._progress)
-                except RangeError as error:
-                    problems.append(f"{shown_url(url)}: {error}")
-                    break
-                if _is_intact(data, info):
-                    return data
-                damaged = True
-                problems.append(f"{shown_url(url)}: checksum differs")
-                # It will come again, and counts once.
-                self._progress(-info.num_bytes)
-        kind = DamagedTensorError if damaged else MissingTensorError
-        remedy = (
-            "the file on the server is not the one of the manifest, restart the gateway"
-            if damaged
-            else "check that the gateway runs and that its address is reachable from here"
-        )
-        raise kind(f"tensor {name} of {info.file}: {'; '.join(problems)}; {remedy}")
 
-    # --- cache ------------------------------------------------------------------------
-
-    def _cache_path(self, info: TensorInfo) -> Path | None:
-        if self._cache_folder is None:
-            return None
-        return self._cache_folder / info.checksum[:2] / info.checksum
-
-    def _read_cache(self, info: TensorInfo) -> bytearray | None:
-        path = self._cache_path(info)
-        if path is None:
-            return None
-        try:
-            data = bytearray(path.read_bytes())
-        except OSError:
-            return None
-        if not _is_intact(data, info):
-            logger.warning("cached tensor %s is damaged and is fetched again", path.name)
-            return None
-        return data
-
-    def _write_cache(self, info: TensorInfo, data: bytearray) -> None:
-        path = self._cache_path(info)
-        if path is None:
-            return
-        temporary: str | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Renamed when complete, so several nodes of one host can share the folder.
-            handle, temporary = tempfile.mkstemp(dir=path.parent)
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(temporary).replace(path)
-        except OSError as error:
-            # The tensor is here; only the next start will fetch it again.
-            logger.warning("cannot cache tensors in %s: %s", self._cache_folder, error)
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+def _folder_here(manifest: ModelManifest) -> Path | None:
+    folder = Path(manifest.folder) if manifest.folder else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def _check(name: str, info: TensorInfo) -> torch.dtype:
@@ -208,24 +199,13 @@ def _check(name: str, info: TensorInfo) -> torch.dtype:
     # The manifest comes over the network: neither may lead out of its folder.
     if Path(info.file).name != info.file:
         raise DamagedTensorError(f"tensor {name}: {info.file!r} is not the name of a file")
-    if not _SHA256.fullmatch(info.checksum):
+    if not CHECKSUM.fullmatch(info.checksum):
         raise DamagedTensorError(f"tensor {name}: {info.checksum!r} is not a SHA-256 checksum")
     return dtype
 
 
-def read_into(readinto: Callable[[memoryview], int | None], data: bytearray) -> int:
-    """Fill ``data`` and return how much of it could be filled."""
-    view, position = memoryview(data), 0
-    while position < len(data):
-        count = readinto(view[position:])
-        if not count:
-            break
-        position += count
-    return position
-
-
 def _is_intact(data: bytearray, info: TensorInfo) -> bool:
-    return len(data) == info.num_bytes and hashlib.sha256(data).hexdigest() == info.checksum
+    return len(data) == info.num_bytes and sha256_hex(data) == info.checksum
 
 
 def _ignore(num_bytes: int) -> None:

@@ -15,6 +15,7 @@ from broker.control import DeviceState, DeviceStatus
 from broker.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_STATUS,
+    DEVICE_TENSORS,
     GATEWAY_STATUS,
     MODEL,
     PLAN,
@@ -86,7 +87,8 @@ class Connections:
             (topic.filter(site, device=device), topic.qos) for topic in (STAGE_WORK, STAGE_CREDIT)
         ]
         own += [(t.path(site, device=device), t.qos) for t in (DEVICE_STATUS, DEVICE_ASSIGNMENT)]
-        common = [(topic.filter(site), topic.qos) for topic in (MODEL, PLAN, GATEWAY_STATUS)]
+        everybodys = (MODEL, PLAN, GATEWAY_STATUS, DEVICE_TENSORS)
+        common = [(topic.filter(site), topic.qos) for topic in everybodys]
         will = self.status(DeviceState.LOST)
         transport = self._connect(self.work_client, [*own, *common], will, Channel.WORK)
         self._transports[Channel.WORK] = transport

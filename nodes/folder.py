@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from nodes.checkpoint import STORED_DTYPES, read_into
+from nodes.checkpoint import STORED_DTYPES
+from nodes.landing import read_into
 
 
 class FolderTensors:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from broker.control import ModelManifest
-from broker.plan import Assignment, Loaded, LoadState
+from broker.plan import Assignment, Loaded, LoadState, ReadFrom
 from nodes.device import DeviceCore, StageKey
 from nodes.executor import StageExecutor
 from nodes.loader import (
@@ -61,6 +61,7 @@ class Holdings:
         self._tensors: tuple[str, ...] = ()
         self._loaded_bytes = 0
         self._total_bytes = 0
+        self._sources: tuple[ReadFrom, ...] = ()
         self._retry_at: float | None = None
 
     # --- what arrives ----------------------------------------------------------------------
@@ -79,6 +80,7 @@ class Holdings:
         if known is not None and (assignment.version < known.version or assignment == known):
             return
         self._assignment = assignment
+        self._sources = ()
         self._wanted, self._kv_tokens = {}, {}
         for stage in (*assignment.hold, *assignment.prepare):
             spec = StageSpec(
@@ -134,14 +136,18 @@ class Holdings:
                     self.plan_changed()
             case _ if self._assignment is None or event.version != self._assignment.version:
                 pass
-            case LoadProgress(_, loaded_bytes, total_bytes):
+            case LoadProgress(_, loaded_bytes, total_bytes, sources):
                 self._loaded_bytes, self._total_bytes = loaded_bytes, total_bytes
-            case LoadFinished(_, tensors, num_bytes):
+                self._sources = sources or self._sources
+            case LoadFinished(_, tensors, num_bytes, sources):
                 self._state, self._error = LoadState.LOADED, None
+                # Of an order that had nothing to read, that of the one before stays.
+                self._sources = sources or self._sources
                 self._tensors = tensors
                 self._loaded_bytes = self._total_bytes = num_bytes
-            case LoadFailed(_, error):
+            case LoadFailed(_, error, sources):
                 self._state, self._error = LoadState.FAILED, error
+                self._sources = sources or self._sources
                 self._retry_at = now + RETRY_SECONDS
 
     def measuring(self) -> None:
@@ -192,6 +198,7 @@ class Holdings:
             loaded_bytes=self._loaded_bytes,
             total_bytes=self._total_bytes,
             error=self._error,
+            sources=list(self._sources),
         )
 
     # --- private ---------------------------------------------------------------------------

@@ -18,12 +18,17 @@ import torch
 
 from broker.architecture import ModelConfig, is_integer, parse_config, stage_tensor_names
 from broker.control import ModelManifest
-from broker.plan import LayerRange
-from nodes.checkpoint import Progress, TensorSource
+from broker.plan import LayerRange, ReadFrom
+from nodes.checkpoint import TensorSource
+from nodes.exchange import Exchange
 from nodes.executor import StageExecutor
 from nodes.hardware import give_memory_back
 from nodes.kernels import Int8Kernel, choose_int8_kernel
 from nodes.read_ahead import ReadAhead
+from nodes.read_log import ReadLog
+from nodes.shelf import Shelf
+from nodes.supply import Supply
+from nodes.tensor_cache import TensorCache
 from nodes.weights import LayerWeights
 
 logger = logging.getLogger(__name__)
@@ -79,11 +84,12 @@ class LoadOrder:
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """Bytes of the checkpoint that are here, of those that are wanted."""
+    """Bytes of the checkpoint that are here, of those that are wanted, and where they are from."""
 
     version: int
     loaded_bytes: int
     total_bytes: int
+    sources: tuple[ReadFrom, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,7 @@ class LoadFinished:
     version: int
     tensors: tuple[str, ...]
     num_bytes: int
+    sources: tuple[ReadFrom, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,7 @@ class LoadFailed:
 
     version: int
     error: str
+    sources: tuple[ReadFrom, ...] = ()
 
 
 LoadEvent = LoadProgress | StageBuilt | LoadFinished | LoadFailed
@@ -122,13 +130,31 @@ class Loader:
     """A thread that brings memory to what the newest order says.
 
     Args:
-        cache_folder: Where fetched weights are kept; None: nowhere.
+        cache_folder: Where measurements and fetched weights are kept; None: nowhere.
         threads: Threads that torch may use for conversions.
+        supply: Where tensors come from; None: the manifest's places alone.
+        shelf: Told what has come; None: nothing is handed on.
+
+    Attributes:
+        exchange: For the node's loop, which hears from others and announces the shelf.
     """
 
-    def __init__(self, cache_folder: Path | None = None, threads: int = 1) -> None:
+    def __init__(
+        self,
+        cache_folder: Path | None = None,
+        threads: int = 1,
+        *,
+        supply: Supply | None = None,
+        shelf: Shelf | None = None,
+    ) -> None:
         self.events: queue.SimpleQueue[LoadEvent] = queue.SimpleQueue()
         self._cache_folder = cache_folder
+        if supply is None:
+            folder = None if cache_folder is None else TensorCache(cache_folder / "weights")
+            supply = Supply(folder)
+        self._supply = supply
+        self.exchange = Exchange(supply.neighbours, shelf)
+        self._log = ReadLog()
         self._threads = threads
         self._changed = threading.Condition()
         self._order: LoadOrder | None = None
@@ -171,7 +197,7 @@ class Loader:
             logger.debug("assignment %d was overtaken while it loaded", order.version)
         except Exception as error:  # whatever it is, the planner must hear of it
             logger.error("loading failed: %s", error)
-            self.events.put(LoadFailed(order.version, _describe(error)))
+            self.events.put(LoadFailed(order.version, _describe(error), self._log.sources))
 
     def carry_out(self, order: LoadOrder) -> None:
         """Free what is not needed, load what is missing, build the stages, in this order.
@@ -180,6 +206,7 @@ class Loader:
             TensorError, WrongShapeError, UnsupportedModelError: As they say; what was loaded
                 until then stays.
         """
+        self._log = ReadLog()
         self._free({*order.wanted, *order.keep})
         if order.wanted:
             model = self._model(order)
@@ -190,10 +217,12 @@ class Loader:
                     if spec in order.build:
                         self.events.put(StageBuilt(spec, model.executor(spec)))
         give_memory_back()
+        if self.exchange.shelf is not None:
+            self.exchange.shelf.stock(order.manifest)
         weights = [model.weights for model in self._models.values()]
         names = dict.fromkeys(name for held in weights for name in held.tensor_names)
         num_bytes = sum(held.num_bytes for held in weights)
-        self.events.put(LoadFinished(order.version, tuple(names), num_bytes))
+        self.events.put(LoadFinished(order.version, tuple(names), num_bytes, self._log.sources))
 
     def _model(self, order: LoadOrder) -> _Model:
         key = order.wanted[0].weights_key
@@ -217,10 +246,14 @@ class Loader:
         def progress(num_bytes: int) -> None:
             nonlocal arrived
             arrived += num_bytes
-            self.events.put(LoadProgress(order.version, min(arrived, total), total))
+            loaded = min(arrived, total)
+            self.events.put(LoadProgress(order.version, loaded, total, source.log.sources))
 
         model.source.before_each = self._check_superseded
-        source = _tensor_source(order.manifest, self._cache_folder, progress)
+        source = TensorSource(order.manifest, self._supply, progress)
+        self._log = source.log
+        if self._supply.cache is not None:
+            self._supply.cache.forget_unread()
         return ReadAhead(source, missing)
 
     def _check_superseded(self) -> None:
@@ -237,13 +270,6 @@ class Loader:
                 self._models[key].keep_only(by_model[key])
             else:
                 del self._models[key]
-
-
-def _tensor_source(
-    manifest: ModelManifest, cache_folder: Path | None, progress: Progress
-) -> TensorSource:
-    folder = None if cache_folder is None else cache_folder / "weights"
-    return TensorSource(manifest, cache_folder=folder, progress=progress)
 
 
 class _CurrentSource:

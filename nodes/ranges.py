@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-_PIECE_BYTES: Final = 1 << 20
+# What a connection that breaks takes with it at most.
+_PIECE_BYTES: Final = 1 << 18
 _REMEDIES: Final = {
     401: "the signed URL is not accepted; wait for the gateway's next manifest or restart it",
     403: "the signed URL has expired or is for another file; wait for the next manifest",
@@ -27,6 +28,10 @@ class RangeError(Exception):
     """The range cannot be had from this URL; the message says why, without the URL."""
 
 
+class AbsentError(RangeError):
+    """The server does not have what the URL names."""
+
+
 class _DroppedError(Exception):
     """The connection broke or the server is busy: worth another try."""
 
@@ -35,70 +40,82 @@ class RangeReader:
     """Reads byte ranges.
 
     Args:
-        attempts: Tries without a new byte after which a URL is given up.
-        timeout_seconds: Silence after which a connection counts as broken.
         wait: Called with seconds before another try.
     """
 
-    def __init__(
+    def __init__(self, wait: Callable[[float], None] = time.sleep) -> None:
+        self._wait = wait
+
+    def read(
         self,
+        url: str,
+        offset: int,
+        num_bytes: int,
+        take: Callable[[memoryview], None],
         *,
         attempts: int = 4,
         timeout_seconds: float = 20.0,
-        wait: Callable[[float], None] = time.sleep,
+        token: str | None = None,
     ) -> None:
-        self._attempts = attempts
-        self._timeout_seconds = timeout_seconds
-        self._wait = wait
+        """Give the bytes of the file from ``offset`` on to ``take``, piece by piece, in order.
 
-    def read(self, url: str, offset: int, data: bytearray, progress: Callable[[int], None]) -> None:
-        """Fill ``data`` with the bytes of the file from ``offset`` on.
+        Args:
+            url: Of the file.
+            offset: Of the first byte.
+            num_bytes: Bytes from there on.
+            take: Keeps what it gets, also when the rest does not come; what it raises ends
+                the reading.
+            attempts: Tries without a new byte after which the URL is given up.
+            timeout_seconds: Silence after which a connection counts as broken.
+            token: Goes as a bearer token to the URL itself, and not where that redirects to.
 
         Raises:
             RangeError: The server refuses, lacks the file or ignores ranges, or the
-                connection broke too often; bytes that ``progress`` was told of are taken back.
+                connection broke too often.
         """
         if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
             raise RangeError("not an http or https URL")
-        filled, failures = 0, 0
-        try:
-            while filled < len(data):
-                before = filled
-                try:
-                    for count in self._stream(url, offset + filled, memoryview(data)[filled:]):
-                        filled += count
-                        progress(count)
-                except _DroppedError as error:
-                    failures = 1 if filled > before else failures + 1
-                    if failures >= self._attempts:
-                        raise RangeError(f"{error} ({failures} times)") from error
-                    self._wait(0.2 * 2**failures)
-        except RangeError:
-            progress(-filled)
-            raise
+        position, end, failures = offset, offset + num_bytes, 0
+        while position < end:
+            before = position
+            request = urllib.request.Request(url, headers={"Range": f"bytes={position}-{end - 1}"})
+            if token is not None:
+                request.add_unredirected_header("Authorization", f"Bearer {token}")
+            try:
+                for piece in _stream(request, position, end, timeout_seconds):
+                    take(piece)
+                    position += len(piece)
+            except _DroppedError as error:
+                failures = 1 if position > before else failures + 1
+                if failures >= attempts:
+                    raise RangeError(f"{error} ({failures} times)") from error
+                self._wait(0.2 * 2**failures)
 
-    def _stream(self, url: str, offset: int, view: memoryview) -> Iterator[int]:
-        end = offset + len(view) - 1
-        request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-{end}"})
-        try:
-            response = urllib.request.urlopen(request, timeout=self._timeout_seconds)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise _refusal(error.code) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise _DroppedError(_reason(error)) from error
-        with response:
-            _check_answer(response, offset, end)
-            position = 0
-            while position < len(view):
-                try:
-                    count = response.readinto(view[position : position + _PIECE_BYTES])
-                except (OSError, http.client.HTTPException) as error:
-                    raise _DroppedError(_reason(error)) from error
-                if not count:
-                    raise _DroppedError(f"the connection ended at byte {offset + position}")
-                position += count
-                yield count
+
+def _stream(
+    request: urllib.request.Request, start: int, end: int, timeout_seconds: float
+) -> Iterator[memoryview]:
+    """Yield bytes [start, end); every piece is good until the next one is asked for."""
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout_seconds)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise _refusal(error.code) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _DroppedError(_reason(error)) from error
+    with response:
+        _check_answer(response, start, end - 1)
+        buffer = memoryview(bytearray(min(_PIECE_BYTES, end - start)))
+        position = start
+        while position < end:
+            try:
+                count = response.readinto(buffer[: end - position])
+            except (OSError, http.client.HTTPException) as error:
+                raise _DroppedError(_reason(error)) from error
+            if not count:
+                raise _DroppedError(f"the connection ended at byte {position}")
+            position += count
+            yield buffer[:count]
 
 
 def shown_url(url: str) -> str:
@@ -128,7 +145,8 @@ def _refusal(status: int) -> Exception:
         return _DroppedError(f"status {status}")
     if status == 416:
         return RangeError("status 416: the file is shorter than the manifest says")
-    return RangeError(f"status {status}: {_REMEDIES.get(status, 'the server refuses')}")
+    kind = AbsentError if status == 404 else RangeError
+    return kind(f"status {status}: {_REMEDIES.get(status, 'the server refuses')}")
 
 
 def _reason(error: Exception) -> str:

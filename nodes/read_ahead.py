@@ -1,7 +1,8 @@
 """Reads the next tensor while the one before it is being converted.
 
 Half of what loading takes is reading and checking bytes, and from another machine more than
-that. Costs the memory of one more tensor.
+that. Costs the memory of one more tensor. What has to be fetched comes into the cache earlier
+still (`nodes.fetch_ahead`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from types import TracebackType
 import torch
 
 from nodes.checkpoint import TensorSource
+from nodes.fetch_ahead import FetchAhead
 
 
 class ReadAhead:
@@ -26,6 +28,7 @@ class ReadAhead:
 
     def __init__(self, source: TensorSource, names: Sequence[str]) -> None:
         self._source = source
+        self._fetching = FetchAhead(source, names) if source.fetches_ahead else None
         self._following = dict(pairwise(names))
         self._begun: set[str] = set()
         self._thread = ThreadPoolExecutor(1, "read-ahead")
@@ -41,6 +44,9 @@ class ReadAhead:
         trace: TracebackType | None,
     ) -> None:
         # A read that runs may take long, over a slow link; nobody waits for it.
+        if self._fetching is not None:
+            self._fetching.stop()
+        self._source.give_up()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def load_tensor(self, name: str) -> torch.Tensor:
@@ -53,4 +59,9 @@ class ReadAhead:
 
     def _begin(self, name: str) -> Future[torch.Tensor]:
         self._begun.add(name)
-        return self._thread.submit(self._source.load_tensor, name)
+        return self._thread.submit(self._load, name)
+
+    def _load(self, name: str) -> torch.Tensor:
+        if self._fetching is not None:
+            self._fetching.take(name)
+        return self._source.load_tensor(name)

@@ -12,14 +12,21 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from broker.codec import encode_control
-from broker.control import Control, DeviceState, Link
+from broker.control import Control, DeviceState, Link, TensorOffer
 from broker.plan import Loaded, LoadState
-from broker.topics import DEVICE_LOADED, DEVICE_PROFILE, DEVICE_TELEMETRY, Topic
+from broker.topics import (
+    DEVICE_LOADED,
+    DEVICE_PROFILE,
+    DEVICE_TELEMETRY,
+    DEVICE_TENSORS,
+    Topic,
+)
 from broker.transport import Publication
 from nodes.complaints import Complaints
 from nodes.connections import Connections
 from nodes.device import DeviceCore
 from nodes.emulation import Pacer
+from nodes.exchange import Exchange
 from nodes.hardware import Sensors
 from nodes.holdings import Holdings
 from nodes.presence import Presence
@@ -61,6 +68,7 @@ class Reports:
         core: DeviceCore,
         *,
         telemetry_seconds: float,
+        exchange: Exchange,
     ) -> None:
         self._connections = connections
         self._presence = presence
@@ -72,6 +80,8 @@ class Reports:
         self._status_due = False
         self._status_at = self._loaded_at = self._telemetry_at = 0.0
         self._loaded: Loaded | None = None
+        self._exchange = exchange
+        self._offer: TensorOffer | None = None
 
     def announce(self, now: float) -> None:
         """Publish all retained state; the broker may have lost it, or hold a late will."""
@@ -80,6 +90,7 @@ class Reports:
         self._publish_status(now)
         self.publish_profile()
         self._publish_loaded(self._holdings.loaded, now)
+        self._publish_offer()
 
     def contradict(self) -> None:
         """Somebody said something else under our id, or cleared it: announce again, soon."""
@@ -109,6 +120,8 @@ class Reports:
         loaded = self._holdings.loaded
         if loaded != self._loaded and self._is_due(loaded, now):
             self._publish_loaded(loaded, now)
+        if self._exchange.offer(self._presence.session) != self._offer:
+            self._publish_offer()
         if now - self._telemetry_at >= self._telemetry_seconds:
             self._telemetry_at = now
             self._publish_telemetry(vitals)
@@ -135,6 +148,15 @@ class Reports:
                 loaded.loaded_bytes / (1 << 20),
             )
         self._publish(DEVICE_LOADED, loaded)
+
+    def _publish_offer(self) -> None:
+        self._offer = offer = self._exchange.offer(self._presence.session)
+        if offer is not None:
+            self._publish(DEVICE_TENSORS, offer)
+            return
+        # An earlier run may have left an offer behind that nobody stands by.
+        path = DEVICE_TENSORS.path(self._connections.site, device=self._core.device)
+        self._connections.publish(Publication(path, b"", DEVICE_TENSORS.qos, retained=True))
 
     def _publish_telemetry(self, vitals: Vitals) -> None:
         runs, link = vitals.runs, vitals.link

@@ -19,6 +19,7 @@ from broker.heartbeat import Heartbeat
 from broker.topics import (
     DEVICE_ASSIGNMENT,
     DEVICE_STATUS,
+    DEVICE_TENSORS,
     GATEWAY_STATUS,
     MODEL,
     PLAN,
@@ -123,6 +124,7 @@ class NodeService:
             self.holdings,
             self.core,
             telemetry_seconds=telemetry_seconds,
+            exchange=loader.exchange,
         )
         self._gateways = GatewayWatch(self.core.settings.timers.gateway_loss)
         self._outbound = Outbound(connections.site, connections.device)
@@ -140,6 +142,7 @@ class NodeService:
             (DEVICE_ASSIGNMENT, self._on_assignment),
             (DEVICE_STATUS, self._on_status),
             (GATEWAY_STATUS, self._on_gateway),
+            (DEVICE_TENSORS, self._on_offer),
         )
 
     def run(self) -> None:
@@ -207,6 +210,8 @@ class NodeService:
                 # Cleared, which matters where it makes others forget that we are here.
                 if topic is DEVICE_STATUS:
                     self._reports.contradict()
+                elif topic is DEVICE_TENSORS:
+                    self._on_offer(None, names, now)
                 return
             try:
                 handle(decode_control(message.payload, topic.message), names, now)
@@ -263,6 +268,7 @@ class NodeService:
                 self._may_announce_at = now
 
     def _on_model(self, manifest: Any, names: dict[str, str], now: float) -> None:
+        self._loader.exchange.learn_manifest(manifest)
         self.holdings.learn_manifest(manifest, now)
         if self._profiler.take_manifest(manifest):
             self.holdings.measuring()
@@ -278,6 +284,9 @@ class NodeService:
 
     def _on_gateway(self, status: Any, names: dict[str, str], now: float) -> None:
         self._gateways.see(names["gateway"], status, now)
+
+    def _on_offer(self, offer: Any, names: dict[str, str], now: float) -> None:
+        self._loader.exchange.neighbours.hear(names["device"], offer)
 
     # --- what runs beside ------------------------------------------------------------------
 

@@ -36,17 +36,26 @@ class MemoryOffer:
     num_bytes: int | None = None
 
     @classmethod
-    def parse(cls, text: str) -> MemoryOffer:
+    def parse(cls, text: str, what: str = "memory") -> MemoryOffer:
         """Read ``60 %``, ``2 GiB`` or plain bytes; ValueError says what was expected."""
         found = _QUANTITY.fullmatch(text.strip())
         if found is None or not float(found[1]) > 0:
-            raise ValueError(f'memory {text!r} is not a share like "60 %" or a size like "2 GiB"')
+            raise ValueError(f'{what} {text!r} is not a share like "60 %" or a size like "2 GiB"')
         amount, unit = float(found[1]), found[2] or "B"
         if unit == "%":
             return cls(share=amount / 100)
         if unit not in _UNIT_BYTES:
-            raise ValueError(f"memory {text!r}: unknown unit; use %, {', '.join(_UNIT_BYTES)}")
+            raise ValueError(f"{what} {text!r}: unknown unit; use %, {', '.join(_UNIT_BYTES)}")
         return cls(num_bytes=int(amount * _UNIT_BYTES[unit]))
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Read ``0.0.0.0:8090`` or ``[::]:8090``; ValueError says what was expected."""
+    host, _, port = text.strip().rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError(f'serve {text!r} is not an address and port like "0.0.0.0:8090"')
+    return host, int(port)
 
 
 def parse_share(text: str) -> float:
@@ -82,6 +91,11 @@ class NodeSettings:
         state: Folder of this device alone, for the file that a health check looks at, and
             the default of ``cache``.
         cache: Folder for measurements and fetched weights; nodes of one host share it.
+        cache_limit: What fetched weights may take on disk, as bytes or a share of what is
+            free, like ``8 GiB`` or ``50 %``; those used least lately go first.
+        serve: Hand weights on to other nodes: address to listen on, as ``0.0.0.0:8090``; port 0
+            is any free one. None: they get nothing from here.
+        serve_url: Under which others reach that; follows from ``serve`` and the way to the broker.
         telemetry_seconds: Interval of telemetry.
         idle_watts: Power that the device draws while it waits; for planning with energy.
         busy_watts: Power that it draws while it computes.
@@ -106,6 +120,9 @@ class NodeSettings:
     threads: int = 1
     state: Path | None = None
     cache: Path | None = None
+    cache_limit: str = "50 %"
+    serve: str | None = None
+    serve_url: str | None = None
     telemetry_seconds: float = 2.0
     idle_watts: float | None = None
     busy_watts: float | None = None
@@ -128,6 +145,11 @@ class NodeSettings:
             )
         if self.memory is not None:
             MemoryOffer.parse(self.memory)
+        MemoryOffer.parse(self.cache_limit, "cache_limit")
+        if self.serve is not None:
+            parse_address(self.serve)
+        elif self.serve_url is not None:
+            raise ValueError("serve_url without serve: nobody would answer there")
         if not self.slowdown >= 1:
             raise ValueError(f"slowdown is {self.slowdown}; it must be at least 1")
         if not self.link_delay_seconds >= 0:
@@ -164,6 +186,14 @@ class NodeSettings:
             text=self.text,
             layers=None if self.layers is None else parse_layers(self.layers),
         )
+
+    def cache_limit_bytes(self, available_bytes: int) -> int:
+        """Return what fetched weights may take, given what is free and what they take now."""
+        limit = MemoryOffer.parse(self.cache_limit, "cache_limit")
+        if limit.num_bytes is not None:
+            return limit.num_bytes
+        assert limit.share is not None, "one of the two"
+        return int(limit.share * available_bytes)
 
     def cache_folder(self, home: Path) -> Path:
         """Return the folder to cache in, given the user's cache folder."""

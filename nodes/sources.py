@@ -1,0 +1,139 @@
+"""Whom to ask for a tensor's bytes, one range at a time: who is nearest, awake and free.
+
+Who breaks off, refuses or gives damaged bytes is not asked again for a while, unless nobody
+else is left. Reads no bytes itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+_FIRST_REST_SECONDS: Final = 30.0
+_LONGEST_REST_SECONDS: Final = 600.0
+_LOOK_SECONDS: Final = 0.1
+
+
+class Kind(IntEnum):
+    """What a source is, the nearest first."""
+
+    NEIGHBOUR = 0
+    GATEWAY = 1
+    HUB = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How sources of a kind are asked.
+
+    Attributes:
+        places: Ranges read from one source at a time. One from a neighbour, so that one that
+            is bad costs no more than a range, and one that computes is not crowded.
+        attempts: Tries without a new byte after which it is left.
+        timeout_seconds: Silence after which a connection counts as broken.
+    """
+
+    places: int
+    attempts: int
+    timeout_seconds: float
+
+
+MANNERS: Final = {
+    # Others have the same: no use in waiting for this one.
+    Kind.NEIGHBOUR: Manner(places=1, attempts=1, timeout_seconds=5.0),
+    Kind.GATEWAY: Manner(places=4, attempts=4, timeout_seconds=20.0),
+    Kind.HUB: Manner(places=4, attempts=4, timeout_seconds=20.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A place that has one tensor.
+
+    Attributes:
+        name: As it stands in messages; equal names are one source.
+        first_byte: Where the tensor begins under ``url``.
+        token: For the URL itself.
+    """
+
+    name: str
+    kind: Kind
+    url: str
+    first_byte: int = 0
+    token: str | None = None
+
+
+class SourceBook:
+    """What is known of the sources of one node, by name; shared by the threads that read.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._busy: dict[str, int] = {}
+        self._troubles: dict[str, int] = {}
+        self._rests_until: dict[str, float] = {}
+
+    def lease(
+        self, sources: Sequence[Source], check: Callable[[], None] | None = None
+    ) -> Source | None:
+        """Return whom to ask now, to be given back with `release`; None without sources.
+
+        Waits until one of the best has a place.
+
+        Args:
+            sources: Of one tensor; among equals the first is taken.
+            check: Called while waiting; what it raises ends that.
+        """
+        with self._changed:
+            while sources:
+                source = self._best(sources)
+                if source is not None:
+                    self._busy[source.name] = self._busy.get(source.name, 0) + 1
+                    return source
+                if check is not None:
+                    check()
+                self._changed.wait(_LOOK_SECONDS)
+        return None
+
+    def release(self, source: Source) -> None:
+        """Nothing is read from it any more."""
+        with self._changed:
+            self._busy[source.name] -= 1
+            self._changed.notify_all()
+
+    def trust(self, source: Source) -> None:
+        """It gave what it should."""
+        with self._changed:
+            self._troubles.pop(source.name, None)
+            self._rests_until.pop(source.name, None)
+
+    def distrust(self, source: Source) -> None:
+        """It failed: it rests, each time twice as long."""
+        with self._changed:
+            # Several ranges may break off at once: that is one failure.
+            if self._is_resting(source):
+                return
+            troubles = self._troubles.get(source.name, 0)
+            self._troubles[source.name] = troubles + 1
+            rest = min(_FIRST_REST_SECONDS * 2.0**troubles, _LONGEST_REST_SECONDS)
+            self._rests_until[source.name] = self._clock() + rest
+            self._changed.notify_all()
+
+    def _best(self, sources: Sequence[Source]) -> Source | None:
+        candidates = [source for source in sources if not self._is_resting(source)] or sources
+        kind = min(source.kind for source in candidates)
+        places = MANNERS[kind].places
+        return next(
+            (s for s in candidates if s.kind is kind and self._busy.get(s.name, 0) < places), None
+        )
+
+    def _is_resting(self, source: Source) -> bool:
+        return self._clock() < self._rests_until.get(source.name, 0.0)
