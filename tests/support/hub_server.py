@@ -33,6 +33,7 @@ class Hub:
         drops: How many downloads break off in the middle.
         is_down: Every answer is 503.
         served: Method, path and range of each request.
+        tokens: Credentials of each request that had any: path and header.
     """
 
     models: dict[str, Path] = field(default_factory=dict)
@@ -41,6 +42,7 @@ class Hub:
     drops: int = 0
     is_down: bool = False
     served: list[tuple[str, str, str | None]] = field(default_factory=list)
+    tokens: list[tuple[str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def takes_drop(self) -> bool:
@@ -77,6 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         with self.hub.lock:
             self.hub.served.append((self.command, path, self.headers.get("Range")))
+            if token := self.headers.get("Authorization"):
+                self.hub.tokens.append((path, token))
         if self.hub.is_down:
             self._answer(503, b"down")
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/[^/]+)?", path):
@@ -122,11 +126,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(302, b"", headers)
             return
         status = 200
-        if found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
-            start = int(found[1])
+        if found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
+            start, end = int(found[1]), int(found[2] or len(content) - 1)
             status = 206
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            content = content[start:]
+            headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
+            content = content[start : end + 1]
         # Only what a client must resume: small files come whole.
         is_dropped = is_cdn and self.command == "GET" and self.hub.takes_drop()
         self._answer(status, content, headers, sent=len(content) * 3 // 4 if is_dropped else None)

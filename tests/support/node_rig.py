@@ -91,7 +91,9 @@ class InlineLoader(Loader):
 class NodeRig:
     """One node, and a client that sees and may say everything."""
 
-    def __init__(self, device: str = "pi", *, slowdown: float = 1.0) -> None:
+    def __init__(
+        self, device: str = "pi", *, slowdown: float = 1.0, loader: Loader | None = None
+    ) -> None:
         self.device = device
         self.now = 100.0
         self.broker = MemoryBroker()
@@ -108,7 +110,7 @@ class NodeRig:
             self.connections,
             self.presence,
             Profiler(self.calibrator, MemoryOffer(share=0.6), slowdown=slowdown),
-            InlineLoader(),
+            loader or InlineLoader(),
             slowdown=slowdown,
             clock=lambda: self.now,
         )

@@ -34,12 +34,34 @@ Script = Callable[[int], Answer]
 
 @dataclass
 class RangeServer:
-    """A folder served under ``url``; ``ranges`` are those asked so far."""
+    """A folder served under ``url``.
+
+    Attributes:
+        ranges: Those asked so far.
+        num_bytes: Sent so far.
+        most_busy: Requests that were answered at once, at most.
+    """
 
     folder: Path
     script: Script
     url: str = ""
     ranges: list[tuple[int, int]] = field(default_factory=list)
+    num_bytes: int = 0
+    busy: int = 0
+    most_busy: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a request while it is answered."""
+        with self.lock:
+            self.busy += 1
+            self.most_busy = max(self.most_busy, self.busy)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.busy -= 1
 
 
 @contextmanager
@@ -52,9 +74,10 @@ def serve_ranges(folder: Path, script: Script = lambda number: Answer()) -> Iter
             found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"])
             assert found
             start, end = int(found[1]), int(found[2])
-            answer = state.script(len(state.ranges))
-            state.ranges.append((start, end))
-            self.answer(answer, start, end)
+            with state.counted():
+                answer = state.script(len(state.ranges))
+                state.ranges.append((start, end))
+                self.answer(answer, start, end)
 
         def answer(self, answer: Answer, start: int, end: int) -> None:
             self.send_response(answer.status)
@@ -72,6 +95,7 @@ def serve_ranges(folder: Path, script: Script = lambda number: Answer()) -> Iter
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body[: answer.drop_after])
+            state.num_bytes += len(body[: answer.drop_after])
             self.close_connection = True
 
         def log_message(self, *args: object) -> None:

@@ -29,6 +29,7 @@ from gateway.engine import FogEngine
 from gateway.requests import Generation
 from nodes.connections import Connections, Filters
 from nodes.context import StageSettings
+from nodes.loader import Loader
 from nodes.outgoing import Timers
 from nodes.presence import Presence
 from nodes.profiler import Profiler
@@ -297,11 +298,16 @@ class MemoryFog(ServiceFog):
         presence = Presence(time.time_ns() // 1_000_000)
         connections = Connections(device, SITE, self._dial, software="test")
         profiler = Profiler(InstantCalibrator(), MemoryOffer(num_bytes=1 << 30))
-        service = NodeService(connections, presence, profiler, InlineLoader(), stop=self._stop)
+        loader = self._loader(device)
+        service = NodeService(connections, presence, profiler, loader, stop=self._stop)
         service.core.settings = self._settings
         connections.open(presence.session)
         self._connections.append(connections)
         self._run(service.run)
+
+    def _loader(self, device: str) -> Loader:
+        """Return what loads for a device; for tests in which that matters."""
+        return InlineLoader()
 
     def _dial(
         self, client: str, filters: Filters, will: Publication | None, inbox: Inbox
