@@ -167,7 +167,7 @@ def device_text(device: Mapping[str, Any] | None) -> str:
     if load_state == "failed":
         return str(device.get("error") or "failed to load")
     if load_state == "loading" and total:
-        return f"loads {format_bytes(loaded)} of {format_bytes(total)}"
+        return f"loads {format_bytes(loaded)} of {format_bytes(total)}{_origin(device)}"
     if load_state == "loaded":
         # Nothing to load yet: it waits for the plan, which needs its measurements.
         measured = "measured" if device.get("memory_bytes") else "joined"
@@ -175,6 +175,13 @@ def device_text(device: Mapping[str, Any] | None) -> str:
     if load_state:
         return str(load_state)
     return str(device.get("state") or "")
+
+
+def _origin(device: Mapping[str, Any]) -> str:
+    """Return where most of a device's bytes come from, unless that is its own disk."""
+    given = {str(each["source"]): each["num_bytes"] for each in device.get("sources") or ()}
+    source = max(given, key=lambda name: given[name], default="folder")
+    return "" if source in ("folder", "cache") else f" from {source}"
 
 
 def _spinner_text(snapshot: Snapshot) -> Text:

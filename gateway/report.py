@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from broker.control import DeviceState
-from broker.plan import LoadState, Plan, Replica
+from broker.plan import Loaded, LoadState, Plan, Replica
 from gateway.comparison import errors_body, stage_body
 from gateway.fogview import DeviceView, FogView
 from gateway.requests import Readiness
@@ -110,6 +110,13 @@ def readiness(view: FogView, bus_problem: str | None, details: dict[str, Any]) -
             for state in DeviceState
         },
         "load_errors": _load_errors(view),
+        "loading": {
+            name: _load_body(device.loaded)
+            for name, device in sorted(view.devices.items())
+            if device.is_ready
+            and device.loaded is not None
+            and device.loaded.state is LoadState.LOADING
+        },
     }
     if bus_problem is not None:
         return Readiness(False, bus_problem, None, details)
@@ -210,9 +217,6 @@ def _replica_body(view: FogView, plan: Plan, replica: Replica) -> dict[str, Any]
 
 def _device_body(device: DeviceView, now: float) -> dict[str, Any]:
     status, loaded, profile = device.status, device.loaded, device.profile
-    progress = None
-    if loaded is not None and loaded.total_bytes:
-        progress = min(loaded.loaded_bytes / loaded.total_bytes, 1.0)
     return {
         "id": device.id,
         "state": status.state.value if status is not None else "unknown",
@@ -227,9 +231,7 @@ def _device_body(device: DeviceView, now: float) -> dict[str, Any]:
         "load_state": loaded.state.value if loaded is not None else None,
         "stages": loaded.stages if loaded is not None else [],
         "tensors": loaded.tensors if loaded is not None else [],
-        "loaded_bytes": loaded.loaded_bytes if loaded is not None else 0,
-        "total_bytes": loaded.total_bytes if loaded is not None else 0,
-        "progress": progress,
+        **_load_body(loaded),
         "error": loaded.error if loaded is not None else None,
         "placement": device.control.placement.value,
         "owner": _owner_body(device),
@@ -237,6 +239,18 @@ def _device_body(device: DeviceView, now: float) -> dict[str, Any]:
         "telemetry": msgspec.to_builtins(device.telemetry)
         if device.telemetry is not None
         else None,
+    }
+
+
+def _load_body(loaded: Loaded | None) -> dict[str, Any]:
+    """Return how many bytes of how many are in memory, and where they came from."""
+    loaded_bytes = loaded.loaded_bytes if loaded is not None else 0
+    total_bytes = loaded.total_bytes if loaded is not None else 0
+    return {
+        "loaded_bytes": loaded_bytes,
+        "total_bytes": total_bytes,
+        "progress": min(loaded_bytes / total_bytes, 1.0) if total_bytes else None,
+        "sources": msgspec.to_builtins(loaded.sources) if loaded is not None else [],
     }
 
 

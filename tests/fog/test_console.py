@@ -306,6 +306,18 @@ def test_on_a_terminal_every_process_has_a_row_that_disappears_in_the_end() -> N
         ({"load_state": "loaded"}, "joined"),
         ({"load_state": "loaded", "memory_bytes": 9}, "measured"),
         ({"load_state": "loaded", "memory_bytes": 9, "loaded_bytes": 2048}, "holds 2.0 KiB"),
+        (
+            {
+                "load_state": "loading",
+                "loaded_bytes": 1024,
+                "total_bytes": 2048,
+                "sources": [
+                    {"source": "gateway fog:8080", "num_bytes": 24},
+                    {"source": "neighbour pi", "num_bytes": 1000},
+                ],
+            },
+            "loads 1.0 KiB of 2.0 KiB from neighbour pi",
+        ),
         ({"load_state": "failed", "error": "tensor x is damaged"}, "tensor x is damaged"),
     ],
 )

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from gateway.hub import is_hub_id, model_folder
+from gateway.hub import hub_place, is_hub_id, model_folder
 from gateway.model import ModelRefusedError
-from tests.support.hub_server import TOKEN, Hub, hub_server
+from tests.support.hub_server import COMMIT, TOKEN, Hub, hub_server
 from tests.support.model_folder import write_model_folder
 
 MODEL = "owner/tiny"
@@ -95,6 +95,15 @@ def test_a_model_is_downloaded_through_redirects_and_then_kept(
     hub.served.clear()
     assert downloader.download(MODEL, HF_HUB_OFFLINE="1")["folder"] == answer["folder"]
     assert hub.served == []
+
+
+def test_nodes_are_told_where_the_files_of_that_commit_are(downloader: Downloader) -> None:
+    folder = Path(downloader.download(f"{MODEL}@v1.0")["folder"])
+    place = hub_place(f"{MODEL}@v1.0", folder)
+    assert place is not None
+    assert (place.repository, place.revision) == (MODEL, COMMIT)
+    assert place.endpoint.startswith("https://")
+    assert hub_place(MODEL, folder.parent) is None
 
 
 def test_a_revision_is_asked_for_by_its_name(downloader: Downloader, hub: Hub) -> None:

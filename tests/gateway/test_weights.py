@@ -111,6 +111,16 @@ def test_the_manifests_urls_are_good_until_they_expire(api: Api) -> None:
         api.signer.check(manifest.revision, FILE, query, now_seconds=1000)
 
 
+def test_the_key_between_nodes_is_a_new_one_with_every_manifest(api: Api) -> None:
+    assert api.slot.served is not None
+    manifest = api.slot.served.manifest
+    keys = {with_urls(manifest, api.signer, expires).tensor_key for expires in (1000, 1000, 2000)}
+    assert len(keys) == 2
+    assert all(len(key) == 64 for key in keys)
+    other = UrlSigner(b"x" * 32, BASE_URL)
+    assert with_urls(manifest, other, expires=1000).tensor_key not in keys
+
+
 def test_the_key_is_made_once_and_is_nobody_elses(tmp_path: Path) -> None:
     key = load_key(tmp_path / "state")
     assert len(key) == 32

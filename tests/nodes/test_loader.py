@@ -10,7 +10,7 @@ import torch
 
 from broker.architecture import stage_tensor_names
 from broker.control import ModelManifest
-from broker.plan import LayerRange
+from broker.plan import LayerRange, ReadFrom
 from broker.registry import parse_config
 from nodes.checkpoint import TensorSource
 from nodes.loader import (
@@ -23,7 +23,12 @@ from nodes.loader import (
     StageBuilt,
     StageSpec,
 )
+from nodes.shelf import Shelf
+from nodes.supply import Supply
+from nodes.tensor_cache import TensorCache
 from tests.support.checkpoints import manifest_of, write_checkpoint
+from tests.support.range_server import Answer, serve_ranges
+from tests.support.sharing import manifest_elsewhere
 from tests.support.stages import generate
 
 
@@ -211,6 +216,50 @@ def test_a_damaged_tensor_is_named_and_what_came_before_it_is_not_read_again(
     loader.process(order(manifest, spec(manifest, 1, 3)))
     assert set(read) == names(manifest, (2, 3))
     assert isinstance(drain(loader)[-1], LoadFinished)
+
+
+def test_where_bytes_came_from_is_told_with_progress_and_in_the_end(
+    manifest: ModelManifest, tmp_path: Path
+) -> None:
+    with serve_ranges(tmp_path / "model") as server:
+        elsewhere = manifest_elsewhere(tmp_path / "model", server.url)
+        loader = Loader(tmp_path / "cache")
+        loader.process(order(elsewhere, spec(manifest, 1, 3)))
+    events = drain(loader)
+    num_bytes = sum(manifest.tensors[name].num_bytes for name in names(manifest, (1, 3)))
+    gateway = f"gateway {server.url.removeprefix('http://')}"
+    assert finished(events).sources == (ReadFrom(source=gateway, num_bytes=num_bytes),)
+    progress = [event for event in events if isinstance(event, LoadProgress)]
+    assert all(
+        sum(each.num_bytes for each in event.sources) <= event.loaded_bytes for event in progress
+    )
+    assert progress[-1].loaded_bytes == progress[-1].total_bytes == num_bytes
+    assert server.num_bytes == num_bytes
+
+
+def test_a_load_that_failed_tells_who_was_asked(manifest: ModelManifest, tmp_path: Path) -> None:
+    with serve_ranges(tmp_path / "model", lambda number: Answer(status=403)) as server:
+        elsewhere = manifest_elsewhere(tmp_path / "model", server.url)
+        loader = Loader(tmp_path / "cache")
+        loader.process(order(elsewhere, spec(manifest, 1, 2)))
+    (failed,) = (event for event in drain(loader) if isinstance(event, LoadFailed))
+    (source,) = failed.sources
+    assert source.problems >= 1
+    assert "status 403" in str(source.last_problem)
+
+
+def test_what_a_node_has_loaded_it_offers(manifest: ModelManifest, tmp_path: Path) -> None:
+    supply = Supply(TensorCache(tmp_path / "cache"))
+    loader = Loader(supply=supply, shelf=Shelf("http://here", supply.cache))
+    with serve_ranges(tmp_path / "model") as server:
+        elsewhere = manifest_elsewhere(tmp_path / "model", server.url)
+        loader.process(order(elsewhere, spec(manifest, 1, 3)))
+    offer = loader.exchange.offer(session=7)
+    assert offer is not None
+    (ranges,) = offer.tensors.values()
+    by_position = sorted(manifest.tensors)
+    offered = {by_position[p] for start, end in ranges for p in range(start, end)}
+    assert offered == names(manifest, (1, 3))
 
 
 def test_an_unknown_weight_format_fails_with_its_name(manifest: ModelManifest) -> None:

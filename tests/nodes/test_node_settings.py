@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from broker.settings import SettingsError, read_settings
-from nodes.settings import PREFIX, MemoryOffer, NodeSettings
+from nodes.settings import PREFIX, MemoryOffer, NodeSettings, parse_address
 
 MINIMAL = {"E2LLM_NODE_ID": "pi", "E2LLM_BROKER": "mqtt://pi:secret@10.0.0.1:1884"}
 
@@ -81,3 +81,31 @@ def test_nodes_of_one_host_share_a_cache_unless_told_otherwise(tmp_path: Path) -
     assert read().cache_folder(tmp_path) == tmp_path / "e2llm"
     assert read(state="/var/pi").cache_folder(tmp_path) == Path("/var/pi/cache")
     assert read(state="/var/pi", cache="/shared").cache_folder(tmp_path) == Path("/shared")
+
+
+def test_what_weights_take_on_disk_is_limited_by_size_or_share() -> None:
+    assert read().cache_limit_bytes(1000) == 500
+    assert read(cache_limit="10 %").cache_limit_bytes(1000) == 100
+    assert read(cache_limit="2 KiB").cache_limit_bytes(1000) == 2048
+    with pytest.raises(ValueError, match="cache_limit 'much'"):
+        read(cache_limit="much")
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("0.0.0.0:8090", ("0.0.0.0", 8090)), ("[::]:0", ("::", 0)), ("attic:1", ("attic", 1))],
+)
+def test_an_address_to_serve_on_is_a_host_and_a_port(text: str, address: tuple[str, int]) -> None:
+    assert parse_address(text) == address
+    assert read(serve=text).serve == text
+
+
+@pytest.mark.parametrize("text", ["8090", ":8090", "attic:", "attic:http", "attic:70000"])
+def test_another_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not an address and port"):
+        read(serve=text)
+
+
+def test_a_url_to_serve_under_needs_an_address_to_serve_on() -> None:
+    with pytest.raises(ValueError, match="nobody would answer"):
+        read(serve_url="http://attic:8090")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker import codec
-from broker.control import DeviceState, DeviceStatus, GatewayStatus, ModelManifest
+from broker.control import DeviceState, DeviceStatus, GatewayStatus, ModelManifest, TensorOffer
 from broker.events import Granted, GrantState, Lost, Tokens
 from broker.plan import LayerRange, LoadState, Replica
 from broker.registry import parse_config
@@ -18,6 +18,7 @@ from broker.topics import (
     DEVICE_PROFILE,
     DEVICE_STATUS,
     DEVICE_TELEMETRY,
+    DEVICE_TENSORS,
     GATEWAY_STATUS,
     MODEL,
     PLAN,
@@ -28,9 +29,10 @@ from broker.topics import (
 from broker.work import Open, Reserve, ReserveKind, Sampling
 from nodes.checkpoint import TensorSource
 from nodes.holdings import DRAIN_SECONDS, RETRY_SECONDS
+from nodes.shelf import Shelf
 from nodes.weights import LayerWeights
 from tests.support.checkpoints import manifest_of, write_checkpoint
-from tests.support.node_rig import CHUNK_TOKENS, SESSION, NodeRig, make_replica
+from tests.support.node_rig import CHUNK_TOKENS, SESSION, InlineLoader, NodeRig, make_replica
 from tests.support.stages import build_stages, fill_weights, generate
 
 PROMPT = tuple(range(3, 43))
@@ -226,6 +228,39 @@ def test_an_assignment_is_loaded_and_reported(rig: NodeRig, manifest: ModelManif
     assert "model.layers.1.mlp.down_proj.weight" in loaded.tensors
     assert "model.layers.2.mlp.down_proj.weight" not in loaded.tensors
     assert loaded.loaded_bytes == loaded.total_bytes > 0
+
+
+def test_a_node_that_hands_weights_on_announces_what_it_has_loaded(
+    manifest: ModelManifest,
+) -> None:
+    rig = NodeRig(loader=InlineLoader(shelf=Shelf("http://pi:8090", None)))
+    rig.start()
+    assert rig.retained(DEVICE_TENSORS) == TensorOffer(session=SESSION, url="http://pi:8090")
+    rig.serve(manifest)
+    everything = [(0, len(manifest.tensors))]
+    assert rig.retained(DEVICE_TENSORS).tensors == {manifest.revision: everything}
+
+
+def test_a_node_that_hands_nothing_on_takes_back_what_an_earlier_run_announced() -> None:
+    rig = NodeRig()
+    stale = TensorOffer(session=1, url="http://pi:8090", tensors={"r": [(0, 5)]})
+    rig.publish(DEVICE_TENSORS, stale, device="pi")
+    rig.start()
+    assert rig.retained(DEVICE_TENSORS) is None
+
+
+def test_a_node_knows_what_others_hand_on_until_they_take_it_back() -> None:
+    loader = InlineLoader()
+    rig = NodeRig(loader=loader)
+    rig.start()
+    offer = TensorOffer(session=1, url="http://attic:8090", tensors={"r": [(0, 5)]})
+    rig.publish(DEVICE_TENSORS, offer, device="attic")
+    rig.run(0.1)
+    (holder,) = loader.exchange.neighbours.holders("r", 4)
+    assert (holder.device, holder.url) == ("attic", "http://attic:8090")
+    rig.publish(DEVICE_TENSORS, b"", device="attic")
+    rig.run(0.1)
+    assert loader.exchange.neighbours.holders("r", 4) == []
 
 
 @pytest.mark.parametrize("last", ["plan", "model"])

@@ -223,12 +223,16 @@ class RealFog(ServiceFog):
             "E2LLM_NODE_STATE": str(self.folder / device),
             "E2LLM_NODE_CACHE": str(self.folder / "cache"),
             "OMP_NUM_THREADS": "1",
-            **self._settings,
+            **self._settings_of(device),
         }
         with (self.folder / f"{device}.log").open("ab") as log:
             self.nodes[device] = subprocess.Popen(
                 [sys.executable, "-m", "nodes"], stdout=log, stderr=log, env=environment
             )
+
+    def _settings_of(self, device: str) -> Mapping[str, str]:
+        """Return what is set for one node; for fogs in which nodes differ."""
+        return self._settings
 
     async def dropped_by_broker(self) -> int:
         """Return how many messages Mosquitto has dropped since its start."""
