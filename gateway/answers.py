@@ -41,11 +41,13 @@ class Chunk:
         json: The event's data.
         choice: Whose piece it brings; None: it brings none.
         is_head: It comes before all pieces.
+        name: Of the event, for clients that tell events apart by it.
     """
 
     json: str
     choice: int | None = None
     is_head: bool = False
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Event:
 
     data: str
     id: str | None = None
+    name: str | None = None
 
 
 @dataclass(slots=True)

@@ -14,28 +14,23 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.administration import add_administration_routes
-from gateway.bodies import parse_object
-from gateway.connection import EventStream, read_body, run_unless_interrupted
-from gateway.errors import ApiError, internal_error, not_ready
-from gateway.inference import (
-    CHAT,
-    COMPLETION,
-    Answer,
-    Form,
-    Inference,
-    RequestT,
-    unknown_model,
-)
-from gateway.model import ModelSlot, ServedModel
+from gateway.errors import ApiError, internal_error, invalid_value
+from gateway.inference import CHAT, COMPLETION, Inference, require_model
+from gateway.model import ModelSlot
+from gateway.ollama.routes import PREFIX, OllamaError, add_ollama_routes
+from gateway.openapi import GENERATION_ERRORS, body_of, document, errors
 from gateway.prompts import Prompts
 from gateway.requests import Engine
-from gateway.responses import ModelCard, ModelList
+from gateway.responses import ChatCompletion, Completion, ModelCard, ModelList, model_card
+from gateway.serving import Serving
 from gateway.settings import Settings
+from gateway.tokenization import add_tokenization_routes
 from gateway.weights import UrlSigner, WrongSignatureError
 
 
@@ -61,75 +56,58 @@ def create_app(
     app.add_middleware(RequestIds)
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(RequestValidationError, _answer_wrong_parameter)
     app.add_exception_handler(Exception, _answer_bug)
-    _add_inference_routes(app, Inference(engine, model, settings), settings, stopping)
+    serving = Serving(Inference(engine, model, settings), settings, stopping)
+    _add_inference_routes(app, serving)
     _add_model_routes(app, model)
+    add_tokenization_routes(app, serving, model)
+    add_ollama_routes(app, serving, model)
     _add_state_routes(app, engine, model, prompts)
     add_administration_routes(app, engine)
     _add_weights_route(app, model, signer)
+    document(app)
     return app
 
 
-def _add_inference_routes(
-    app: FastAPI, inference: Inference, settings: Settings, stopping: asyncio.Event
-) -> None:
-    async def answer(http: Request, form: Form[RequestT]) -> Response:
-        body = await read_body(http, settings.max_body_bytes)
-        found = await inference.begin(parse_object(body), form, len(body))
-        return await deliver(http, found)
+def _add_inference_routes(app: FastAPI, serving: Serving) -> None:
+    refusals = errors(*GENERATION_ERRORS)
 
-    async def deliver(http: Request, found: Answer[Any]) -> Response:
-        if found.is_streamed:
-            return EventStream(
-                found.events(),
-                stopping=stopping,
-                keep_alive_seconds=settings.keep_alive_seconds,
-            )
-        text = await run_unless_interrupted(http.receive, stopping, found.whole())
-        return Response(text, media_type="application/json")
-
-    # The bodies are read by hand: FastAPI's own reading has no limit and other errors.
-    def documented(request_type: type[Any]) -> dict[str, Any]:
-        schema = {"application/json": {"schema": request_type.model_json_schema()}}
-        return {"requestBody": {"required": True, "content": schema}}
-
-    @app.post("/v1/chat/completions", openapi_extra=documented(CHAT.request_type))
+    @app.post(
+        "/v1/chat/completions",
+        response_model=ChatCompletion,
+        openapi_extra=body_of(CHAT.request_type),
+        responses=refusals,
+    )
     async def chat_completions(http: Request) -> Response:
-        return await answer(http, CHAT)
+        return await serving.answer(http, CHAT)
 
-    @app.get("/fog/requests/{answer_id}")
+    @app.post(
+        "/v1/completions",
+        response_model=Completion,
+        openapi_extra=body_of(COMPLETION.request_type),
+        responses=refusals,
+    )
+    async def text_completions(http: Request) -> Response:
+        return await serving.answer(http, COMPLETION)
+
+    @app.get("/fog/requests/{answer_id}", response_model=None, responses=refusals)
     async def resume(http: Request, answer_id: str, stream: bool | None = None) -> Response:
         """Answer again what was asked before, or go on with it behind ``Last-Event-ID``."""
         last = http.headers.get("last-event-id")
-        return await deliver(http, await inference.resume(answer_id, last, stream=stream))
-
-    @app.post("/v1/completions", openapi_extra=documented(COMPLETION.request_type))
-    async def text_completions(http: Request) -> Response:
-        return await answer(http, COMPLETION)
+        found = await serving.inference.resume(answer_id, last, stream=stream)
+        return await serving.deliver(http, found)
 
 
 def _add_model_routes(app: FastAPI, slot: ModelSlot) -> None:
-    def card(model: ServedModel) -> ModelCard:
-        return ModelCard(
-            id=model.name,
-            object="model",
-            created=model.created,
-            owned_by="e2llm",
-            max_model_len=model.context_tokens,
-        )
-
     @app.get("/v1/models")
     async def models() -> ModelList:
-        served = [] if slot.served is None else [card(slot.served)]
+        served = [] if slot.served is None else [model_card(slot.served)]
         return ModelList(object="list", data=served)
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", responses=errors(404, 503))
     async def one_model(name: str) -> ModelCard:
-        if slot.served is None:
-            raise not_ready(f"the gateway is {slot.stage}", retry_after_seconds=5)
-        if name != slot.served.name:
-            raise unknown_model(name, slot.served.name)
-        return card(slot.served)
+        return model_card(require_model(slot, name))
 
 
 def _add_state_routes(
@@ -141,6 +119,11 @@ def _add_state_routes(
             "/v1/chat/completions",
             "/v1/completions",
             "/v1/models",
+            "/tokenize",
+            "/detokenize",
+            "/api/chat",
+            "/api/generate",
+            "/api/tags",
             "/fog/plan",
             "/fog/plans",
             "/fog/devices",
@@ -155,7 +138,7 @@ def _add_state_routes(
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses={503: {"description": "Not ready; says why"}})
     async def readyz() -> JSONResponse:
         readiness = slot.readiness(engine)
         content = asdict(readiness)
@@ -181,7 +164,8 @@ def _add_state_routes(
 
 
 def _add_weights_route(app: FastAPI, slot: ModelSlot, signer: UrlSigner) -> None:
-    @app.api_route("/weights/{revision}/{file}", methods=["GET", "HEAD"])
+    @app.head("/weights/{revision}/{file}", include_in_schema=False)
+    @app.get("/weights/{revision}/{file}", responses=errors(403, 404))
     async def weights(revision: str, file: str, http: Request) -> FileResponse:
         """Answer one file of the checkpoint, also in ranges, to who has a signed URL."""
         try:
@@ -220,7 +204,18 @@ class RequestIds:
 
 async def _answer_api_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+    body = error.body()
+    if http.url.path.startswith(PREFIX):
+        body = OllamaError(error=error.message).model_dump()
+    return JSONResponse(body, status_code=error.status, headers=error.headers)
+
+
+async def _answer_wrong_parameter(http: Request, error: Exception) -> Response:
+    """Answer a wrong parameter in the path or in the query."""
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()[0]
+    name = str(found["loc"][-1])
+    return await _answer_api_error(http, invalid_value(name, f"{name}: {found['msg']}"))
 
 
 async def _answer_http_error(http: Request, error: Exception) -> Response:
@@ -228,10 +223,11 @@ async def _answer_http_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase.lower()
     message = f"{phrase}: {http.method} {http.url.path}"
-    answer = ApiError(error.status_code, message, code=phrase.replace(" ", "_"))
-    return JSONResponse(answer.body(), status_code=error.status_code, headers=error.headers)
+    code = phrase.replace(" ", "_")
+    answer = ApiError(error.status_code, message, code=code, headers=error.headers)
+    return await _answer_api_error(http, answer)
 
 
 async def _answer_bug(http: Request, error: Exception) -> Response:
     """Answer an error of ours; the server logs its traceback."""
-    return JSONResponse(internal_error().body(), status_code=500)
+    return await _answer_api_error(http, internal_error())

@@ -7,8 +7,9 @@ from contextlib import aclosing
 from typing import Any
 
 from gateway.answers import Chunk, Piece, tallies
-from gateway.errors import ApiError
+from gateway.errors import ApiError, invalid_value
 from gateway.logprobs import chat_logprobs
+from gateway.messages import Message
 from gateway.model import ServedModel
 from gateway.requests import Generation
 from gateway.responses import (
@@ -28,6 +29,17 @@ def encode_prompts(request: ChatRequest, model: ServedModel) -> list[tuple[int, 
     """Return the token ids of the one prompt that the messages make.
 
     Raises:
+        ApiError: As `render`.
+    """
+    # The template writes the special tokens itself.
+    text = render(request.messages, model)
+    return [model.tokenizer.encode(text, add_special_tokens=False)]
+
+
+def render(messages: Sequence[Message], model: ServedModel) -> str:
+    """Return the text of the prompt that messages make.
+
+    Raises:
         ApiError: The model has no chat template, or it refuses the messages.
     """
     if model.template is None:
@@ -38,11 +50,9 @@ def encode_prompts(request: ChatRequest, model: ServedModel) -> list[tuple[int, 
             code="no_chat_template",
         )
     try:
-        text = model.template.render([message.for_template() for message in request.messages])
+        return model.template.render([message.for_template() for message in messages])
     except ChatTemplateError as error:
-        raise ApiError(400, str(error), param="messages", code="invalid_value") from error
-    # The template writes the special tokens itself.
-    return [model.tokenizer.encode(text, add_special_tokens=False)]
+        raise invalid_value("messages", str(error)) from error
 
 
 async def collect(

@@ -6,7 +6,6 @@ Both end the work on the nodes at once, for streams and for whole answers alike.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from gateway.errors import (
     internal_error,
     stopping_error,
 )
+from gateway.framing import SERVER_SENT_EVENTS, Framing
 
 ResultT = TypeVar("ResultT")
 
@@ -57,19 +57,18 @@ async def run_unless_interrupted(
 
 
 class EventStream(Response):
-    """Server-sent events: a ``data`` line per event, ``[DONE]`` at the end.
+    """A streamed answer, an event at a time.
 
-    The status line is sent with the first event, or with the first keep-alive comment: an
-    error before that is an HTTP error, an error after that the last event.
+    The status line is sent with the first event, or with the first keep-alive: an error
+    before that is an HTTP error, an error after that the last event.
 
     Args:
         events: Closed in any case. It raises `ApiError`; all else is a bug.
         stopping: Set when the gateway stops.
-        keep_alive_seconds: A comment is sent after this silence, so that proxies and clients
-            wait through a queue or a slow prefill.
+        keep_alive_seconds: A keep-alive is sent after this silence, so that proxies and
+            clients wait through a queue or a slow prefill.
+        framing: How all this stands on the wire.
     """
-
-    media_type = "text/event-stream"
 
     def __init__(
         self,
@@ -77,8 +76,11 @@ class EventStream(Response):
         *,
         stopping: asyncio.Event,
         keep_alive_seconds: float,
+        framing: Framing = SERVER_SENT_EVENTS,
     ) -> None:
         self.status_code = 200
+        self.media_type = framing.media_type
+        self._framing = framing
         self.background = None
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         # No length is known before the end.
@@ -109,8 +111,9 @@ class EventStream(Response):
     async def _send_events(self, send: Send) -> None:
         try:
             async for event in _with_pauses(self._events, self._keep_alive_seconds):
+                framing = self._framing
                 await self._send(
-                    send, b": keep-alive\n\n" if event is None else _data(event.data, event.id)
+                    send, framing.keep_alive() if event is None else framing.event(event)
                 )
         except Exception as error:
             if not self._started:
@@ -121,11 +124,11 @@ class EventStream(Response):
             await self._send_error(send, internal_error())
             raise
         else:
-            await self._send(send, _data("[DONE]"))
+            await self._send(send, self._framing.end())
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_error(self, send: Send, answer: ApiError) -> None:
-        await self._send(send, _data(json.dumps(answer.body(), ensure_ascii=False)))
+        await self._send(send, self._framing.error(answer))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, data: bytes) -> None:
@@ -139,12 +142,6 @@ class EventStream(Response):
                 }
             )
         await send({"type": "http.response.body", "body": data, "more_body": True})
-
-
-def _data(data: str, event_id: str | None = None) -> bytes:
-    # JSON and `[DONE]` have no line feed outside of escapes, so one line is enough.
-    head = "" if event_id is None else f"id: {event_id}\n"
-    return f"{head}data: {data}\n\n".encode()
 
 
 async def _with_pauses(

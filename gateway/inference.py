@@ -158,7 +158,7 @@ class Answer(Generic[RequestT]):
             async with aclosing(stream):
                 async for chunk in stream:
                     if not self._is_seen(chunk):
-                        yield Event(chunk.json, self._position_after(chunk))
+                        yield Event(chunk.json, self._position_after(chunk), chunk.name)
         except EngineError as error:
             raise from_engine(error, form.prompt_param) from error
 
@@ -286,7 +286,7 @@ class Inference:
         created: int,
         drawn_seed: int,
     ) -> tuple[list[Generation], ServedModel]:
-        model = self._served(request)
+        model = require_model(self._model, request.model)
         if num_bytes > _LONG_BODY_BYTES:
             prompts = await asyncio.to_thread(form.encode, request, model)
         else:
@@ -303,14 +303,6 @@ class Inference:
             drawn_seed=drawn_seed,
         )
         return generations, model
-
-    def _served(self, request: GenerationRequest) -> ServedModel:
-        model = self._model.served
-        if model is None:
-            raise not_ready(f"the gateway is {self._model.stage}", _RETRY_SECONDS)
-        if request.model is not None and request.model != model.name:
-            raise unknown_model(request.model, model.name)
-        return model
 
     def _limits(self, model: ServedModel) -> Limits:
         largest = self._engine.largest_request_tokens()
@@ -333,6 +325,16 @@ def _head(answer_id: str, created: int, model: ServedModel) -> dict[str, Any]:
 
 def _is_id(answer_id: str, form: Form[Any]) -> bool:
     return re.fullmatch(rf"{form.id_prefix}-[0-9a-f]{{24}}", answer_id) is not None
+
+
+def require_model(slot: ModelSlot, asked: str | None) -> ServedModel:
+    """Return the model that is served; `ApiError` when there is none yet, or another is asked."""
+    model = slot.served
+    if model is None:
+        raise not_ready(f"the gateway is {slot.stage}", _RETRY_SECONDS)
+    if asked is not None and asked != model.name:
+        raise unknown_model(asked, model.name)
+    return model
 
 
 def unknown_model(asked: str, served: str) -> ApiError:

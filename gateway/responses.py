@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from gateway.model import ServedModel
 from gateway.requests import Generation
 
 
@@ -152,13 +153,25 @@ class Completion(Head):
 
 
 class ModelCard(Response):
-    """A model in ``GET /v1/models``; ``max_model_len`` as in vLLM."""
+    """A model in ``GET /v1/models``; ``max_model_len`` as in vLLM.
+
+    Attributes:
+        revision: Equal revisions are equal models.
+        weights, kv_format: Formats in which nodes hold them.
+        is_chat: Whether it has a chat template.
+    """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     max_model_len: int
+    revision: str
+    family: str
+    weights: str
+    kv_format: str
+    vocabulary_size: int
+    is_chat: bool
 
 
 class ModelList(Response):
@@ -166,3 +179,21 @@ class ModelList(Response):
 
     object: Literal["list"]
     data: list[ModelCard]
+
+
+def model_card(model: ServedModel) -> ModelCard:
+    """Return what clients are told of a model."""
+    manifest = model.manifest
+    return ModelCard(
+        id=model.name,
+        object="model",
+        created=model.created,
+        owned_by="e2llm",
+        max_model_len=model.context_tokens,
+        revision=manifest.revision,
+        family=str(manifest.config.get("model_type", "")),
+        weights=manifest.weights,
+        kv_format=manifest.kv_format,
+        vocabulary_size=model.config.vocab_size,
+        is_chat=model.template is not None,
+    )

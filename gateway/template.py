@@ -35,9 +35,14 @@ class _GenerationTag(Extension):
 
 
 class ChatTemplate:
-    """A compiled chat template with the checkpoint's special tokens."""
+    """A compiled chat template with the checkpoint's special tokens.
+
+    Attributes:
+        source: As the checkpoint has it.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self.source = source
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True,
             lstrip_blocks=True,

@@ -72,9 +72,9 @@ class Tokenizer:
         """Return the ids of ``text``; special tokens written in it count as such."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of ``token_ids``; special and unknown ids have none."""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+    def decode(self, token_ids: Sequence[int], *, keep_special: bool = False) -> str:
+        """Return the text of ids; special ones have none unless kept, unknown ones never."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=not keep_special)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return what one token stands for, perhaps a part of a character; b"" if unknown."""

@@ -235,7 +235,7 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read(api: Api) -> N
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"), [("GET", CHAT, 405), ("POST", "/v1/embeddings", 404)]
+    ("method", "path", "status"), [("GET", CHAT, 405), ("POST", "/v1/images/generations", 404)]
 )
 async def test_what_is_not_there_is_an_error_object(
     api: Api, method: str, path: str, status: int

@@ -1,0 +1,97 @@
+"""Ollama's routes, for tools that speak nothing else: ``/api/chat``, ``/api/generate``, ..."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from gateway.inference import Form, require_model
+from gateway.model import ModelSlot
+from gateway.ollama.answers import (
+    OLLAMA_CHAT,
+    OLLAMA_GENERATE,
+    OLLAMA_RAW,
+    OllamaAnswer,
+    framing,
+    nothing_asked,
+)
+from gateway.ollama.models import show_body, tag_body
+from gateway.ollama.requests import OllamaChat, OllamaGenerate, OllamaShow
+from gateway.openapi import GENERATION_ERRORS, body_of, errors
+from gateway.serving import Serving
+
+PREFIX: Final = "/api/"
+OLLAMA_VERSION: Final = "0.12.0"
+"""Whose interface this is, nearly: tools look at the number to see what they may ask for."""
+
+
+class OllamaError(BaseModel):
+    """What went wrong, in words."""
+
+    error: str
+
+
+def add_ollama_routes(app: FastAPI, serving: Serving, slot: ModelSlot) -> None:
+    """Add Ollama's routes."""
+    refusals = errors(*GENERATION_ERRORS, model=OllamaError)
+
+    async def answer(
+        http: Request, form: Form[Any], content: dict[str, Any], num_bytes: int, *, is_chat: bool
+    ) -> Response:
+        found = await serving.inference.begin(content, form, num_bytes)
+        return await serving.deliver(http, found, framing(content["model"], is_chat=is_chat))
+
+    def loaded(asked: str, *, is_chat: bool) -> Response:
+        name = require_model(slot, asked).name
+        text = nothing_asked(name, is_chat=is_chat).json_text()
+        return Response(text, media_type="application/json")
+
+    @app.post(
+        "/api/chat",
+        response_model=OllamaAnswer,
+        openapi_extra=body_of(OllamaChat),
+        responses=refusals,
+    )
+    async def ollama_chat(http: Request) -> Response:
+        request, num_bytes = await serving.read_as(http, OllamaChat)
+        content = request.ours()
+        if not request.messages:
+            return loaded(content["model"], is_chat=True)
+        return await answer(http, OLLAMA_CHAT, content, num_bytes, is_chat=True)
+
+    @app.post(
+        "/api/generate",
+        response_model=OllamaAnswer,
+        openapi_extra=body_of(OllamaGenerate),
+        responses=refusals,
+    )
+    async def ollama_generate(http: Request) -> Response:
+        request, num_bytes = await serving.read_as(http, OllamaGenerate)
+        if not request.prompt:
+            return loaded(request.common()["model"], is_chat=False)
+        form, content = (
+            (OLLAMA_RAW, request.as_text()) if request.raw else (OLLAMA_GENERATE, request.as_chat())
+        )
+        return await answer(http, form, content, num_bytes, is_chat=False)
+
+    @app.get("/api/tags")
+    @app.get("/api/ps")
+    async def ollama_tags() -> dict[str, Any]:
+        """Return the model that is served."""
+        return {"models": [] if slot.served is None else [tag_body(slot.served)]}
+
+    @app.post(
+        "/api/show",
+        openapi_extra=body_of(OllamaShow),
+        responses=errors(400, 404, 413, 503, model=OllamaError),
+    )
+    async def ollama_show(http: Request) -> dict[str, Any]:
+        request, _ = await serving.read_as(http, OllamaShow)
+        return show_body(require_model(slot, request.asked))
+
+    @app.get("/api/version")
+    async def ollama_version() -> dict[str, str]:
+        return {"version": OLLAMA_VERSION}
