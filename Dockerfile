@@ -44,6 +44,7 @@ ENV PATH=/opt/e2llm/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     OMP_WAIT_POLICY=PASSIVE \
     MALLOC_ARENA_MAX=2 \
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
     TOKENIZERS_PARALLELISM=false
 USER e2llm
 WORKDIR /var/lib/e2llm

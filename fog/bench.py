@@ -25,7 +25,7 @@ from broker.codec import decode_control, encode_control
 from fog.model_choice import DEMO_MODEL, DEMO_QUESTION
 from fog.output import write_json
 from fog.quantities import format_bytes
-from fog.services import PACKAGE_ROOT, python_command, python_path
+from fog.services import NODE_ENVIRON, PACKAGE_ROOT, python_command, python_path
 from fog.shapes import shapes
 
 if TYPE_CHECKING:
@@ -136,7 +136,9 @@ def _run(task: BenchTask) -> Iterator[Said]:
     environ = {
         **os.environ,
         "OMP_NUM_THREADS": str(task.threads),
-        "THP_MEM_ALLOC_ENABLE": "1",  # as nodes have it
+        # As nodes have them.
+        "THP_MEM_ALLOC_ENABLE": "1",
+        "GLIBC_TUNABLES": NODE_ENVIRON["GLIBC_TUNABLES"],
         "PYTHONPATH": python_path(os.environ.get("PYTHONPATH", ""), PACKAGE_ROOT),
     }
     process = subprocess.Popen(

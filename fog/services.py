@@ -32,6 +32,8 @@ NODE_ENVIRON: Final = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "KMP_BLOCKTIME": "0",
     "MALLOC_ARENA_MAX": "2",
+    # Matrices of less than 2 MiB in huge pages as well.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
 # The gateway and the planner go first, then nodes say goodbye through the broker.

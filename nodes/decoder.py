@@ -8,7 +8,9 @@ computes a position never depends on when or with whom it is computed (design, s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -82,30 +84,37 @@ class Block:
 
     def project(
         self, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return rotated queries (n, heads, head_dim), rotated keys and values of all rows."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what attention takes of all rows, in the memory of one product.
+
+        Rotated queries (n, heads, head_dim), and keys, rotated, beside values:
+        (n, 2, kv_heads, head_dim).
+        """
         config, weights = self._config, self._weights
         qkv = weights.qkv(hidden, weights.before_attention).view(len(hidden), -1, config.head_dim)
-        qk, v = torch.split(qkv, [config.num_heads + config.num_kv_heads, config.num_kv_heads], 1)
+        q, kv = qkv.split([config.num_heads, 2 * config.num_kv_heads], 1)
         if weights.q_norm is not None and weights.k_norm is not None:
-            q, k = qk[:, : config.num_heads], qk[:, config.num_heads :]
-            if config.qk_norm is QkNorm.ROW:
-                q, k = q.flatten(1), k.flatten(1)
-            qk = torch.cat((weights.q_norm(q), weights.k_norm(k)), 1)
-            qk = qk.view(len(hidden), -1, config.head_dim)
-        rotated = rotate(qk, rotary)
-        return rotated[:, : config.num_heads], rotated[:, config.num_heads :], v
+            for norm, part in ((weights.q_norm, q), (weights.k_norm, kv[:, : config.num_kv_heads])):
+                rows = part.flatten(1) if config.qk_norm is QkNorm.ROW else part
+                part.copy_(norm(rows).view(part.shape))
+        rotate(qkv[:, : config.num_heads + config.num_kv_heads], rotary)
+        return q, kv.view(len(hidden), 2, config.num_kv_heads, config.head_dim)
 
     def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Return the block's output from its input and the attention's (n, heads * head_dim)."""
-        weights, scale = self._weights, self._config.scales.residual
-        added = weights.output(attended)
-        if weights.after_attention is not None:
-            added = weights.after_attention(added)
-        hidden = torch.add(hidden, added, alpha=scale)
-        added = weights.feed_forward(hidden, weights.before_feed_forward)
-        if weights.after_feed_forward is not None:
-            added = weights.after_feed_forward(added)
+        weights = self._weights
+        hidden = self._join(hidden, partial(weights.output, attended), weights.after_attention)
+        feed_forward = partial(weights.feed_forward, hidden, weights.before_feed_forward)
+        return self._join(hidden, feed_forward, weights.after_feed_forward)
+
+    def _join(
+        self, hidden: torch.Tensor, part: Callable[..., torch.Tensor], norm: Norm | None
+    ) -> torch.Tensor:
+        """Return ``hidden`` plus what ``part`` gives, normalised; by its own sum if it can be."""
+        scale = self._config.scales.residual
+        if norm is None and scale == 1:
+            return part(residual=hidden)
+        added = part() if norm is None else norm(part())
         return torch.add(hidden, added, alpha=scale)
 
 
@@ -160,18 +169,21 @@ def chunk_mask(
     return mask.masked_fill_(hidden, -math.inf).repeat(config.num_heads // config.num_kv_heads, 1)
 
 
-def attend_position(query: torch.Tensor, keys_values: torch.Tensor, scores: Scores) -> torch.Tensor:
+def attend_position(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scores: Scores
+) -> torch.Tensor:
     """Attention of one position over all that it sees.
 
     Args:
         query: (1, kv_heads, heads per key head, head_dim).
-        keys_values: (2, kv_heads, length, head_dim), the position included.
+        keys: (1, kv_heads, length, head_dim), the position included.
+        values: Like ``keys``.
         scores: Of the block.
 
     Returns:
         Like ``query``.
     """
-    return _attend(query, keys_values[:1], keys_values[1:], None, scores)
+    return _attend(query, keys, values, None, scores)
 
 
 def _attend(

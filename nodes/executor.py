@@ -26,8 +26,12 @@ from nodes.weights import LayerWeights
 ByLayer = Generator[None, None, torch.Tensor]
 """A computation that pauses after each layer and returns its result at the end."""
 
-# Layer index within the stage, queries, keys and values of all rows, to what attention gives.
-_Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# Layer index within the stage, queries, and keys and values of all rows, as `Block.project`
+# gives them, to what attention gives.
+_Attention = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Keys and values, each (1, kv_heads, length, head_dim), that a position of one layer sees.
+_Sight = tuple[torch.Tensor, torch.Tensor]
 
 
 class StageExecutor:
@@ -175,10 +179,9 @@ class StageExecutor:
         slab, end = self._append_to(key, hidden, start_position)
         sights = {w: self._chunk_sight(w, start_position, end) for w in self._windows}
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        def attend(layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
             keys, values = slab.data[layer]
-            keys[start_position:end] = k
-            values[start_position:end] = v
+            slab.data[layer, :, start_position:end] = kv.transpose(0, 1)
             first, mask = sights[self._layers[layer].window]
             scores = self._blocks[layer].scores
             return attend_chunk(q, keys[first:end], values[first:end], mask, scores)
@@ -200,10 +203,8 @@ class StageExecutor:
         slab, end = self._append_to(key, hidden, start_position)
         sights = [self._sight(slab, position) for position in range(start_position, end)]
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            keys, values = slab.data[layer]
-            keys[start_position:end] = k
-            values[start_position:end] = v
+        def attend(layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+            slab.data[layer, :, start_position:end] = kv.transpose(0, 1)
             return self._attend_rows(layer, q, [sight[layer] for sight in sights])
 
         positions = torch.arange(start_position, end, device=self._device)
@@ -230,9 +231,9 @@ class StageExecutor:
         sights = [self._sight(slab, position) for slab, position in rows]
         targets = [slab.data[:, :, position].unbind() for slab, position in rows]
 
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            for target, kv in zip(targets, torch.stack((k, v), 1), strict=True):
-                target[layer].copy_(kv)
+        def attend(layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+            for target, row in zip(targets, kv.unbind(), strict=True):
+                target[layer].copy_(row)
             return self._attend_rows(layer, q, [sight[layer] for sight in sights])
 
         lengths = [position for _, position in rows]
@@ -330,8 +331,8 @@ class StageExecutor:
         rotary = {rope: table(positions, end) for rope, table in self._rotary.items()}
         for layer, block in enumerate(self._blocks):
             rope = self._layers[layer].rope
-            q, k, v = block.project(hidden, None if rope is None else rotary[rope])
-            attended = attend(layer, q.to(self._kv_dtype), k, v)
+            q, kv = block.project(hidden, None if rope is None else rotary[rope])
+            attended = attend(layer, q.to(self._kv_dtype), kv)
             hidden = block.finish(hidden, attended.to(self._dtype))
             yield
         return hidden
@@ -343,23 +344,31 @@ class StageExecutor:
         columns, n = range(first, end), end - start
         return first, chunk_mask(self.config, window, columns, n, self._kv_dtype, self._device)
 
-    def _sight(self, slab: Slab, position: int) -> Sequence[torch.Tensor]:
-        """Return what ``position`` sees, per layer: (2, kv_heads, length, head_dim)."""
+    def _sight(self, slab: Slab, position: int) -> Sequence[_Sight]:
+        """Return what ``position`` sees, per layer."""
         by_window = {
             window: slab.data[:, :, first_seen(window, position) : position + 1]
             .transpose(2, 3)
+            .unsqueeze(2)
+            .flatten(0, 1)
             .unbind()
             for window in self._windows
         }
-        return [by_window[layer.window][index] for index, layer in enumerate(self._layers)]
+        # All at once: each view costs several times as much between two matrices, which leave
+        # nothing in the caches.
+        return [
+            (by_window[layer.window][2 * index], by_window[layer.window][2 * index + 1])
+            for index, layer in enumerate(self._layers)
+        ]
 
-    def _attend_rows(
-        self, layer: int, q: torch.Tensor, sights: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
+    def _attend_rows(self, layer: int, q: torch.Tensor, sights: Sequence[_Sight]) -> torch.Tensor:
         """Attend row by row, so that no row's result depends on another."""
         scores = self._blocks[layer].scores
         queries = q.reshape(len(q), 1, self.config.num_kv_heads, -1, self.config.head_dim)
-        attended = [attend_position(*row, scores) for row in zip(queries, sights, strict=True)]
+        attended = [
+            attend_position(query, keys, values, scores)
+            for query, (keys, values) in zip(queries.unbind(), sights, strict=True)
+        ]
         return torch.cat(attended).view(len(q), -1)
 
     def _part(self, slab: Slab, layers: LayerRange, start: int, end: int) -> torch.Tensor:

@@ -24,8 +24,13 @@ _VECTOR: Final = 64  # a multiple of what torch's vector loops take at a time
 class FeedForward(Protocol):
     """The second half of a block."""
 
-    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
-        """Return (n, hidden) of (n, hidden), normalised by ``norm`` on the way in."""
+    def __call__(
+        self, x: torch.Tensor, norm: Norm | None = None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return (n, hidden) of (n, hidden), normalised by ``norm`` on the way in.
+
+        With ``residual`` (n, hidden), the sum with it.
+        """
 
     @property
     def num_bytes(self) -> int:
@@ -49,9 +54,11 @@ class Mlp:
     def __init__(self, gate_up: Linear, down: Linear, activation: Activation) -> None:
         self._gate_up, self._down, self._activation = gate_up, down, activation
 
-    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, norm: Norm | None = None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
         gate, up = self._gate_up(x, norm).chunk(2, -1)
-        return self._down(activate(gate, up, self._activation))
+        return self._down(activate(gate, up, self._activation), residual=residual)
 
     @property
     def num_bytes(self) -> int:
@@ -82,7 +89,9 @@ class Mixture:
         self._config, self._experts = config, tuple(experts)
         self._router, self._bias = router, bias
 
-    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, norm: Norm | None = None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
         x = norm(x) if norm else x
         shares, chosen = self._route(x)
         # Sorted by expert: a stretch of rows for each, and each row's sum in experts' order.
@@ -96,7 +105,7 @@ class Mixture:
                 mine = rows[part]
                 result.index_add_(0, mine, self._experts[expert](x[mine]) * shares[part])
                 start += count
-        return result
+        return result if residual is None else result.add_(residual)
 
     def _route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each row's shares and experts, (n, active) both.
@@ -129,7 +138,7 @@ def activate(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> to
     function = _FUNCTIONS[activation.name]
     limit, slope = activation.limit, activation.slope
     if limit is None:
-        return _by_row(function, gate) * up
+        return _by_row(function, gate).mul_(up)
     # In place, because rows that are apart in memory stay so (see `_by_row`).
     gate.clamp_(max=limit).mul_(slope)
     return _by_row(function, gate).div_(slope) * up.clamp_(-limit, limit).add_(1)

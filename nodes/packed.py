@@ -37,10 +37,13 @@ Bare = Callable[[], object]
 class Linear(Protocol):
     """A matrix (rows, columns) that is multiplied from the right, with its bias."""
 
-    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
-        """Return (n, rows) of (n, columns), in the element type of ``x``.
+    def __call__(
+        self, x: torch.Tensor, norm: Norm | None = None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return (n, rows) of (n, columns), in the element type of ``x``; memory of its own.
 
-        With ``norm``, of the normalised rows, which then need not be written down.
+        With ``norm``, of the normalised rows, which then need not be written down. With
+        ``residual`` (n, rows), the sum with it.
         """
 
     def bare(self, x: torch.Tensor) -> Bare:
@@ -57,8 +60,10 @@ class FloatLinear:
     def __init__(self, matrix: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self.matrix, self._bias = matrix, bias
 
-    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
-        return F.linear(norm(x) if norm else x, self.matrix, self._bias)
+    def __call__(
+        self, x: torch.Tensor, norm: Norm | None = None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return _sum(F.linear(norm(x) if norm else x, self.matrix, self._bias), residual)
 
     def bare(self, x: torch.Tensor) -> Bare:
         return partial(F.linear, x, self.matrix)
@@ -75,8 +80,10 @@ class PackedFloatLinear:
         self._packed, self._bias = pack(matrix), bias
         self._matrix_bytes = matrix.nbytes
 
-    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
-        return multiply(norm(x) if norm else x, self._packed, self._bias)
+    def __call__(
+        self, x: torch.Tensor, norm: Norm | None = None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return _sum(multiply(norm(x) if norm else x, self._packed, self._bias), residual)
 
     def bare(self, x: torch.Tensor) -> Bare:
         return partial(multiply, x, self._packed, None)
@@ -104,8 +111,10 @@ class Int8Linear:
         self._bias = bias
         self._values_bytes = values.nbytes
 
-    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
-        return self.of_codes(self.encode(x, norm))
+    def __call__(
+        self, x: torch.Tensor, norm: Norm | None = None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self.of_codes(self.encode(x, norm), residual)
 
     def bare(self, x: torch.Tensor) -> Bare:
         return partial(self._product, self.encode(x).whole)
@@ -114,10 +123,25 @@ class Int8Linear:
         """Return rows as this matrix and those of the same kernel take them."""
         return encode(x, self._bits, norm)
 
-    def of_codes(self, codes: Codes) -> torch.Tensor:
+    def of_codes(self, codes: Codes, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Return float32 (n, rows) of rows that are encoded already."""
-        result = self._product(codes.whole).mul_(codes.step).addcmul_(codes.offset, self._ones)
-        return result if self._bias is None else result.add_(self._bias)
+        product = self._product(codes.whole)
+        start = self._bias if residual is None else _sum(residual, self._bias)
+        if start is None:
+            return product.mul_(codes.step).addcmul_(codes.offset, self._ones)
+        return torch.addcmul(start, codes.offset, self._ones).addcmul_(product, codes.step)
+
+    def write(self, codes: Codes, result: torch.Tensor) -> None:
+        """Put what `of_codes` gives into (n, rows) of another tensor's columns."""
+        torch.mul(codes.offset, self._ones, out=result)
+        result.addcmul_(self._product(codes.whole), codes.step)
+        if self._bias is not None:
+            result.add_(self._bias)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the matrix."""
+        return len(self._ones)
 
     @property
     def num_bytes(self) -> int:
@@ -134,10 +158,16 @@ class StackedLinear:
 
     def __init__(self, parts: Sequence[Int8Linear]) -> None:
         self._parts = tuple(parts)
+        self._sizes = [part.num_rows for part in self._parts]
 
-    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, norm: Norm | None = None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
         codes = self._parts[0].encode(x, norm)
-        return torch.cat([part.of_codes(codes) for part in self._parts], -1)
+        result = x.new_empty((len(x), sum(self._sizes)))
+        for part, columns in zip(self._parts, result.split(self._sizes, -1), strict=True):
+            part.write(codes, columns)
+        return _sum(result, residual)
 
     def bare(self, x: torch.Tensor) -> Bare:
         calls = [part.bare(x) for part in self._parts]
@@ -163,10 +193,12 @@ class Int4Linear:
         self._steps = torch.stack((steps, torch.zeros_like(steps)), -1).bfloat16()
         self._bias = bias
 
-    def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, norm: Norm | None = None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
         normed = x * norm.gains * norm.factors(x) if norm else x
         result = self._product(normed.bfloat16())[:, : self._rows].to(x.dtype)
-        return result if self._bias is None else result.add_(self._bias)
+        return _sum(_sum(result, self._bias), residual)
 
     def bare(self, x: torch.Tensor) -> Bare:
         return partial(self._product, x.bfloat16())
@@ -277,6 +309,10 @@ def check_int4() -> None:
     error_ratio = float((together - expected).norm() / expected.norm())
     if not torch.equal(alone, together) or not error_ratio < 0.2:
         raise UnsupportedModelError(f"torch's kernel for int4 weights is wrong here; {remedy}")
+
+
+def _sum(one: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
+    return one if other is None else one + other
 
 
 def _nbytes(bias: torch.Tensor | None) -> int:

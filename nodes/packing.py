@@ -29,7 +29,10 @@ from nodes.packed import (
 )
 from nodes.tensors import DTYPES
 
-_HEAD_ROWS: Final = 1 << 13  # packed at a time: a head may be a third of a small model
+# Packed at a time, since a head may be a third of a small model. Not less: each call of a
+# kernel begins with cold caches, which takes 120 microseconds.
+_HEAD_BYTES: Final = 1 << 25
+_HEAD_ROWS: Final = 1 << 10  # a multiple of them
 
 
 REFERENCE: Final = "float64"
@@ -82,7 +85,8 @@ class Packing:
         """Return the head's matrix."""
         if not self._is_integer:
             return FloatLinear(self.merged(tensors, shape))
-        parts = (part for tensor in tensors for part in torch.split(tensor, _HEAD_ROWS))
+        rows = max(_HEAD_BYTES // shape[1] // _HEAD_ROWS, 1) * _HEAD_ROWS
+        parts = (part for tensor in tensors for part in torch.split(tensor, rows))
         return StackedLinear(
             [Int8Linear(self._kernel, *quantise_int8([part], len(part))) for part in parts]
         )

@@ -45,16 +45,15 @@ class RotaryTable:
 
 
 def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-    """Return (n, heads, head_dim) rotated by what a `RotaryTable` gives; None: as it is."""
+    """Rotate (n, heads, head_dim) in place by what a `RotaryTable` gives; None: not at all."""
     if rotary is None:
         return x
     cos, sin = rotary
     num_rotated = cos.shape[-1]
     part = x[..., :num_rotated]
-    rotated = torch.addcmul(part * cos, part.roll(num_rotated // 2, -1), sin)
-    if num_rotated == x.shape[-1]:
-        return rotated
-    return torch.cat((rotated, x[..., num_rotated:]), -1)
+    swapped = part.roll(num_rotated // 2, -1)
+    part.mul_(cos).addcmul_(swapped, sin)
+    return x
 
 
 def inverse_frequencies(rope: Rope, num_dims: int) -> torch.Tensor:

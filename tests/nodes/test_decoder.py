@@ -80,7 +80,8 @@ def test_attention_of_a_position_is_over_all_that_it_sees(length: int, num_kv_he
     query, keys, values = random_qkv(config, length, 1)
     actual = attend_position(
         query.view(1, num_kv_heads, -1, config.head_dim),
-        torch.stack((keys, values)).transpose(1, 2),
+        keys.transpose(0, 1)[None],
+        values.transpose(0, 1)[None],
         Scores(),
     )
     expected = attend_by_definition(config, query, keys, values, Scores())
@@ -91,8 +92,9 @@ def test_attention_of_a_position_is_over_all_that_it_sees(length: int, num_kv_he
 def test_a_position_is_attended_as_in_a_chunk(how: str) -> None:
     config = config_of(sliding_window=None)
     query, keys, values = random_qkv(config, 19, 1)
-    grouped, both = query.view(1, 2, 3, config.head_dim), torch.stack((keys, values))
-    actual = attend_position(grouped, both.transpose(1, 2), SCORES[how])
+    grouped = query.view(1, 2, 3, config.head_dim)
+    seen = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+    actual = attend_position(grouped, *seen, SCORES[how])
     expected = attend_by_definition(config, query, keys, values, SCORES[how])
     torch.testing.assert_close(actual.reshape(1, -1), expected, atol=1e-6, rtol=1e-5)
 
@@ -101,8 +103,9 @@ def test_a_position_is_attended_as_in_a_chunk(how: str) -> None:
 def test_scores_are_not_rounded_where_the_kv_cache_is_bfloat16(how: str) -> None:
     config = config_of(sliding_window=None)
     query, keys, values = (x.bfloat16() for x in random_qkv(config, 77, 1))
-    grouped, both = query.view(1, 2, 3, config.head_dim), torch.stack((keys, values))
-    actual = attend_position(grouped, both.transpose(1, 2), SCORES[how])
+    grouped = query.view(1, 2, 3, config.head_dim)
+    seen = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+    actual = attend_position(grouped, *seen, SCORES[how])
     expected = attend_by_definition(config, query, keys, values, SCORES[how])
     # Half a unit in the last place: the result alone was rounded.
     torch.testing.assert_close(actual.reshape(1, -1).float(), expected, atol=0, rtol=2**-8)

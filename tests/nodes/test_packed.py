@@ -28,6 +28,7 @@ from nodes.packed import (
     Int4Linear,
     Int8Linear,
     PackedFloatLinear,
+    StackedLinear,
     check_int4,
     quantise_int4,
     quantise_int8,
@@ -146,7 +147,36 @@ def test_a_bias_is_added_unrounded() -> None:
         (Int8Linear(EXACT, *quantise_int8([matrix], ROWS), bias), int8(matrix)),
         (Int4Linear(*quantise_int4([matrix], ROWS), bias), int4(matrix)),
     ):
-        assert torch.equal(make(x), plain(x) + bias)
+        torch.testing.assert_close(make(x), plain(x) + bias, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [None, random(ROWS, seed=2)], ids=["plain", "biased"])
+def test_a_residual_is_added_and_kept_and_rows_stay_apart(bias: torch.Tensor | None) -> None:
+    matrix, residual, x = random(ROWS, COLUMNS), random(9, ROWS, seed=3), random(9, COLUMNS, seed=1)
+    given = residual.clone()
+    eight, four = quantise_int8([matrix], ROWS), quantise_int4([matrix], ROWS)
+    for linear in (
+        FloatLinear(matrix, bias),
+        Int8Linear(EXACT, *eight, bias),
+        StackedLinear([Int8Linear(EXACT, *eight, bias)]),
+        Int4Linear(*four, bias),
+    ):
+        together = linear(x, NORM, residual)
+        expected = linear(x, NORM) + residual
+        torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-5)
+        assert torch.equal(residual, given)
+        alone = linear(x[4:5], NORM, residual[4:5])[0]
+        assert torch.equal(alone, together[4]) or isinstance(linear, FloatLinear)
+
+
+def test_parts_below_each_other_are_one_matrix() -> None:
+    matrix, bias, x = random(ROWS, COLUMNS), random(ROWS, seed=2), random(9, COLUMNS, seed=1)
+    values, steps = quantise_int8([matrix], ROWS)
+    cuts = (slice(0, 30), slice(30, ROWS))
+    stacked = StackedLinear([Int8Linear(EXACT, values[c], steps[c], bias[c]) for c in cuts])
+    expected = Int8Linear(EXACT, values, steps, bias)(x)
+    torch.testing.assert_close(stacked(x), expected, atol=1e-4, rtol=1e-5)
+    assert torch.equal(stacked(x[2:3])[0], stacked(x)[2])
 
 
 @pytest.mark.parametrize("quantise", [quantise_int8, quantise_int4])
@@ -289,8 +319,13 @@ def test_without_its_kernel_int4_is_refused_with_the_remedy(
 @pytest.mark.usefixtures("no_memory_of_kernels")
 def test_an_int4_kernel_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(Int4Linear):
-        def __call__(self, x: torch.Tensor, norm: Norm | None = None) -> torch.Tensor:
-            return super().__call__(x, norm) * x.abs().max()
+        def __call__(
+            self,
+            x: torch.Tensor,
+            norm: Norm | None = None,
+            residual: torch.Tensor | None = None,
+        ) -> torch.Tensor:
+            return super().__call__(x, norm, residual) * x.abs().max()
 
     monkeypatch.setattr(packed, "Int4Linear", Wrong)
     with pytest.raises(UnsupportedModelError, match=r"is wrong here; use int8"):
