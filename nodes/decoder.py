@@ -92,7 +92,7 @@ class Block:
         """
         config, weights = self._config, self._weights
         qkv = weights.qkv(hidden, weights.before_attention).view(len(hidden), -1, config.head_dim)
-        q, kv = qkv.split([config.num_heads, 2 * config.num_kv_heads], 1)
+        q, kv = torch.split(qkv, [config.num_heads, 2 * config.num_kv_heads], 1)
         if weights.q_norm is not None and weights.k_norm is not None:
             for norm, part in ((weights.q_norm, q), (weights.k_norm, kv[:, : config.num_kv_heads])):
                 rows = part.flatten(1) if config.qk_norm is QkNorm.ROW else part

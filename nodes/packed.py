@@ -165,7 +165,7 @@ class StackedLinear:
     ) -> torch.Tensor:
         codes = self._parts[0].encode(x, norm)
         result = x.new_empty((len(x), sum(self._sizes)))
-        for part, columns in zip(self._parts, result.split(self._sizes, -1), strict=True):
+        for part, columns in zip(self._parts, torch.split(result, self._sizes, -1), strict=True):
             part.write(codes, columns)
         return _sum(result, residual)
 
