@@ -59,7 +59,12 @@ class StageAssignment(Control, frozen=True, kw_only=True):
 
 
 class Assignment(Control, frozen=True, kw_only=True):
-    """Planner to node; retained. The node loads ``hold`` and ``prepare``, frees the rest."""
+    """Planner to node; retained. The node loads ``hold`` and ``prepare``, frees the rest.
+
+    Attributes:
+        frees_first: Memory does not hold what is freed beside what is loaded: the node loads
+            when the last request of what it gives up has ended.
+    """
 
     version: int
     model: str
@@ -70,6 +75,7 @@ class Assignment(Control, frozen=True, kw_only=True):
     chunk_tokens: int = 128
     hold: list[StageAssignment] = field(default_factory=list)
     prepare: list[StageAssignment] = field(default_factory=list)
+    frees_first: bool = False
 
 
 class LoadState(StrEnum):

@@ -216,6 +216,8 @@ class Holdings:
         missing = tuple(spec for spec in wanted if not self._has(spec))
         if missing or self._state is not LoadState.LOADED:
             self._state, self._error = LoadState.LOADING, None
+        if assignment.frees_first and self._draining:
+            return  # `tick` comes back when the last of them has drained
         manifest = self._manifests.get(assignment.revision)
         if manifest is None:
             if wanted:

@@ -131,15 +131,20 @@ def reassess(
 ) -> Outcome | None:
     """Return the running plan's stages with the predictions and roles of now.
 
-    Replicas that lost a device, or the memory for the model, are left out. Roles are chosen
+    Replicas that lost a device, or the memory for the model, or share a device with one before
+    them, are left out. Roles are chosen
     anew, since that moves no weights. None when what is left cannot serve.
     """
     fog = Fog(devices, model, workload, objective or Objective(), running)
     index = {cost.id: device for device, cost in enumerate(fog.costs)}
     options = []
+    used: set[str] = set()
     for replica in running.replicas:
-        if any(stage.device not in index for stage in replica.stages):
+        names = {stage.device for stage in replica.stages}
+        # On the way between two plans a device may hold stages of both (`planner.live.rolling`).
+        if not names <= index.keys() or names & used:
             continue
+        used |= names
         found = fog.performance(
             [index[stage.device] for stage in replica.stages],
             [len(stage.layers) for stage in replica.stages],
@@ -238,9 +243,9 @@ def _enumerated(fog: Fog, roles: Roles) -> tuple[Solution, str]:
 
 
 def _groups_of(fog: Fog, running: Plan) -> list[list[int]]:
-    index = {cost.id: device for device, cost in enumerate(fog.costs)}
-    groups = (
-        [index[stage.device] for stage in replica.stages if stage.device in index]
+    left = {cost.id: device for device, cost in enumerate(fog.costs)}
+    groups = [
+        [left.pop(stage.device) for stage in replica.stages if stage.device in left]
         for replica in running.replicas
-    )
+    ]
     return [group for group in groups if group]

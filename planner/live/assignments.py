@@ -2,12 +2,13 @@
 
 Make before break: while the coming plan is prepared, a device keeps the stages of the
 running one beside the new ones, weights that both need being held once. Where its memory is
-too small for both, it gives up its old stages first.
+too small for both, it gives up its old stages first; `planner.live.rolling` sees to it that
+somebody else serves then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from broker.placement import kv_reserved_tokens
@@ -72,7 +73,7 @@ def loads(
             # Nothing serves here yet, so what is loaded may stay as it is when the plan
             # becomes active.
             found[device] = Load(hold=tuple(fresh))
-        elif replaced and not _fits(
+        elif replaced and not fits(
             [*replaced, *wanted], memory_bytes.get(device, 0), model, coming.context_tokens
         ):
             found[device] = Load(hold=tuple(kept), prepare=tuple(fresh), is_shrunk=True)
@@ -84,12 +85,19 @@ def loads(
 def _stages(
     plan: Plan | None, model: ModelSpec, ready: Collection[str] | None
 ) -> dict[str, list[StageAssignment]]:
-    found: dict[str, list[StageAssignment]] = {}
     if plan is None or not is_for(plan, model):
-        return found
-    for replica in plan.replicas:
-        if ready is not None and any(stage.device not in ready for stage in replica.stages):
-            continue
+        return {}
+    return stages_by_device(
+        replica
+        for replica in plan.replicas
+        if ready is None or all(stage.device in ready for stage in replica.stages)
+    )
+
+
+def stages_by_device(replicas: Iterable[Replica]) -> dict[str, list[StageAssignment]]:
+    """Return the stages that the devices of some replicas hold."""
+    found: dict[str, list[StageAssignment]] = {}
+    for replica in replicas:
         for index, stage in enumerate(replica.stages):
             found.setdefault(stage.device, []).append(_stage(replica, index))
     return found
@@ -107,7 +115,7 @@ def _stage(replica: Replica, index: int) -> StageAssignment:
     )
 
 
-def _fits(
+def fits(
     stages: list[StageAssignment], memory_bytes: int, model: ModelSpec, context_tokens: int
 ) -> bool:
     """Whether weights, held once, and KV of one request for each stage fit.

@@ -175,9 +175,10 @@ class Control:
         self, model: ModelSpec, usable: dict[str, DeviceSpec], now: float
     ) -> list[Publication]:
         """Drop the coming plan when one of its devices is lost, failed or hangs."""
-        coming = self.rollout.coming
-        if coming is None:
+        target = self.rollout.current
+        if target is None or not self.rollout.is_changing:
             return []
+        coming = self.rollout.coming or target
         for device in self.rollout.waiting_for(self.knowledge):
             view = self.knowledge.devices.get(device)
             silent = now - view.heard_seconds if view is not None else 0.0
@@ -187,7 +188,8 @@ class Control:
                 view.failure = Failure(error, 1, now + wait)
                 usable.pop(device, None)
         is_wanted = is_for(coming, model)
-        if is_wanted and all(s.device in usable for r in coming.replicas for s in r.stages):
+        needed = {s.device for plan in (coming, target) for r in plan.replicas for s in r.stages}
+        if is_wanted and needed <= usable.keys():
             return []
         self._note(f"plan {coming.version} is given up before it was active")
         return self.rollout.drop_coming(self.knowledge, model, now)

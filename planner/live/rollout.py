@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 import msgspec.structs
@@ -11,12 +12,44 @@ from broker.plan import Assignment, Plan, PlanState
 from broker.topics import DEVICE_ASSIGNMENT, PLAN
 from broker.transport import Publication
 from planner.explain import format_bytes
-from planner.live.assignments import Load, loads, stage_key
+from planner.live.assignments import Load, fits, loads, stage_key
 from planner.live.knowledge import Knowledge
+from planner.live.rolling import way
 from planner.live.target import is_for
 from planner.model import ModelSpec
 
 _EMPTY: Final = Load()
+
+
+def _memory(knowledge: Knowledge) -> dict[str, int]:
+    """Return the memory that each device offers to the model."""
+    return {
+        device: view.profile.memory_bytes
+        for device, view in knowledge.devices.items()
+        if view.profile is not None
+    }
+
+
+def _gives_up(active: Plan | None, coming: Plan) -> bool:
+    """Return whether replicas serve that are not in the coming plan."""
+    kept = {replica.id for replica in coming.replicas}
+    return active is not None and any(replica.id not in kept for replica in active.replicas)
+
+
+def _fits_beside(
+    before: Assignment, target: Load, memory_bytes: int, model: ModelSpec, context_tokens: int
+) -> bool:
+    """Return whether what a device gives up can end beside what it is to load.
+
+    Of another model nothing is known here; a node frees that as its requests end.
+    """
+    wanted = [*target.hold, *target.prepare]
+    keys = {(stage.replica, stage.stage) for stage in wanted}
+    held = [*before.hold, *before.prepare]
+    leaving = [stage for stage in held if (stage.replica, stage.stage) not in keys]
+    if not leaving or not wanted or before.revision != model.revision:
+        return True
+    return fits([*leaving, *wanted], memory_bytes, model, context_tokens)
 
 
 class Rollout:
@@ -35,18 +68,30 @@ class Rollout:
         self._site = site
         self._drain_seconds = drain_seconds
         self._shrink_seconds: float | None = None
+        # Plans that follow the coming one, or the active one when nothing is loaded now.
+        self._way: deque[Plan] = deque()
+
+    @property
+    def latest(self) -> Plan | None:
+        """The latest plan on the bus, whether it serves already or not."""
+        return self.coming or self.active
 
     @property
     def current(self) -> Plan | None:
-        """The latest plan, whether it serves already or not."""
-        return self.coming or self.active
+        """The plan that serves, or where the fog is on its way to."""
+        return self._way[-1] if self._way else self.latest
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether the fog is on its way from one plan to another."""
+        return self.coming is not None or bool(self._way)
 
     def hear(self, plan: Plan) -> bool:
         """Take over a plan from the bus unless it is old; return whether it was news.
 
         It is news from a predecessor, or from another planner that holds the lease.
         """
-        ours = self.current
+        ours = self.latest
         if ours is not None:
             if plan.version < self.version or plan == ours:
                 return False
@@ -57,6 +102,7 @@ class Rollout:
         # Without one of our own, what the bus retains is what serves, also when the store was
         # heard first and knows this version, or a later one that never reached the bus.
         self.version = max(self.version, plan.version)
+        self._way.clear()
         if plan.state is PlanState.ACTIVE:
             self.active, self.coming = plan, None
         else:
@@ -66,7 +112,14 @@ class Rollout:
     def start(
         self, plan: Plan, knowledge: Knowledge, model: ModelSpec, now: float
     ) -> list[Publication]:
-        """Give ``plan`` the next version and begin to carry it out."""
+        """Begin to carry a plan out, with the next version; by way of others if need be."""
+        ready = {device for device, view in knowledge.devices.items() if view.is_there}
+        self._way = deque(way(self.active, plan, _memory(knowledge), model, ready))
+        return self._begin(self._way.popleft(), knowledge, model, now)
+
+    def _begin(
+        self, plan: Plan, knowledge: Knowledge, model: ModelSpec, now: float
+    ) -> list[Publication]:
         self.version += 1
         self.coming = msgspec.structs.replace(plan, version=self.version, state=PlanState.PREPARING)
         self._shrink_seconds = None
@@ -81,7 +134,7 @@ class Rollout:
             if self.waiting_for(knowledge):
                 return []
             # Old stages stay for a while, so that running requests end where they are.
-            drain = self._drain_seconds if self.active is not None else 0.0
+            drain = self._drain_seconds if _gives_up(self.active, self.coming) else 0.0
             self._shrink_seconds = now + drain
             self.active = msgspec.structs.replace(self.coming, state=PlanState.ACTIVE)
             self.coming = None
@@ -89,12 +142,15 @@ class Rollout:
             return [*published, *(self.step(knowledge, model, now) if drain == 0 else [])]
         if self._shrink_seconds is not None and now >= self._shrink_seconds:
             self._shrink_seconds = None
+            if self._way:
+                return self._begin(self._way.popleft(), knowledge, model, now)
             return self._assign(knowledge, model, now)
         return []
 
     def drop_coming(self, knowledge: Knowledge, model: ModelSpec, now: float) -> list[Publication]:
         """Give up the coming plan; devices go back to the stages of the active one."""
         self.coming = None
+        self._way.clear()
         published = self._assign(knowledge, model, now) if self.active is not None else []
         if self.active is not None:
             # The retained plan must be one that serves, for whoever starts now.
@@ -108,8 +164,8 @@ class Rollout:
             for device, view in sorted(knowledge.devices.items())
             if view.assigned is not None
         ]
-        current = self.current
-        return [*publications, *([self._plan(current)] if current is not None else [])]
+        latest = self.latest
+        return [*publications, *([self._plan(latest)] if latest is not None else [])]
 
     def waiting_for(self, knowledge: Knowledge) -> dict[str, set[str]]:
         """Return the devices of the coming plan that are not ready, and their stages."""
@@ -150,11 +206,7 @@ class Rollout:
         if self.coming is None and self.active is not None and not is_for(self.active, model):
             # The model has changed: what serves the old one stays until a plan for the new one.
             return []
-        memory = {
-            device: view.profile.memory_bytes
-            for device, view in knowledge.devices.items()
-            if view.profile is not None
-        }
+        memory = _memory(knowledge)
         ready = {device for device, view in knowledge.devices.items() if view.is_there}
         targets = loads(self.active, self.coming, memory, model, ready)
         current = self.current
@@ -166,6 +218,10 @@ class Rollout:
             if before is None and target == _EMPTY:
                 continue
             version = self.version if before is None else max(self.version, before.version + 1)
+            context_tokens = current.context_tokens if current is not None else 0
+            frees_first = before is not None and not _fits_beside(
+                before, target, memory.get(device, 0), model, context_tokens
+            )
             wanted = Assignment(
                 version=version,
                 model=model.name,
@@ -176,9 +232,10 @@ class Rollout:
                 chunk_tokens=chunk_tokens,
                 hold=list(target.hold),
                 prepare=list(target.prepare),
+                frees_first=frees_first,
             )
             if before is not None and before == msgspec.structs.replace(
-                wanted, version=before.version
+                wanted, version=before.version, frees_first=before.frees_first
             ):
                 continue
             view.assigned = wanted

@@ -156,7 +156,7 @@ class Search:
         The plan is the same, so nothing is searched for.
         """
         active = self._rollout.active
-        if active is None or self._rollout.coming is not None or not is_for(active, model):
+        if active is None or self._rollout.is_changing or not is_for(active, model):
             return []
         in_use = {stage.device for replica in active.replicas for stage in replica.stages}
         if not in_use <= usable.keys():
@@ -250,7 +250,7 @@ class Search:
         gone = sorted(devices - set(usable))
         if gone:
             return "; ".join(f"{d} left ({left_out.get(d, 'it is gone')})" for d in gone)
-        if self._rollout.coming is not None:
+        if self._rollout.is_changing:
             return None
         small = self._too_small(current, model, usable)
         if small:

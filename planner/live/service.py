@@ -158,7 +158,7 @@ class PlannerService:
         decisions, self.control.history.fresh = self.control.history.fresh, []
         for decision in decisions:
             logger.info("%s", decision.text)
-        plan = self.control.rollout.current
+        plan = self.control.rollout.latest
         mark = None if plan is None else (plan.version, plan.state.value)
         news = mark is not None and mark != self._recorded_version
         if news and plan is not None:

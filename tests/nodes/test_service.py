@@ -26,7 +26,7 @@ from broker.topics import (
     STAGE_KV,
     STAGE_WORK,
 )
-from broker.work import Open, Reserve, ReserveKind, Sampling
+from broker.work import Open, Release, Reserve, ReserveKind, Sampling
 from nodes.checkpoint import TensorSource
 from nodes.holdings import DRAIN_SECONDS, RETRY_SECONDS
 from nodes.shelf import Shelf
@@ -325,6 +325,28 @@ def test_a_stage_that_still_serves_drains_before_it_goes(
     assert rig.service.core.stages == {}
     rig.run(0.1)
     assert rig.loaded.tensors == []
+
+
+def test_where_memory_does_not_hold_both_nothing_is_loaded_before_the_old_stage_has_drained(
+    rig: NodeRig, manifest: ModelManifest
+) -> None:
+    replica = rig.serve(manifest, LayerRange(0, 2), LayerRange(2, 5))
+    ask(rig, replica, "slow", 8)
+    rig.run(0.1)
+    open_request(rig, replica, "slow", 8)
+    rig.run(0.1)
+    held = set(rig.loaded.tensors)
+    coming = make_replica(manifest, [("x", LayerRange(0, 3)), ("pi", LayerRange(3, 5))])
+    rig.publish(PLAN, rig.plan(manifest, coming, version=2))
+    rig.assign(manifest, [(coming, 1)], frees_first=True)
+    rig.run(1.0)
+    assert (replica.id, 0) in rig.service.core.stages
+    assert (rig.loaded.state, rig.loaded.stages) == (LoadState.LOADING, [])
+    assert set(rig.loaded.tensors) == held
+    rig.send(replica.id, 0, Release(request_id="slow", attempt=0))
+    rig.run(0.5)
+    assert (rig.loaded.state, rig.loaded.stages) == (LoadState.LOADED, [f"{coming.id}/1"])
+    assert not held & set(rig.loaded.tensors)
 
 
 def test_a_coming_stage_is_loaded_beside_the_serving_one(

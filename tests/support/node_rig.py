@@ -203,6 +203,7 @@ class NodeRig:
         prepare: Sequence[tuple[Replica, int]] = (),
         *,
         version: int | None = None,
+        frees_first: bool = False,
     ) -> int:
         """Publish an assignment, with a growing version unless one is given."""
         self._version = version if version is not None else self._version + 1
@@ -215,6 +216,7 @@ class NodeRig:
             chunk_tokens=CHUNK_TOKENS,
             hold=[_stage(*stage) for stage in hold],
             prepare=[_stage(*stage) for stage in prepare],
+            frees_first=frees_first,
         )
         self.publish(DEVICE_ASSIGNMENT, message, device=self.device)
         return self._version

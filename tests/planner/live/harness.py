@@ -179,6 +179,11 @@ class Bench:
         return self.plans[-1]
 
     @property
+    def num_plans_made(self) -> int:
+        """How often a plan was made; on the way to one there may be others."""
+        return sum(record.version is not None for record in self.history.decisions)
+
+    @property
     def decisions(self) -> list[str]:
         """What the log was told."""
         return [decided.text for decided in self.control.history.fresh]
