@@ -1,0 +1,236 @@
+"""A planner, nodes and a gateway's dispatcher on a memory broker, moved by one clock.
+
+The real loops of planner and nodes, one after the other: nothing runs beside the test, nothing
+waits, and every run is the same. Loading takes the time that the test says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from broker.codec import encode_control
+from broker.control import Control, ModelManifest
+from broker.memory import MemoryBroker, MemoryTransport
+from broker.topics import (
+    DEVICE_LOADED,
+    DEVICE_STATUS,
+    DEVICE_TELEMETRY,
+    GATEWAY_EVENTS,
+    MODEL,
+    PLAN,
+    Topic,
+)
+from broker.transport import Inbox, Publication, Received, Transport
+from broker.work import Sampling
+from gateway.dispatch import Actions, Dispatcher, FailedOutcome
+from gateway.fogview import FogView
+from gateway.intake import Intake, Reported
+from gateway.requests import Generation
+from nodes.connections import Connections, Filters
+from nodes.loader import Loader, LoadOrder
+from nodes.presence import Presence
+from nodes.profiler import Profiler
+from nodes.service import NodeService
+from nodes.settings import MemoryOffer
+from planner.live.service import PlannerService, farewell
+from planner.live.settings import PlannerSettings
+from planner.live.store import Store
+from tests.support.node_rig import InstantCalibrator
+
+SITE = "stepped"
+GATEWAY = "gateway-1"
+STEP_SECONDS = 0.05
+
+
+class SlowLoader(Loader):
+    """Carries an order out when the clock says so; the newest one wins, as in the real one."""
+
+    def __init__(self, load_seconds: float) -> None:
+        super().__init__()
+        self.now = 0.0
+        self._load_seconds = load_seconds
+        self._waiting: tuple[float, LoadOrder] | None = None
+
+    def want(self, order: LoadOrder) -> None:
+        self._waiting = self.now + (self._load_seconds if order.build else 0.0), order
+
+    def step(self, now: float) -> None:
+        """Let time pass."""
+        self.now = now
+        if self._waiting is not None and now >= self._waiting[0]:
+            (_, order), self._waiting = self._waiting, None
+            self.process(order)
+
+
+class SteppedFog:
+    """A whole fog.
+
+    Args:
+        manifest: Of the model that is served.
+        memory_bytes: Device to what it offers.
+        load_seconds: How long a device loads, whatever it is.
+        settings: Of the planner, beside the usual ones of a test.
+
+    Attributes:
+        now: The fog's clock, in seconds.
+        tokens: Tokens that the client of each request got, with the time of each.
+        failed: What became of requests without an answer.
+        done: Requests that have all their tokens.
+        num_complete: How many replicas were complete at each step since `watch`.
+    """
+
+    def __init__(
+        self,
+        manifest: ModelManifest,
+        memory_bytes: Mapping[str, int],
+        *,
+        load_seconds: float = 2.0,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.now = 1000.0
+        self.bus = MemoryBroker()
+        self.tokens: dict[str, list[tuple[int, float]]] = {}
+        self.failed: dict[str, str] = {}
+        self.done: set[str] = set()
+        self.num_complete: list[int] = []
+        self._manifest = manifest
+        self._intake = Intake(GATEWAY)
+        self._dispatcher = Dispatcher(SITE, GATEWAY)
+        self._bus = MemoryTransport(self.bus, GATEWAY)
+        topics: tuple[Topic[Any], ...] = (
+            PLAN, DEVICE_STATUS, DEVICE_LOADED, DEVICE_TELEMETRY, GATEWAY_EVENTS,
+        )  # fmt: skip
+        self._bus.subscribe([(topic.filter(SITE, gateway=GATEWAY), topic.qos) for topic in topics])
+        self._bus.connect()
+        self.say(MODEL, manifest, model="tiny")
+        self._intake.serve(manifest)
+        self._loaders: list[SlowLoader] = []
+        self._nodes = [
+            self._node(device, num_bytes, load_seconds)
+            for device, num_bytes in memory_bytes.items()
+        ]
+        self.planner = self._planner(settings or {})
+
+    # --- what a test does --------------------------------------------------------------------
+
+    def say(self, topic: Topic[Any], message: Control, **names: str) -> None:
+        """Publish a control message."""
+        payload = encode_control(message)
+        path = topic.path(SITE, **names)
+        self._bus.publish(Publication(path, payload, topic.qos, topic.retained))
+
+    def ask(self, request_id: str, prompt_ids: Sequence[int], max_tokens: int) -> None:
+        """Submit a request; half of them are sampled."""
+        self.tokens[request_id] = []
+        sampled = len(self.tokens) % 2 == 0
+        generation = Generation(
+            request_id=request_id,
+            prompt_ids=tuple(prompt_ids),
+            max_tokens=max_tokens,
+            sampling=Sampling(
+                temperature=0.8 if sampled else 0.0, seed=len(self.tokens), ignore_eos=True
+            ),
+        )
+        self._act(self._dispatcher.submit(generation, self.now))
+
+    def run(self, seconds: float) -> Iterator[None]:
+        """Let time pass, and stop after each step for what the test does then."""
+        until = self.now + seconds
+        while self.now < until:
+            self._step()
+            yield
+
+    @property
+    def view(self) -> FogView:
+        """What the gateway knows."""
+        return self._intake.view
+
+    @property
+    def longest_gap_seconds(self) -> float:
+        """The longest time between two tokens of an answer."""
+        return max(
+            later - earlier
+            for answer in self.tokens.values()
+            for (_, earlier), (_, later) in pairwise(answer)
+        )
+
+    # --- the fog -----------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        self.now += STEP_SECONDS
+        for loader in self._loaders:
+            loader.step(self.now)
+        for node in self._nodes:
+            node.run_once(0.0)
+        self.planner.step(0.0)
+        while (event := self._bus.receive(0.0)) is not None:
+            if isinstance(event, Received):
+                self._take(event)
+        self._act(self._dispatcher.tick(self.now))
+        self.num_complete.append(len(self.view.complete_replicas))
+
+    def _take(self, message: Received) -> None:
+        taken = self._intake.take(message, self.now)
+        if isinstance(taken, FogView):
+            self._act(self._dispatcher.fog_changed(taken, self.now))
+        elif isinstance(taken, Reported):
+            self._dispatcher.reported(taken.device, self.now)
+        elif isinstance(taken, tuple):
+            self._act(self._dispatcher.handle(*taken, self.now))
+
+    def _act(self, actions: Actions) -> None:
+        for publication in actions.publications:
+            self._bus.publish(publication)
+        for outcome in actions.outcomes:
+            if isinstance(outcome, FailedOutcome):
+                self.failed[outcome.request_id] = str(outcome.error)
+                continue
+            answer = self.tokens[outcome.request_id]
+            assert outcome.token.index == len(answer), "a gap or a repeat"
+            answer.append((outcome.token.token_id, self.now))
+            if outcome.token.finish_reason is not None:
+                self.done.add(outcome.request_id)
+
+    def _node(self, device: str, num_bytes: int, load_seconds: float) -> NodeService:
+        presence = Presence(1_000)
+        connections = Connections(device, SITE, self._dial, software="test")
+        loader = SlowLoader(load_seconds)
+        self._loaders.append(loader)
+        service = NodeService(
+            connections,
+            presence,
+            Profiler(InstantCalibrator(), MemoryOffer(num_bytes=num_bytes)),
+            loader,
+            clock=lambda: self.now,
+        )
+        connections.open(presence.session)
+        return service
+
+    def _dial(
+        self, client: str, filters: Filters, will: Publication | None, inbox: Inbox
+    ) -> Transport:
+        transport = MemoryTransport(self.bus, client, will=will, inbox=inbox)
+        transport.subscribe(filters)
+        transport.connect()
+        return transport
+
+    def _planner(self, settings: Mapping[str, Any]) -> PlannerService:
+        values: dict[str, Any] = {
+            "broker": "mqtt://localhost",
+            "site": SITE,
+            "expect_devices": len(self._nodes),
+            "prompt_tokens": 32,
+            "answer_tokens": 32,
+            "context_tokens": 128,
+            **settings,
+        }
+        known = PlannerSettings(**values)
+        transport = MemoryTransport(self.bus, "planner", will=farewell(known, 1))
+        store = Store(None, SITE, 1, telemetry_seconds=30.0, lease_seconds=10.0)
+        service = PlannerService(
+            transport, store, known, 1, clock=lambda: self.now, utc=lambda: 1.7e9 + self.now
+        )
+        transport.connect()
+        return service
