@@ -188,7 +188,8 @@ class Control:
                 view.failure = Failure(error, 1, now + wait)
                 usable.pop(device, None)
         is_wanted = is_for(coming, model)
-        needed = {s.device for plan in (coming, target) for r in plan.replicas for s in r.stages}
+        # On the way replicas serve that are left because one of their devices is unusable.
+        needed = {stage.device for replica in target.replicas for stage in replica.stages}
         if is_wanted and needed <= usable.keys():
             return []
         self._note(f"plan {coming.version} is given up before it was active")

@@ -19,6 +19,8 @@ from planner.live.target import is_for
 from planner.model import ModelSpec
 
 _EMPTY: Final = Load()
+_HEARD_SECONDS: Final = 1.0
+"""After this no gateway asks a replica for room that has left the plan."""
 
 
 def _memory(knowledge: Knowledge) -> dict[str, int]:
@@ -135,6 +137,9 @@ class Rollout:
                 return []
             # Old stages stay for a while, so that running requests end where they are.
             drain = self._drain_seconds if _gives_up(self.active, self.coming) else 0.0
+            if self._way:
+                # Devices that lack memory wait for requests by themselves; gateways need to hear.
+                drain = min(drain, _HEARD_SECONDS)
             self._shrink_seconds = now + drain
             self.active = msgspec.structs.replace(self.coming, state=PlanState.ACTIVE)
             self.coming = None

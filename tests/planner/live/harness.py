@@ -200,6 +200,10 @@ class Bench:
         chosen = plan or self.plan
         return {stage.device for replica in chosen.replicas for stage in replica.stages}
 
+    def aim(self) -> set[str]:
+        """Return the devices that have stages, or will have them at the end of the way."""
+        return self.devices(self.control.rollout.current)
+
     def retained_for(self, other: Bench) -> None:
         """Give another planner what the broker retains."""
         for name, session in self.sessions.items():

@@ -159,7 +159,7 @@ def test_a_slower_device_starts_planning_when_it_was_slow_for_some_seconds() -> 
     bench.run(2)
     assert bench.plan.version == 1
     bench.run(4)
-    assert bench.plan.version == 2
+    assert bench.num_plans_made == 2
     assert "a is 4 times slower than planned" in bench.plan.trigger
 
 
@@ -425,7 +425,7 @@ def test_a_restarted_planner_keeps_the_plan_also_when_it_hears_the_store_before_
     assert second.plans == [first.plan]
     # What comes next is above all that was ever made.
     second.leave(next(iter(first.devices()))).run(2)
-    assert second.plan.version == first.plan.version + ahead + 1
+    assert second.plans[1].version == first.plan.version + ahead + 1
 
 
 def test_a_restarted_planner_goes_on_with_a_plan_that_was_being_prepared() -> None:
@@ -449,8 +449,10 @@ def test_a_restarted_planner_replaces_a_plan_that_lost_a_device_meanwhile() -> N
     first = serving()
     second = Bench(session=200).connect()
     first.retained_for(second)
-    second.leave(next(iter(first.devices()))).run(5)
-    assert second.plan.version == 2
+    gone = next(iter(first.devices()))
+    second.leave(gone).run(5)
+    assert second.plan.version > 1
+    assert gone not in second.devices()
 
 
 def test_the_version_is_above_all_that_bus_and_store_know() -> None:
@@ -542,7 +544,7 @@ def test_nothing_is_published_while_the_bus_is_down() -> None:
     bench.leave(bench.plan.replicas[0].stages[0].device).run(5)
     assert bench.published == published
     bench.handle(BusUp())
-    assert bench.run(5).plan.version == 2
+    assert bench.run(5).num_plans_made == 2
 
 
 def test_without_a_store_the_planner_goes_on_and_says_so() -> None:

@@ -22,11 +22,6 @@ def serving() -> Bench:
     return Bench().connect().model().join(*"abcdef").run(12)
 
 
-def aim(bench: Bench) -> set[str]:
-    """Return the devices that have stages, or will have them at the end of a rolling change."""
-    return bench.devices(bench.control.rollout.current)
-
-
 def flap(bench: Bench, name: str, times: int, seconds: float = 4.0) -> Bench:
     """Let a device leave and come back."""
     for _ in range(times):
@@ -60,20 +55,20 @@ def test_what_is_lost_waits_for_nothing_and_what_is_back_until_it_has_stayed() -
 
 def test_a_device_that_was_restarted_once_gets_its_place_back_at_once() -> None:
     bench = flap(serving(), "a", 1)
-    assert "a" in aim(bench)
+    assert "a" in bench.aim()
 
 
 def test_a_device_that_comes_and_goes_is_idle_until_it_has_stayed_and_the_plan_says_why() -> None:
     bench = flap(serving(), "a", 3)
     reason = "it was lost 3 times within 10 minutes; it gets stages when it has stayed for 30 s"
     assert active(bench)
-    assert "a" not in aim(bench)
+    assert "a" not in bench.aim()
     assert [entry.reason for entry in bench.plan.idle if entry.device == "a"] == [reason]
     assert f"a is back: {reason}" in bench.decisions
     bench.run(20)
-    assert "a" not in aim(bench)
+    assert "a" not in bench.aim()
     bench.run(10)
-    assert "a" in aim(bench)
+    assert "a" in bench.aim()
     assert bench.plan.trigger.startswith("a joined")
 
 
@@ -126,4 +121,4 @@ def test_a_device_that_goes_to_sleep_is_not_lost() -> None:
         bench.run(4)
         bench.join("a", session=session).run(4)
     assert bench.control.knowledge.waiting(bench.now) == {}
-    assert "a" in aim(bench)
+    assert "a" in bench.aim()

@@ -60,7 +60,7 @@ def test_noise_of_15_percent_on_all_telemetry_changes_no_plan_in_half_an_hour(se
         bench.telemetry = {name: noisy(rng) for name in "abcdef"}
         bench.handle(lengths(64 * rng.uniform(0.85, 1.15), 64 * rng.uniform(0.85, 1.15)))
         bench.run(2, step=2)
-    assert bench.plan.version == 1
+    assert bench.num_plans_made == 1
     assert [entry.version for entry in bench.history.decisions] == [1]
 
 
@@ -75,9 +75,9 @@ def test_a_device_slowed_to_a_quarter_in_noise_is_planned_for_once_and_used_agai
                 name: noisy(rng, speed_ratio=speed if name == fastest else 1.0) for name in "abcdef"
             }
             bench.run(2, step=2)
-        versions.append(bench.plan.version)
+        versions.append(bench.num_plans_made)
     assert versions == [2, 3]
-    first, slow, again = (p for p in bench.plans if p.state is PlanState.ACTIVE)
+    first, slow, again = (p for p in bench.plans if is_final(p))
     assert stages(slow) != stages(first)
     assert slow.speeds[fastest] == pytest.approx(0.25, rel=0.16)
     assert again.predicted.requests_per_second == pytest.approx(
@@ -85,12 +85,17 @@ def test_a_device_slowed_to_a_quarter_in_noise_is_planned_for_once_and_used_agai
     )
 
 
+def is_final(plan: Plan) -> bool:
+    """Whether a plan serves and is not one on the way to another."""
+    return plan.state is PlanState.ACTIVE and "one replica after the other" not in plan.trigger
+
+
 @pytest.mark.parametrize("ratio", [0.25, 0.1])
 def test_a_slow_device_is_noticed_planned_and_switched_within_15_seconds(ratio: float) -> None:
     bench = serving()
     began = bench.now
     bench.telemetry["a"] = Telemetry(speed_ratio=ratio)
-    while not (active(bench) and bench.plan.version == 2):
+    while bench.num_plans_made < 2 or bench.control.rollout.is_changing:
         bench.run(0.5)
         assert bench.now - began < 15
 
@@ -125,10 +130,10 @@ def test_waiting_for_a_core_is_no_slowness_unless_it_lasts() -> None:
         bench.run(20)
         bench.telemetry["a"] = runs
         bench.run(40, step=2)
-    assert bench.plan.version == 1
+    assert bench.num_plans_made == 1
     bench.telemetry["a"] = waits
     bench.run(90, step=2)
-    assert bench.plan.version == 2
+    assert bench.num_plans_made == 2
     assert "a is 3.33 times slower than planned" in bench.plan.trigger
 
 
@@ -136,7 +141,7 @@ def test_a_slow_link_is_planned_for_once() -> None:
     bench = serving()
     bench.telemetry["a"] = Telemetry(link_bytes_per_second=1e6)
     bench.run(120, step=2)
-    assert bench.plan.version == 2
+    assert bench.num_plans_made == 2
     assert "the link of a has changed: rate 1.0 MB/s" in bench.plan.trigger
 
 
@@ -145,7 +150,7 @@ def test_a_fast_link_on_a_busy_host_is_a_fast_link() -> None:
     for rate, latency in ((1.8e7, 0.0019), (1e8, 0.0003), (5e7, 0.001)):
         bench.telemetry["a"] = Telemetry(link_bytes_per_second=rate, link_latency_seconds=latency)
         bench.run(60, step=2)
-    assert bench.plan.version == 1
+    assert bench.num_plans_made == 1
 
 
 def test_memory_that_others_took_is_planned_for_and_used_again_when_it_is_back() -> None:
@@ -154,12 +159,12 @@ def test_memory_that_others_took_is_planned_for_and_used_again_when_it_is_back()
     plenty = Telemetry(memory_available_bytes=5_000_000, memory_used_bytes=0)
     bench.telemetry["a"] = plenty
     bench.run(20)
-    assert bench.plan.version == 1
+    assert bench.num_plans_made == 1
     bench.telemetry["a"] = Telemetry(memory_available_bytes=150_000, memory_used_bytes=0)
     bench.run(20)
-    assert bench.plan.version == 2
+    assert bench.num_plans_made == 2
     assert "a cannot hold its stage any more" in bench.plan.trigger
-    assert "a" not in bench.devices()
+    assert "a" not in bench.aim()
     bench.telemetry["a"] = plenty
     bench.run(60, step=2)
     assert stages(bench.plan) == before
@@ -187,12 +192,12 @@ def test_a_device_rests_from_heat_and_on_an_empty_battery(
     bench = serving()
     bench.telemetry["a"] = pressed
     bench.run(60, step=2)
-    assert "a" not in bench.devices()
+    assert "a" not in bench.aim()
     assert any(entry.device == "a" and reason in entry.reason for entry in bench.plan.idle)
     bench.telemetry["a"] = relieved
     bench.run(400, step=2)
-    assert "a" in bench.devices()
-    assert bench.plan.version == 3
+    assert "a" in bench.aim()
+    assert bench.num_plans_made == 3
 
 
 def test_a_battery_between_the_limit_and_ten_percent_more_changes_nothing() -> None:
@@ -200,7 +205,7 @@ def test_a_battery_between_the_limit_and_ten_percent_more_changes_nothing() -> N
     for charge in (0.16, 0.2, 0.16, 0.24):
         bench.telemetry["a"] = Telemetry(battery_ratio=charge)
         bench.run(120, step=2)
-    assert bench.plan.version == 1
+    assert bench.num_plans_made == 1
 
 
 def test_a_device_that_must_rest_serves_on_where_nobody_can_do_without_it() -> None:
@@ -217,7 +222,7 @@ def test_requests_of_another_shape_lead_to_one_plan_for_their_lengths() -> None:
     for _ in range(60):
         bench.handle(lengths(200, 20))
         bench.run(5, step=2.5)
-    assert bench.plan.version == 2
+    assert bench.num_plans_made == 2
     assert (bench.plan.prompt_tokens, bench.plan.answer_tokens) == (200, 20)
     assert "200 tokens of prompt and 20 of answer, the plan is for 64 and 64" in bench.plan.trigger
 
@@ -227,7 +232,7 @@ def test_lengths_are_not_followed_when_a_person_says_so() -> None:
     for _ in range(60):
         bench.handle(lengths(200, 20))
         bench.run(5, step=2.5)
-    assert bench.plan.version == 1
+    assert bench.num_plans_made == 1
 
 
 def test_gateways_count_by_their_requests_and_lost_ones_not_at_all() -> None:
@@ -236,7 +241,7 @@ def test_gateways_count_by_their_requests_and_lost_ones_not_at_all() -> None:
     bench.handle(lengths(5000, 10, requests=200))
     bench.handle(GatewaySeen("g", lost))
     bench.run(300, step=2)
-    assert bench.plan.version == 1
+    assert bench.num_plans_made == 1
 
 
 def test_a_restarted_planner_knows_what_the_plan_was_made_with() -> None:
@@ -268,7 +273,7 @@ def test_hops_that_take_longer_than_their_links_are_planned_for_once() -> None:
     for _ in range(300):
         bench.handle(hops(0.003 * rng.uniform(0.85, 1.15)))
         bench.run(2, step=2)
-    assert bench.plan.version == 2
+    assert bench.num_plans_made == 2
     assert bench.plan.hop_overhead_seconds == pytest.approx(0.003, rel=0.16)
     assert "beside its links, the plan says 0 ms" in bench.plan.trigger
     later = Bench(session=200)
@@ -290,7 +295,7 @@ def test_less_than_a_quarter_of_a_millisecond_on_a_hop_changes_no_plan() -> None
     for seconds in (0.0, 0.00024, 0.0001) * 20:
         bench.handle(hops(seconds))
         bench.run(10)
-    assert bench.plan.version == 1
+    assert bench.num_plans_made == 1
 
 
 def test_every_decision_is_recorded_with_what_was_compared() -> None:
@@ -313,8 +318,8 @@ def test_a_plan_that_was_not_carried_out_is_recorded_as_well() -> None:
     bench.telemetry["a"] = Telemetry(speed_ratio=0.1)
     bench.run(7)
     bench.leave("b").run(2)
-    outcomes = [(d.outcome, d.reason) for d in bench.history.decisions]
-    assert ("none", "plan 2 is given up before it was active") in outcomes
+    reasons = [d.reason for d in bench.history.decisions if d.outcome == "none"]
+    assert any(reason.endswith("is given up before it was active") for reason in reasons)
 
 
 def test_roles_that_change_alone_move_no_weights() -> None:

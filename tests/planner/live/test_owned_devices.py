@@ -52,7 +52,7 @@ def test_a_device_that_is_drained_no_more_is_used_again() -> None:
     bench.run(15)
     place(bench, "a", Placement.OPEN)
     bench.run(15)
-    assert "a" in bench.devices()
+    assert "a" in bench.aim()
 
 
 def test_a_cordoned_device_keeps_what_it_has() -> None:
@@ -60,7 +60,7 @@ def test_a_cordoned_device_keeps_what_it_has() -> None:
     held = bench.assignments["a"].hold
     place(bench, "a", Placement.CORDONED)
     bench.run(30)
-    assert bench.plan.version == 1
+    assert bench.num_plans_made == 1
     assert bench.assignments["a"].hold == held
 
 
@@ -68,10 +68,10 @@ def test_a_cordoned_device_without_stages_gets_none() -> None:
     bench = Bench().connect().model().join(*"bcdef").run(8)
     place(bench, "a", Placement.CORDONED)
     bench.join("a").run(20)
-    assert bench.plan.version == 1
+    assert bench.num_plans_made == 1
     bench.leave("b").run(10)
-    assert bench.plan.version == 2
-    assert "a" not in bench.devices()
+    assert bench.num_plans_made == 2
+    assert "a" not in bench.aim()
     assert reason_of(bench, "a") == "its owner lets it have nothing new"
 
 
@@ -81,7 +81,7 @@ def test_a_plan_that_nobody_can_replace_without_a_cordoned_device_goes_on() -> N
     place(bench, "a", Placement.CORDONED)
     bench.slow_down("b", 0.25).run(20)
     assert {replica.id for replica in bench.plan.replicas} == before
-    assert bench.plan.version == 2
+    assert bench.num_plans_made == 2
     assert bench.plan.trigger.endswith("there is no plan without what devices may only keep")
 
 
@@ -90,10 +90,10 @@ def test_what_was_asked_later_counts() -> None:
     place(bench, "a", Placement.DRAINING)
     bench.handle(ControlSeen("a", DeviceControl(at=1.0)))
     bench.run(15)
-    assert "a" not in bench.devices()
+    assert "a" not in bench.aim()
     bench.handle(ControlSeen("a", None))
     bench.run(15)
-    assert "a" in bench.devices()
+    assert "a" in bench.aim()
 
 
 def test_quiet_hours_begin_and_end_by_the_clock_of_the_device() -> None:
@@ -104,12 +104,12 @@ def test_quiet_hours_begin_and_end_by_the_clock_of_the_device() -> None:
     seconds_of_day = start % 86_400
     to_quiet = (3600 - seconds_of_day) % 86_400
     assert to_quiet < 7200
-    assert "a" in bench.devices()
+    assert "a" in bench.aim()
     bench.run(to_quiet + 20, step=2)
-    assert "a" not in bench.devices()
+    assert "a" not in bench.aim()
     assert reason_of(bench, "a") == "its owner wants it left alone (01:00-01:30)"
     bench.run(1800, step=2)
-    assert "a" in bench.devices()
+    assert "a" in bench.aim()
 
 
 @pytest.mark.parametrize("where", ["profile", "gateway"])

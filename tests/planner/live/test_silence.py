@@ -32,7 +32,7 @@ def test_a_frozen_device_is_planned_around_long_before_its_last_will() -> None:
     bench.run(5)
     assert bench.plan.version == 1
     bench.run(4)
-    assert (bench.plan.version, active(bench)) == (2, True)
+    assert bench.num_plans_made == 2
     assert frozen not in bench.devices()
     assert f"{frozen} left (it has said nothing for 6 s)" in bench.plan.trigger
     assert bench.assignments[frozen].hold == []
@@ -41,7 +41,7 @@ def test_a_frozen_device_is_planned_around_long_before_its_last_will() -> None:
 def test_while_it_stays_frozen_nothing_more_is_planned() -> None:
     bench = serving()
     freeze(bench)
-    assert bench.run(60).plan.version == 2
+    assert bench.run(60).num_plans_made == 2
 
 
 def test_a_device_that_comes_back_is_used_again_and_then_the_fog_is_at_rest() -> None:
@@ -50,9 +50,9 @@ def test_a_device_that_comes_back_is_used_again_and_then_the_fog_is_at_rest() ->
     bench.run(10)
     bench.frozen.clear()
     bench.run(10)
-    assert bench.plan.version == 3
+    assert bench.num_plans_made == 3
     assert bench.plan.trigger.startswith(f"{frozen} joined")
-    assert bench.run(60).plan.version == 3
+    assert bench.run(60).num_plans_made == 3
 
 
 def test_a_device_may_be_silent_while_it_loads() -> None:
@@ -120,7 +120,7 @@ def test_one_that_does_not_come_back_after_the_broker_was_away_is_missed() -> No
     bench.handle(BusUp())
     frozen = freeze(bench)
     bench.run(20)
-    assert bench.plan.version == 2
+    assert bench.num_plans_made == 2
     assert frozen not in bench.devices()
 
 
@@ -130,7 +130,7 @@ def test_an_agent_that_stops_says_nothing_of_the_device_it_watched(telemetry: Te
     for _ in range(10):
         bench.handle(TelemetrySeen("a", telemetry))
         bench.run(2)
-    assert bench.run(60).plan.version == 1
+    assert bench.run(60).num_plans_made == 1
 
 
 def test_a_step_of_the_planner_s_loop_is_at_most_a_second_of_silence() -> None:
