@@ -6,13 +6,26 @@ Closing an iterator of this module closes the engine's, which cancels the work o
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gateway.logprobs import ShownToken, shown_token
 from gateway.requests import GeneratedToken, Generation, GenerationFailedError, TokenSource
 from gateway.text import Detokenizer, StopStrings, Tokenizer
+from gateway.tools.calls import CallPart
+from gateway.tools.schemas import ToolUse
+
+
+@dataclass(frozen=True, slots=True)
+class ShownCall:
+    """A call of a tool, or in a stream what is added to it; id and name come first."""
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +35,7 @@ class Piece:
     Attributes:
         choice: Index of the choice.
         finish_reason: ``stop`` or ``length`` on the last piece.
+        calls: What the token adds to calls of tools.
         shown: The token with its log probabilities, where they were asked for. An end token
             has none: it is no part of the text.
     """
@@ -31,6 +45,7 @@ class Piece:
     token_id: int
     finish_reason: str | None = None
     shown: ShownToken | None = None
+    calls: tuple[ShownCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +81,7 @@ class Tally:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     shown: list[ShownToken] = field(default_factory=list)
+    calls: list[ShownCall] = field(default_factory=list)
     finish_reason: str | None = None
 
     def add(self, piece: Piece) -> None:
@@ -74,6 +90,12 @@ class Tally:
         self.token_ids.append(piece.token_id)
         if piece.shown is not None:
             self.shown.append(piece.shown)
+        for call in piece.calls:
+            if call.id is not None:
+                self.calls.append(call)
+            else:
+                known = self.calls[call.index]
+                self.calls[call.index] = replace(known, arguments=known.arguments + call.arguments)
         self.finish_reason = piece.finish_reason
 
 
@@ -82,6 +104,7 @@ class AnswerText:
 
     Args:
         prefix: Text that comes before that of the first token; no stop string is in it.
+        tools: How calls of tools are read; None: all is text.
     """
 
     def __init__(
@@ -91,11 +114,18 @@ class AnswerText:
         stop: Sequence[str],
         choice: int,
         prefix: str = "",
+        tools: ToolUse | None = None,
     ) -> None:
+        self._calls: CallText | None = None
+        markers: frozenset[int] = frozenset()
+        if tools is not None:
+            self._calls = CallText(tools, f"{generation.journal_id}/{choice}")
+            found = map(tokenizer.token_id, tools.format.markers)
+            markers = frozenset(marker for marker in found if marker is not None)
         self._tokenizer = tokenizer
         self._prefix = prefix
         self._offset = len(prefix)
-        self._detokenizer = Detokenizer(tokenizer, generation.prompt_ids)
+        self._detokenizer = Detokenizer(tokenizer, generation.prompt_ids, markers)
         self._stop = StopStrings(stop)
         self._eos_token_ids = frozenset(generation.sampling.eos_token_ids)
         self._min_tokens = generation.sampling.min_tokens
@@ -118,12 +148,54 @@ class AnswerText:
         if token.finish_reason is not None and not stopped:
             text += self._stop.flush()
         reason = "stop" if stopped else token.finish_reason
-        return Piece(self._choice, prefix + text, token.token_id, reason, shown)
+        calls: tuple[ShownCall, ...] = ()
+        if self._calls is not None:
+            text, calls = self._calls.take(text, is_last=reason is not None)
+            if reason == "stop" and self._calls.num_calls:
+                reason = "tool_calls"
+        return Piece(self._choice, prefix + text, token.token_id, reason, shown, calls)
 
     def _shown(self, token: GeneratedToken) -> ShownToken | None:
         if token.logprobs is None or token.token_id in self._eos_token_ids:
             return None
         return shown_token(self._tokenizer, token.token_id, token.logprobs, self._offset)
+
+
+class CallText:
+    """Tells the calls of tools in an answer's text from the rest.
+
+    Args:
+        key: The answer's own; ids of calls follow from it, so a resumed answer has them again.
+    """
+
+    def __init__(self, use: ToolUse, key: str) -> None:
+        self._use = use
+        self._key = key
+        self._reader = use.format.reader()
+        # How the answer must begin is part of the prompt, and of the call.
+        self._begun = self._reader.feed(use.opening).calls if use.opening else []
+
+    @property
+    def num_calls(self) -> int:
+        """How many calls have begun."""
+        return self._reader.num_calls
+
+    def take(self, text: str, *, is_last: bool) -> tuple[str, tuple[ShownCall, ...]]:
+        """Take the next text; return what of it is text, and what belongs to calls."""
+        parsed = self._reader.feed(text)
+        parts, self._begun = [*self._begun, *parsed.calls], []
+        if is_last:
+            last = self._reader.flush()
+            parsed.text += last.text
+            parts += last.calls
+        return parsed.text, tuple(self._shown(part) for part in parts)
+
+    def _shown(self, part: CallPart) -> ShownCall:
+        if part.name is None:
+            return ShownCall(part.index, part.arguments)
+        digest = hashlib.sha256(f"{self._key}/{part.index}".encode()).hexdigest()
+        call_id = self._use.format.call_id(digest)
+        return ShownCall(part.index, part.arguments, call_id, part.name)
 
 
 async def answer(
@@ -152,15 +224,21 @@ def answers(
     generations: Sequence[Generation],
     stop: Sequence[str],
     prefixes: Sequence[str] = (),
+    tools: ToolUse | None = None,
 ) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of all choices of one request as they come.
 
-    ``prefixes`` are texts before that of each choice; empty: none.
+    ``prefixes`` are texts before that of each choice, empty: none; ``tools`` says how calls
+    are read.
     """
     prefixes = prefixes or [""] * len(generations)
     return side_by_side(
         [
-            answer(engine, generation, AnswerText(tokenizer, generation, stop, choice, prefix))
+            answer(
+                engine,
+                generation,
+                AnswerText(tokenizer, generation, stop, choice, prefix, tools),
+            )
             for choice, (generation, prefix) in enumerate(zip(generations, prefixes, strict=True))
         ]
     )

@@ -6,23 +6,28 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from gateway.answers import Chunk, Piece, tallies
+from gateway.answers import Chunk, Piece, ShownCall, Tally, tallies
 from gateway.errors import ApiError, invalid_value
 from gateway.logprobs import chat_logprobs
 from gateway.messages import Message
 from gateway.model import ServedModel
 from gateway.requests import Generation
 from gateway.responses import (
+    CallDelta,
+    CalledFunction,
+    CallOfTool,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
     ChatCompletionChunk,
     ChatMessage,
     Delta,
+    FunctionDelta,
     Usage,
 )
 from gateway.schemas import ChatRequest
 from gateway.template import ChatTemplateError
+from gateway.tools.schemas import Tool, ToolUse, tool_use
 
 
 def encode_prompts(request: ChatRequest, model: ServedModel) -> list[tuple[int, ...]]:
@@ -31,12 +36,21 @@ def encode_prompts(request: ChatRequest, model: ServedModel) -> list[tuple[int, 
     Raises:
         ApiError: As `render`.
     """
+    use = tools(request, model)
+    given = request.tools if use is not None else None
+    text = render(request.messages, model, given) + ("" if use is None else use.opening)
     # The template writes the special tokens itself.
-    text = render(request.messages, model)
     return [model.tokenizer.encode(text, add_special_tokens=False)]
 
 
-def render(messages: Sequence[Message], model: ServedModel) -> str:
+def tools(request: ChatRequest, model: ServedModel) -> ToolUse | None:
+    """Return how the answer uses tools; `ApiError` 400 where that is not possible."""
+    return tool_use(request.tools, request.tool_choice, model.tool_format, model.name)
+
+
+def render(
+    messages: Sequence[Message], model: ServedModel, given: Sequence[Tool] | None = None
+) -> str:
     """Return the text of the prompt that messages make.
 
     Raises:
@@ -50,7 +64,10 @@ def render(messages: Sequence[Message], model: ServedModel) -> str:
             code="no_chat_template",
         )
     try:
-        return model.template.render([message.for_template() for message in messages])
+        return model.template.render(
+            [message.for_template() for message in messages],
+            None if given is None else [tool.for_template() for tool in given],
+        )
     except ChatTemplateError as error:
         raise invalid_value("messages", str(error)) from error
 
@@ -67,7 +84,7 @@ async def collect(
     for index, tally in enumerate(found):
         choice = ChatChoice(
             index=index,
-            message=ChatMessage(role="assistant", content=tally.text, refusal=None),
+            message=_message(tally),
             logprobs=chat_logprobs(tally.shown) if request.logprobs else None,
             finish_reason=tally.finish_reason,
         )
@@ -84,6 +101,35 @@ async def collect(
     if request.return_token_ids:
         completion.prompt_token_ids = list(prompt_ids)
     return completion
+
+
+def _message(tally: Tally) -> ChatMessage:
+    content = tally.text if tally.text or not tally.calls else None
+    message = ChatMessage(role="assistant", content=content, refusal=None)
+    if tally.calls:
+        message.tool_calls = [
+            CallOfTool(
+                id=call.id or "",
+                type="function",
+                function=CalledFunction(name=call.name or "", arguments=call.arguments),
+            )
+            for call in tally.calls
+        ]
+    return message
+
+
+def _delta(piece: Piece) -> Delta:
+    delta = Delta(content=piece.text) if piece.text else Delta()
+    if piece.calls:
+        delta.tool_calls = [_call_delta(call) for call in piece.calls]
+    return delta
+
+
+def _call_delta(call: ShownCall) -> CallDelta:
+    if call.id is None:
+        return CallDelta(index=call.index, function=FunctionDelta(arguments=call.arguments))
+    function = FunctionDelta(name=call.name, arguments=call.arguments)
+    return CallDelta(index=call.index, id=call.id, type="function", function=function)
 
 
 async def stream(
@@ -115,10 +161,11 @@ async def stream(
                         roles.prompt_token_ids = list(prompt_ids)
                     yield Chunk(roles.json_text(), is_head=True)
             num_tokens += 1
-            if piece.text or piece.finish_reason or piece.shown or request.return_token_ids:
+            said = piece.text or piece.calls or piece.finish_reason or piece.shown
+            if said or request.return_token_ids:
                 choice = ChatChunkChoice(
                     index=piece.choice,
-                    delta=Delta(content=piece.text) if piece.text else Delta(),
+                    delta=_delta(piece),
                     logprobs=chat_logprobs([piece.shown]) if piece.shown else None,
                     finish_reason=piece.finish_reason,
                 )

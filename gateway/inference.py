@@ -25,12 +25,14 @@ from gateway.requests import (
     EngineError,
     Generation,
     JournalUnavailableError,
+    TokenSource,
     Written,
 )
 from gateway.responses import Response, Usage
 from gateway.resumption import Resumed, check_model, continued, parse_position
 from gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest, check_request
 from gateway.settings import Settings
+from gateway.tools.schemas import ToolUse
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
 TokenIds = tuple[int, ...]
@@ -53,6 +55,7 @@ class Form(Generic[RequestT]):
         collect: Pieces to the whole answer.
         stream: Pieces to the chunks of a stream.
         prefixes: Text before that of each choice; empty: none.
+        tools: How tools are used; None: not at all. Raises `ApiError`.
     """
 
     request_type: type[RequestT]
@@ -67,6 +70,7 @@ class Form(Generic[RequestT]):
         [RequestT, dict[str, Any], Sequence[Generation], Pieces], AsyncGenerator[Chunk, None]
     ]
     prefixes: Callable[[RequestT, ServedModel], Sequence[str]] = lambda request, model: ()
+    tools: Callable[[RequestT, ServedModel], ToolUse | None] = lambda request, model: None
 
 
 CHAT: Final = Form(
@@ -77,6 +81,7 @@ CHAT: Final = Form(
     encode=chat.encode_prompts,
     collect=chat.collect,
     stream=chat.stream,
+    tools=chat.tools,
 )
 COMPLETION: Final = Form(
     request_type=CompletionRequest,
@@ -216,8 +221,7 @@ class Inference:
         generations, model = await self._plan(
             request, form, num_bytes, answer_id, created, secrets.randbits(63)
         )
-        prefixes = form.prefixes(request, model)
-        pieces = answers(self._engine, model.tokenizer, generations, request.stop, prefixes)
+        pieces = _pieces(self._engine, form, request, model, generations)
         return Answer(form, request, _head(answer_id, created, model), generations, pieces)
 
     async def resume(
@@ -272,8 +276,7 @@ class Inference:
         num_streams = await self._engine.take_over(entries)
         written = [await self._engine.written(entry) for entry in entries]
         generations = continued(planned, written, num_streams)
-        engine, prefixes = Resumed(self._engine), form.prefixes(request, model)
-        pieces = answers(engine, model.tokenizer, generations, request.stop, prefixes)
+        pieces = _pieces(Resumed(self._engine), form, request, model, generations)
         head = _head(answer_id, created, model)
         return Answer(form, request, head, generations, pieces, seen)
 
@@ -312,6 +315,17 @@ class Inference:
             max_choices=self._settings.max_choices,
             deadline_seconds=self._settings.deadline_seconds,
         )
+
+
+def _pieces(
+    engine: TokenSource,
+    form: Form[RequestT],
+    request: RequestT,
+    model: ServedModel,
+    generations: Sequence[Generation],
+) -> Pieces:
+    prefixes, tools = form.prefixes(request, model), form.tools(request, model)
+    return answers(engine, model.tokenizer, generations, request.stop, prefixes, tools)
 
 
 def _head(answer_id: str, created: int, model: ServedModel) -> dict[str, Any]:

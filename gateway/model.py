@@ -14,6 +14,8 @@ from broker.control import ModelManifest
 from gateway.requests import Engine, Readiness
 from gateway.template import ChatTemplate
 from gateway.text import Tokenizer
+from gateway.tools.calls import ToolFormat
+from gateway.tools.formats import tool_format
 
 
 class ModelRefusedError(Exception):
@@ -78,6 +80,11 @@ class ServedModel:
     def name(self) -> str:
         """The name that clients use."""
         return self.manifest.name
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How it writes calls of tools; None where that is not known."""
+        return tool_format(self.template.source) if self.template is not None else None
 
     @property
     def context_tokens(self) -> int:

@@ -83,12 +83,44 @@ class CompletionLogprobs(Response):
     text_offset: list[int]
 
 
+class CalledFunction(Response):
+    """Which function is called; ``arguments`` is text, a JSON object if the model kept to it."""
+
+    name: str
+    arguments: str
+
+
+class CallOfTool(Response):
+    """A call in a message."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class FunctionDelta(Response):
+    """What a chunk adds to a called function."""
+
+    name: str | None = None
+    arguments: str
+
+
+class CallDelta(Response):
+    """What a chunk adds to a call; id, type and name come with the first one."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class ChatMessage(Response):
-    """The assistant's message."""
+    """The assistant's message; there is no content where it only calls tools."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[CallOfTool] | None = None
 
 
 class ChatChoice(Response):
@@ -114,6 +146,7 @@ class Delta(Response):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class ChatChunkChoice(Response):

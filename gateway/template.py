@@ -75,7 +75,11 @@ class ChatTemplate:
         texts = {name: _token_text(tokens.get(name)) for name in _SPECIAL_TOKENS}
         return cls(source, {name: text for name, text in texts.items() if text is not None})
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """Return the prompt up to where the assistant's answer begins.
 
         Raises:
@@ -86,7 +90,7 @@ class ChatTemplate:
                 **self._special_tokens,
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=True,
-                tools=None,
+                tools=None if tools is None else [dict(tool) for tool in tools],
                 documents=None,
             )
         except TemplateError as error:

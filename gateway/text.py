@@ -102,18 +102,30 @@ class Detokenizer:
 
     Only a window of the last tokens is decoded again at each step: the tokens since the
     piece before the last one, which a decoder needs to place spaces.
+
+    Args:
+        shown_special_ids: Special tokens that have text all the same.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        shown_special_ids: frozenset[int] = frozenset(),
+    ) -> None:
         self._tokenizer = tokenizer
+        self._hidden_ids = tokenizer.special_ids - shown_special_ids
+        self._shown_special_ids = shown_special_ids & tokenizer.special_ids
         self._ids = list(prompt_ids[-_CONTEXT_TOKENS:])
         self._shown = len(self._ids)  # ids before this one are in the text already
         self._shown_text = tokenizer.decode(self._ids)
 
     def feed(self, token_id: int) -> str:
         """Take the next id; return the text that is now complete, often of one token."""
-        if token_id in self._tokenizer.special_ids:
+        if token_id in self._hidden_ids:
             return ""
+        if token_id in self._shown_special_ids:
+            return self.flush() + self._tokenizer.token_bytes(token_id).decode()
         self._ids.append(token_id)
         text = self._tokenizer.decode(self._ids)
         incomplete = text.endswith(_INCOMPLETE)
@@ -153,7 +165,7 @@ class StopStrings:
         if found:
             self._held = ""
             return text[: min(found)], True
-        held = max((_overlap(text, stop) for stop in self._stop), default=0)
+        held = max((overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held], False
 
@@ -163,7 +175,7 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return the length of the longest end of ``text`` that is a proper start of ``stop``."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

@@ -130,6 +130,12 @@ MESSAGE = {"role": "user", "content": "hi"}
         ({"ignore_eos": "no"}, "ignore_eos"),
         ({"return_token_ids": 1}, "return_token_ids"),
         ({"user": 5}, "user"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[0].function.name"),
+        # The template of this model knows no calls.
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"logprobs": 2}, "logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -199,8 +205,8 @@ async def test_an_unknown_model_is_not_found(api: Api) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "neutral"),
     [
-        ("tools", [{"type": "function"}], []),
-        ("tool_choice", "required", "auto"),
+        ("functions", [{"name": "f"}], []),
+        ("function_call", {"name": "f"}, "auto"),
         ("response_format", {"type": "json_object"}, {"type": "text"}),
         ("audio", {"voice": "x"}, None),
         ("modalities", ["audio"], ["text"]),

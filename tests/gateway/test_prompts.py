@@ -298,7 +298,7 @@ async def test_a_client_has_a_limit_of_its_own(site: Site, engine: FakeEngine) -
         ({"messages": []}, 400, "messages"),
         ({**CHAT, "prompt": "a"}, 400, "prompt"),
         ({**CHAT, "temperature": 3}, 400, "temperature"),
-        ({**CHAT, "tools": [{}]}, 400, "tools"),
+        ({**CHAT, "tools": [{}]}, 400, "tools[0].type"),
         ({**CHAT, "max_tokens": 1000}, 400, "max_tokens"),
         ({**CHAT, "model": "another"}, 404, "model"),
         ({**CHAT, "request_id": "a/b"}, 400, "request_id"),

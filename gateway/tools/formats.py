@@ -1,0 +1,18 @@
+"""Which format a model's calls have: its chat template shows it."""
+
+from __future__ import annotations
+
+from gateway.tools import hermes, llama3, mistral
+from gateway.tools.calls import ToolFormat
+
+
+def tool_format(template: str) -> ToolFormat | None:
+    """Return the format that a chat template writes calls in, or None if it is not known."""
+    if hermes.OPENING in template:
+        return hermes.Hermes()
+    if mistral.MARKER in template:
+        return mistral.Mistral()
+    # Llama's templates tell the model how to answer, in the first message with tools.
+    if llama3.MARKER in template or '"parameters": dictionary of argument name' in template:
+        return llama3.Llama3()
+    return None

@@ -1,0 +1,98 @@
+"""The tools of a request: what they are, and which the answer may or must call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
+
+from gateway.bodies import Body
+from gateway.errors import ApiError, invalid_value
+from gateway.tools.calls import ToolFormat
+
+_NAME: Final = r"^[A-Za-z0-9_.-]{1,64}$"
+
+
+class Function(Body):
+    """A function that a model may call; ``parameters`` is a JSON schema."""
+
+    name: Annotated[str, Field(pattern=_NAME)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Body):
+    """One tool."""
+
+    type: Literal["function"]
+    function: Function
+
+    def for_template(self) -> dict[str, Any]:
+        """Return it as chat templates expect it."""
+        return self.model_dump(exclude_none=True)
+
+
+class FunctionName(Body):
+    """Which function must be called."""
+
+    name: str
+
+
+class NamedChoice(Body):
+    """``tool_choice`` of one function."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedChoice
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """How tools are used in one answer.
+
+    Attributes:
+        format: How the model writes calls.
+        opening: How the answer must begin, so that it is a call; "" leaves it to the model.
+    """
+
+    format: ToolFormat
+    opening: str = ""
+
+
+def tool_use(
+    tools: Sequence[Tool] | None, choice: ToolChoice | None, known: ToolFormat | None, model: str
+) -> ToolUse | None:
+    """Return how the tools of a request are used, None where none may be called.
+
+    Args:
+        tools: Of the request.
+        choice: Which the answer may or must call; None: any, if there are some.
+        known: How the model writes calls; None: nobody knows.
+        model: Its name, for errors.
+
+    Raises:
+        ApiError: 400 that names the field.
+    """
+    if not tools:
+        if choice not in (None, "none", "auto"):
+            raise invalid_value("tool_choice", "tool_choice asks for a call of no tool")
+        return None
+    if choice == "none":
+        return None
+    if known is None:
+        raise ApiError(
+            400,
+            f"model {model} has a chat template that is not known to write calls of tools",
+            param="tools",
+            code="tools_not_supported",
+        )
+    if isinstance(choice, NamedChoice):
+        name = choice.function.name
+        if name not in {tool.function.name for tool in tools}:
+            raise invalid_value("tool_choice", f"tool_choice names {name!r}, which is no tool")
+        return ToolUse(known, known.opening(name))
+    return ToolUse(known, known.opening(None) if choice == "required" else "")
