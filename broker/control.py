@@ -14,8 +14,12 @@ from msgspec import Struct, field
 
 from broker.quiet import parse_quiet_hours
 
-PROTOCOL_VERSION = "1.0"
-"""Major.minor of the contract; peers of another major version are left out of plans."""
+PROTOCOL_VERSION = "1.1"
+"""Major.minor of the contract; peers of another major version are left out of plans.
+
+The minor version grows when messages get fields. Neighbours must work together: a recording of
+the version before is played to this one (`tests/pipeline/recordings`).
+"""
 
 
 class Control(Struct, frozen=True, kw_only=True, omit_defaults=False):

@@ -7,7 +7,9 @@ waits, and every run is the same. Loading takes the time that the test says.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from threading import Event
 from typing import Any
 
 from broker.codec import encode_control
@@ -64,6 +66,15 @@ class SlowLoader(Loader):
             self.process(order)
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One device's process."""
+
+    service: NodeService
+    connections: Connections
+    loader: SlowLoader
+
+
 class SteppedFog:
     """A whole fog.
 
@@ -72,6 +83,7 @@ class SteppedFog:
         memory_bytes: Device to what it offers.
         load_seconds: How long a device loads, whatever it is.
         settings: Of the planner, beside the usual ones of a test.
+        bus: The broker, when a test wants one of its own.
 
     Attributes:
         now: The fog's clock, in seconds.
@@ -88,9 +100,10 @@ class SteppedFog:
         *,
         load_seconds: float = 2.0,
         settings: Mapping[str, Any] | None = None,
+        bus: MemoryBroker | None = None,
     ) -> None:
         self.now = 1000.0
-        self.bus = MemoryBroker()
+        self.bus = bus or MemoryBroker()
         self.tokens: dict[str, list[tuple[int, float]]] = {}
         self.failed: dict[str, str] = {}
         self.done: set[str] = set()
@@ -106,12 +119,13 @@ class SteppedFog:
         self._bus.connect()
         self.say(MODEL, manifest, model="tiny")
         self._intake.serve(manifest)
-        self._loaders: list[SlowLoader] = []
-        self._nodes = [
-            self._node(device, num_bytes, load_seconds)
-            for device, num_bytes in memory_bytes.items()
-        ]
-        self.planner = self._planner(settings or {})
+        self._memory_bytes = dict(memory_bytes)
+        self._load_seconds = load_seconds
+        self._nodes: dict[str, Node] = {}
+        for device in memory_bytes:
+            self.start_node(device)
+        self._settings = dict(settings or {})
+        self.planner = self._planner(session=1)
 
     # --- what a test does --------------------------------------------------------------------
 
@@ -160,16 +174,34 @@ class SteppedFog:
 
     def _step(self) -> None:
         self.now += STEP_SECONDS
-        for loader in self._loaders:
-            loader.step(self.now)
-        for node in self._nodes:
-            node.run_once(0.0)
-        self.planner.step(0.0)
+        for device in self._nodes:
+            self.turn(device)
+            self.move(device)
+        self.turn("planner")
+        self.move("planner")
+        self.turn(GATEWAY)
+        self.move(GATEWAY)
+        self.num_complete.append(len(self.view.complete_replicas))
+
+    def turn(self, actor: str) -> None:
+        """Somebody's turn begins; a recording marks it."""
+
+    def move(self, actor: str) -> None:
+        """Let one of the processes do what is due."""
+        if actor == "planner":
+            self.planner.step(0.0)
+        elif actor == GATEWAY:
+            self._move_gateway()
+        else:
+            node = self._nodes[actor]
+            node.loader.step(self.now)
+            node.service.run_once(0.0)
+
+    def _move_gateway(self) -> None:
         while (event := self._bus.receive(0.0)) is not None:
             if isinstance(event, Received):
                 self._take(event)
         self._act(self._dispatcher.tick(self.now))
-        self.num_complete.append(len(self.view.complete_replicas))
 
     def _take(self, message: Received) -> None:
         taken = self._intake.take(message, self.now)
@@ -193,20 +225,26 @@ class SteppedFog:
             if outcome.token.finish_reason is not None:
                 self.done.add(outcome.request_id)
 
-    def _node(self, device: str, num_bytes: int, load_seconds: float) -> NodeService:
-        presence = Presence(1_000)
-        connections = Connections(device, SITE, self._dial, software="test")
-        loader = SlowLoader(load_seconds)
-        self._loaders.append(loader)
+    def start_node(
+        self, device: str, session: int = 1_000, kind: type[Connections] = Connections
+    ) -> None:
+        """Start a device's process."""
+        presence = Presence(session)
+        connections = kind(device, SITE, self._dial, software="test")
+        loader = SlowLoader(self._load_seconds)
         service = NodeService(
             connections,
             presence,
-            Profiler(InstantCalibrator(), MemoryOffer(num_bytes=num_bytes)),
+            Profiler(InstantCalibrator(), MemoryOffer(num_bytes=self._memory_bytes[device])),
             loader,
             clock=lambda: self.now,
         )
         connections.open(presence.session)
-        return service
+        self._nodes[device] = Node(service, connections, loader)
+
+    def stop_node(self, device: str) -> None:
+        """End a device's process in good order."""
+        self._nodes.pop(device).connections.close()
 
     def _dial(
         self, client: str, filters: Filters, will: Publication | None, inbox: Inbox
@@ -216,7 +254,14 @@ class SteppedFog:
         transport.connect()
         return transport
 
-    def _planner(self, settings: Mapping[str, Any]) -> PlannerService:
+    def restart_planner(self, session: int) -> None:
+        """End the planner's process in good order, and start it anew."""
+        stop = Event()
+        stop.set()
+        self.planner.run(stop)
+        self.planner = self._planner(session)
+
+    def _planner(self, session: int) -> PlannerService:
         values: dict[str, Any] = {
             "broker": "mqtt://localhost",
             "site": SITE,
@@ -224,13 +269,13 @@ class SteppedFog:
             "prompt_tokens": 32,
             "answer_tokens": 32,
             "context_tokens": 128,
-            **settings,
+            **self._settings,
         }
         known = PlannerSettings(**values)
-        transport = MemoryTransport(self.bus, "planner", will=farewell(known, 1))
-        store = Store(None, SITE, 1, telemetry_seconds=30.0, lease_seconds=10.0)
+        transport = MemoryTransport(self.bus, "planner", will=farewell(known, session))
+        store = Store(None, SITE, session, telemetry_seconds=30.0, lease_seconds=10.0)
         service = PlannerService(
-            transport, store, known, 1, clock=lambda: self.now, utc=lambda: 1.7e9 + self.now
+            transport, store, known, session, clock=lambda: self.now, utc=lambda: 1.7e9 + self.now
         )
         transport.connect()
         return service
