@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from planner.simulation.attempts import Attempt
@@ -44,10 +45,6 @@ class ChunkPipeline:
         """Positions of the present prompt that have entered or will."""
         return self._entries[-1].position - self._begin if self._entries else 0
 
-    def occupied(self, now: float) -> list[float]:
-        """Return for how long each stage, and link, is still busy."""
-        return [max(free - now, 0.0) for free in self._free]
-
     def enter(self, pace: Pace, attempt: Attempt, now: float) -> float:
         """Send the rest of a prompt in; return when its first chunk leaves the last stage."""
         self._begin = position = attempt.position
@@ -59,9 +56,13 @@ class ChunkPipeline:
             self._entries.append(_Entry(start, position, tuple(self._free), leaves))
         return self._entries[0].leaves
 
+    def squeeze_in(self, pace: Pace, chunk: Sequence[float], now: float) -> float:
+        """Send one chunk in, its times given; return when it leaves the last stage."""
+        return pace.pass_chunk(self._free, max(now, self._free[0]), chunk)
+
     def cut(self, now: float) -> bool:
-        """Let no chunk enter after ``now``; return whether that changes anything."""
-        entered = [entry for entry in self._entries if entry.start <= now]
+        """Let no chunk but the first enter after ``now``; return whether that changes anything."""
+        entered = self._entries[:1] + [entry for entry in self._entries[1:] if entry.start <= now]
         if len(entered) == len(self._entries):
             return False
         self._entries = entered

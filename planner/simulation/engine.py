@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from math import inf, isnan
+from typing import Final
 
 from broker.placement import KV_BLOCK_TOKENS
 from planner.simulation.attempts import Attempt, Step
@@ -20,6 +21,9 @@ from planner.simulation.ledger import Ledger
 from planner.simulation.pace import pace_of
 from planner.simulation.rows import Rows
 from planner.simulation.scenario import SimReplica
+
+# A chunk often takes just as long as a round: which comes first must not be left to rounding.
+_ROUNDING: Final = 1e-9
 
 
 class _Span(Enum):
@@ -82,8 +86,7 @@ class Engine(Ledger):
         self._span = _Span.IDLE
         self._start = 0.0
         self._num_rounds = 0
-        # What a mixed round takes of each prompt: up to which position.
-        self._picked: list[tuple[Attempt, int]] = []
+        self._chunk = (0.0,) * len(self._pace.delays)  # the last that entered beside rows
 
     # --- what routers see -------------------------------------------------------------------
 
@@ -107,12 +110,9 @@ class Engine(Ledger):
         pace, rows = self.planned, len(self._rows)
         if not rows:
             return pace.prompt_seconds(num_tokens)
-        chunks = pace.num_chunks(num_tokens)
-        at_once = min(pace.groups(rows)[0], chunks)
         chunk = pace.chunk_seconds(pace.chunk_tokens(num_tokens, 0), 0)
-        idle = [0.0] * len(chunk)
-        context = self.replica.planned_context
-        return chunks / at_once * pace.mixed_seconds(rows, context, [chunk] * at_once, idle)
+        _, stretch = pace.mixed_round(rows, self.replica.planned_context, chunk)
+        return max(stretch) * pace.prompt_seconds(num_tokens)
 
     def generated_tokens(self) -> list[int]:
         """Return the tokens that each decoding request has, most first."""
@@ -220,7 +220,7 @@ class Engine(Ledger):
             self._prompts.popleft()
         has_prompt = bool(self._prompts) and self.hold_prompt(self._prompts[0])
         self._start = now
-        if self._rows and (has_prompt or self._chunks.empty_at > now):
+        if self._rows and (has_prompt or self._chunks.empty_at > now + _ROUNDING):
             self._begin_mixed(now, has_prompt)
         elif self._rows:
             self._begin_rounds(now)
@@ -253,29 +253,36 @@ class Engine(Ledger):
             self.outbox.append((Step.FIRST_CHUNK, leaves, attempt))
 
     def _begin_mixed(self, now: float, has_prompt: bool) -> None:
-        """Begin one round with at most one chunk before each group."""
-        rows = len(self._rows)
-        chunks: list[tuple[float, ...]] = []
-        most = self._pace.groups(rows)[0] if has_prompt else 0
-        for attempt in self._prompts:
-            if attempt.is_over:
-                continue
-            if len(chunks) >= most or not self.hold_prompt(attempt):
-                break
-            self._start_prompt(attempt, now)
-            position = attempt.position
-            while position < attempt.prompt_tokens and len(chunks) < most:
-                size = self._pace.chunk_tokens(attempt.prompt_tokens, position)
-                chunks.append(self._pace.chunk_seconds(size, position))
-                position += size
-            self._picked.append((attempt, position))
-        for chunk in chunks:
-            self._pace.count_chunk(chunk, self.busy_seconds)
-        occupied = self._chunks.occupied(now)
-        seconds = self._pace.mixed_seconds(rows, self._rows.context, chunks, occupied)
+        """Begin one round beside which chunks pass."""
+        if has_prompt:
+            first = self._prompts[0]
+            size = self._pace.chunk_tokens(first.prompt_tokens, first.position)
+            self._chunk = self._pace.chunk_seconds(size, first.position)
+        rows, context = len(self._rows), self._rows.context
+        seconds, stretch = self._pace.mixed_round(rows, context, self._chunk)
+        if has_prompt:
+            self._squeeze_in(now, now + seconds - _ROUNDING, stretch)
         self._span = _Span.MIXED
         self._num_rounds = 1
         self._set_timer(now + seconds)
+
+    def _squeeze_in(self, now: float, until: float, stretch: Sequence[float]) -> None:
+        """Let chunks into the first stage before ``until``, beside the rows."""
+        for attempt in [a for a in self._prompts if not a.is_over]:
+            if self._chunks.entry_free >= until or not self.hold_prompt(attempt):
+                break
+            self._start_prompt(attempt, now)
+            position, leaves = attempt.position, now
+            while position < attempt.prompt_tokens and self._chunks.entry_free < until:
+                size = self._pace.chunk_tokens(attempt.prompt_tokens, position)
+                chunk = self._pace.chunk_seconds(size, position)
+                self._pace.count_chunk(chunk, self.busy_seconds)
+                slowed = [part * more for part, more in zip(chunk, stretch, strict=True)]
+                leaves = self._chunks.squeeze_in(self._pace, slowed, now)
+                if position == 0:
+                    self.outbox.append((Step.FIRST_CHUNK, leaves, attempt))
+                position += size
+            self._advance_prompt(attempt, position, leaves)
 
     # --- rounds -----------------------------------------------------------------------------
 
@@ -306,11 +313,6 @@ class Engine(Ledger):
             self.held_tokens += rounds * rows
         for attempt in self._rows.pop_ended(now):
             self._release(attempt, now, Step.FINISHED)
-        for attempt, position in self._picked:
-            if attempt.position == 0 and not attempt.is_over:
-                self.outbox.append((Step.FIRST_CHUNK, now, attempt))
-            self._advance_prompt(attempt, position, now)
-        self._picked = []
 
     def _release(self, attempt: Attempt, now: float, step: Step) -> None:
         if self._is_growing:

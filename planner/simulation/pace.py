@@ -6,11 +6,12 @@ sum over any number of rounds is arithmetic. That is what makes a run cheap.
 
 With G groups in flight a round takes the way of a group round the ring, or the time in which
 the slowest stage or link serves all groups, whichever is longer; exact for equal groups in
-a steady state. A round with prefill lets at most one chunk go before each group.
+a steady state. While prompts are prefilled beside them, groups wait for slices of chunks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import ceil, inf
@@ -56,6 +57,11 @@ class Pace:
         self.delays: tuple[float, ...] = (0.0,)
         for hop in self._hops[1:]:
             self.delays += (hop, 0.0) if self._has_links else (hop,)
+        # Into how many slices a chunk can be cut at each of these; on links into any number.
+        self._most_slices: tuple[float, ...] = ()
+        for index, stage in enumerate(stages):
+            layers = inf if stage.layers is None else stage.layers[1] - stage.layers[0]
+            self._most_slices += (inf, layers) if index and self._has_links else (layers,)
         self.is_context_free = all(_is_context_free(function) for function, _ in self._decode)
         self._steps: dict[int, list[float]] = {}
         self._groups: dict[int, tuple[int, int]] = {}
@@ -188,7 +194,7 @@ class Pace:
         for stage, seconds in enumerate(chunk[::2] if self._has_links else chunk):
             busy_seconds[stage] += seconds
 
-    def pass_chunk(self, free: list[float], start: float, chunk: tuple[float, ...]) -> float:
+    def pass_chunk(self, free: list[float], start: float, chunk: Sequence[float]) -> float:
         """Take a chunk through the pipeline; return when it leaves.
 
         Args:
@@ -230,23 +236,22 @@ class Pace:
 
     # --- both -------------------------------------------------------------------------------
 
-    def mixed_seconds(
-        self,
-        num_rows: int,
-        context: float,
-        chunks: list[tuple[float, ...]],
-        occupied: list[float],
-    ) -> float:
-        """Return the time of a round in which chunks go between the groups, at most G.
+    def mixed_round(
+        self, num_rows: int, context: float, chunk: tuple[float, ...]
+    ) -> tuple[float, tuple[float, ...]]:
+        """Return the time of a round while prompts are prefilled, and what that does to chunks.
 
-        The slowest stage or link serves all groups and chunks; and a group goes its way
-        behind one chunk: two jobs in a flow shop.
+        As our nodes have it (decision 0011): a stage without a waiting group works on chunks,
+        a slice of layers after the other, and after each group on one slice in any case. So a
+        group finds half a slice before it at each stage of its way, and a stage that serves
+        all groups without a pause one slice between two. What a stage has left of a round goes
+        into chunks, which take so many times as long there: the second value, for each of the
+        stages and links that a chunk passes.
 
         Args:
             num_rows: Decoding requests.
             context: Their mean context.
-            chunks: Not more than there are groups; may be empty.
-            occupied: For how long each stage, and link, is still busy with earlier chunks.
+            chunk: What a chunk takes by itself, from `chunk_seconds`.
         """
         groups, rows = self.groups(num_rows)
         times = self._stage_seconds(rows, context)
@@ -255,18 +260,15 @@ class Pace:
             if self._has_links and stage:
                 group.append(rows * self._link_rows[stage])
             group.append(seconds)
-        busiest = max(
-            occupied[index] + groups * seconds + sum(chunk[index] for chunk in chunks)
-            for index, seconds in enumerate(group)
-        )
-        ahead = list(occupied)
-        if chunks:
-            self.pass_chunk(ahead, 0.0, chunks[0])
-        behind = 0.0
-        for delay, leaves, seconds in zip(self.delays, ahead, group, strict=True):
-            behind = max(behind + delay, leaves) + seconds
-        behind += self._hops[0] + rows * self._link_rows[0]
-        return max(self._round_seconds(groups, rows, times), busiest, behind)
+        slices = [
+            min(whole, max(own, whole / most))
+            for whole, own, most in zip(chunk, group, self._most_slices, strict=True)
+        ]
+        way = sum(group) + sum(slices) / 2 + sum(self._hops) + rows * self._link_rows[0]
+        fullest = max(own + piece for own, piece in zip(group, slices, strict=True))
+        seconds = max(self._round_seconds(groups, rows, times), way, groups * fullest)
+        left = [max(seconds - groups * own, 1e-12) for own in group]
+        return seconds, tuple(seconds / share for share in left)
 
 
 def _is_context_free(function: DecodeSeconds) -> bool:

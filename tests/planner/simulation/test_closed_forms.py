@@ -160,16 +160,16 @@ def test_a_hop_delays_every_chunk_and_its_bytes_take_turns_on_the_link() -> None
     assert record.ttft_seconds == pytest.approx(0.01 + 0.5 + 10 * 0.1 + 0.01)
 
 
-def test_decode_goes_first_and_one_chunk_stands_between_two_rounds() -> None:
+def test_beside_answers_prompts_and_steps_take_twice_their_time() -> None:
     one = both(base=0.03, row=0.0, chunk_tokens=10)
     # The second prompt arrives while the first answer is under way.
     arriving = [SimRequest(0.0, 10, 101), SimRequest(0.1 + 0.03 * 20, 100, 1)]
 
     first, second = run([one], arriving).records
 
-    # Ten rounds with a chunk of 0.1 s each stretch both.
-    assert second.ttft_seconds == pytest.approx(10 * (0.03 + 0.1))
-    assert first.decode_seconds == pytest.approx(100 * 0.03 + 10 * 0.1)
+    # Slices as long as steps: ten chunks of 0.1 s take 2 s, in which 34 rounds begin.
+    assert second.ttft_seconds == pytest.approx(2 * 10 * 0.1)
+    assert first.decode_seconds == pytest.approx((100 + 34) * 0.03)
 
 
 def test_chunks_between_the_groups_of_a_ring_share_its_slowest_stage() -> None:
@@ -181,9 +181,10 @@ def test_chunks_between_the_groups_of_a_ring_share_its_slowest_stage() -> None:
 
     third = run([ring], arriving).records[2]
 
-    # Two groups of 0.05 s and two chunks of 0.1 s pass each stage in a round: 0.3 s.
-    # Four chunks take two rounds; the first begins at the end of the round under way.
-    assert 0.6 <= third.ttft_seconds <= 0.6 + 0.1 + 1e-9
+    # Two groups of 0.05 s and a slice after each fill a stage's round of 0.2 s, so chunks of
+    # 0.1 s take 0.2 s. The first begins at the end of the round under way, and the last
+    # enters the second stage 0.8 s after that.
+    assert 1.0 <= third.ttft_seconds <= 1.0 + 0.1 + 1e-9
 
 
 def test_slots_are_refilled_at_the_end_of_a_round() -> None:

@@ -127,27 +127,38 @@ def test_rounds_until_a_moment_are_the_fewest_that_reach_it(seed: int) -> None:
     assert pace.rounds_until(5, 300.5, 1e9, 17) == 17
 
 
-def test_a_mixed_round_of_one_stage_is_the_chunk_and_the_step() -> None:
-    one = replica("r", Role.BOTH, stage("a", prompt=prefill_rate(100), base=0.03, row=0.01))
-    pace = pace_of(one, (1.0,))
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        # A slice as long as the step of 0.05 s: half of the time is left for chunks.
+        ((0, 8), (0.1, 2.0)),
+        # A single layer cannot be cut: the chunk of 0.1 s and the step, one after the other.
+        ((0, 1), (0.15, 1.5)),
+    ],
+)
+def test_a_mixed_round_of_one_stage_is_a_step_and_a_slice(
+    layers: tuple[int, int], expected: tuple[float, float]
+) -> None:
+    only = stage("a", prompt=prefill_rate(100), base=0.03, row=0.01)
+    pace = pace_of(replica("r", Role.BOTH, replace(only, layers=layers)), (1.0,))
 
-    assert pace.mixed_seconds(2, 0.0, [pace.chunk_seconds(10, 0)], [0.0]) == pytest.approx(0.15)
-    # What is still in the stage comes first.
-    assert pace.mixed_seconds(2, 0.0, [], [0.2]) == pytest.approx(0.25)
+    seconds, stretch = pace.mixed_round(2, 0.0, pace.chunk_seconds(10, 0))
+
+    assert (seconds, *stretch) == pytest.approx(expected)
 
 
-def test_a_group_goes_its_way_behind_one_chunk() -> None:
+def test_a_group_finds_half_a_slice_at_each_stage_of_its_way() -> None:
     stages = [
         stage(d, prompt=prefill_rate(100), base=0.01, row=0.0, hop_seconds=0.02) for d in "abc"
     ]
     ring = replica("r", Role.BOTH, *stages, slots=1)
     pace = pace_of(ring, (1.0,) * 3)
 
-    seconds = pace.mixed_seconds(1, 0.0, [pace.chunk_seconds(10, 0)], [0.0] * 3)
+    seconds, stretch = pace.mixed_round(1, 0.0, pace.chunk_seconds(10, 0))
 
-    # The chunk leaves the last stage after 3 x 0.1 s and two hops, then the group's step
-    # there and its hop back.
-    assert seconds == pytest.approx(0.3 + 0.04 + 0.01 + 0.02)
+    # Three steps, three hops, and slices as long as steps; a stage has all but its step left.
+    assert seconds == pytest.approx(3 * (0.01 + 0.02) + 3 * 0.01 / 2)
+    assert stretch == pytest.approx([0.105 / 0.095] * 3)
 
 
 def test_routers_plan_without_the_errors_of_the_model() -> None:
