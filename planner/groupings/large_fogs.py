@@ -20,7 +20,8 @@ from planner.replicas import Fog
 
 # Begun from a packing the genetic algorithm finds little more: its part of the usual effort.
 _EFFORT_AFTER_PACKING: Final = 0.25
-# Where all packings are behind the best device, so is mostly what else has these roles.
+# Where all packings are behind the best device, so is mostly what else has separate roles, and
+# mixed ones are looked for next.
 _EFFORT_WHERE_BEHIND: Final = 0.02
 # The bound on all plans is asked for where a plan is a last resort: a quick one will do.
 _FEW_ROUNDS: Final = 3
@@ -91,6 +92,8 @@ def _effort(groupings: Groupings, packed: Sequence[Sequence[Sequence[int]]]) -> 
     """Return the part of its usual effort that the genetic algorithm is worth."""
     if not packed:
         return 1.0
+    if groupings.roles is Roles.MIXED:
+        return _EFFORT_AFTER_PACKING
     masks = [[sum(1 << device for device in group) for group in groups] for groups in packed]
     is_behind = all(groupings.solution(groups).score.is_behind for groups in masks)
     return _EFFORT_WHERE_BEHIND if is_behind else _EFFORT_AFTER_PACKING
