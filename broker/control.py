@@ -152,6 +152,10 @@ class LayerTimes(Control, frozen=True, kw_only=True):
             raise ValueError("times must be non-negative numbers of seconds")
 
 
+USUAL_LINK_BYTES_PER_SECOND = 12.5e6
+"""Of a link of which nothing is known: wired, 100 Mbit/s."""
+
+
 class Link(Control, frozen=True, kw_only=True):
     """A device's link to the broker: one-way latency and rate."""
 

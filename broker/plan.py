@@ -290,12 +290,15 @@ class PlannerStatus(Control, frozen=True, kw_only=True):
         problem: What keeps a plan from being made or becoming active, with the remedy;
             None when all is well.
         redis: Whether Redis answers.
+        refused_fields: Fields of telemetry that could not be read since the planner started,
+            over MQTT and in Redis; brought up to date when the status is repeated.
     """
 
     state: DeviceState
     session: int
     problem: str | None = None
     redis: bool = True
+    refused_fields: int = 0
 
 
 class Considered(Control, frozen=True, kw_only=True):

@@ -36,6 +36,7 @@ def plan_body(view: FogView, measured: dict[str, Any]) -> dict[str, Any]:
         "optimality": "",
         "trigger": "",
         "preparing": None,
+        "refused_fields": 0 if view.planner is None else view.planner.refused_fields,
     }
     if plan is not None:
         single = plan.best_single_device

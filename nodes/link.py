@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from broker.control import Link
+from broker.control import USUAL_LINK_BYTES_PER_SECOND, Link
 
 SMALL_BYTES: Final = 64
 LARGE_BYTES: Final = 64 * 1024
@@ -27,8 +27,8 @@ _WATCH_MARK: Final = 1 << 31
 _FASTEST: Final = 1.25e9
 """Bytes per second of the fastest link that these messages could tell from no link at all."""
 
-FALLBACK: Final = Link(latency_seconds=1e-3, bytes_per_second=12.5e6)
-"""When no message comes back: a wired 100 Mbit/s link."""
+FALLBACK: Final = Link(latency_seconds=1e-3, bytes_per_second=USUAL_LINK_BYTES_PER_SECOND)
+"""When no message comes back."""
 
 
 class LinkProbe:

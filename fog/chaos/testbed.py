@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from broker.conditions import Condition, write_conditions
+from broker.control import USUAL_LINK_BYTES_PER_SECOND
 from fog.chaos.scenario import Fault, Kind
 from fog.state import StateFolder
 
-USUAL_LINK: Final = 12.5e6
-"""Bytes per second of a link of which nothing is known: 100 Mbit/s."""
 _APPEAR_SECONDS: Final = 20.0
 _RESTART_SECONDS: Final = 1.0
 
@@ -75,7 +74,7 @@ class LocalFog:
             case Kind.SLOW:
                 self._suffer(name, Condition(slowdown=fault.times))
             case Kind.LINK:
-                rate = self._links.get(name, USUAL_LINK) / fault.times
+                rate = self._links.get(name, USUAL_LINK_BYTES_PER_SECOND) / fault.times
                 self._suffer(name, Condition(link_bytes_per_second=rate))
 
     def end(self, name: str, fault: Fault) -> None:

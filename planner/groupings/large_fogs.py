@@ -16,6 +16,7 @@ from planner.groupings.evolve import evolve
 from planner.groupings.search import Groupings, Solution
 from planner.groupings.worth import Worth
 from planner.model import Roles
+from planner.owner import PHASES
 from planner.replicas import Fog
 
 # Begun from a packing the genetic algorithm finds little more: its part of the usual effort.
@@ -111,7 +112,18 @@ def gap_in_words(fog: Fog, found: Found) -> str:
     return (
         f"{begin}{rate:.3g} requests per second{what}, "
         f"{gap:.0%} below the bound of {most:.3g}{_meant(found.market.among)}"
+        f"{_owners_text(fog)}"
     )
+
+
+def _owners_text(fog: Fog) -> str:
+    """Return in words that the bound may be too high because it leaves owners' limits out."""
+    # What a share of a device can do is in its times.
+    is_limited = any(
+        cost.owner.phases != PHASES or not cost.owner.holds_text or cost.owner.layers is not None
+        for cost in fog.costs
+    )
+    return ", which leaves out what owners allow" if is_limited else ""
 
 
 def _meant(among: Among) -> str:

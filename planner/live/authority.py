@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec.structs
+
 from broker.codec import encode_control
 from broker.control import DeviceState
 from broker.plan import PlannerStatus
@@ -23,6 +25,9 @@ class Authority:
         session: Of this start.
         lease_seconds: How long a claim holds that is not repeated.
 
+    Attributes:
+        refused_fields: Fields of telemetry that could not be read; told when the status is.
+
     The session of a status names the life of a planner that speaks, so that a reader can
     tell a late will from the word of the one who lives. It gives no rank: a planner that
     leads says ``ready`` again whenever another one's word or will lies over its own.
@@ -38,6 +43,7 @@ class Authority:
         self._other_until_seconds = 0.0
         self._announced: PlannerStatus | None = None
         self._announced_seconds = 0.0
+        self.refused_fields = 0
 
     def hear_store(self, lease: bool | None, asked_seconds: float) -> None:
         """Take in whether the store gave the lease; None when it does not answer.
@@ -86,10 +92,12 @@ class Authority:
             problem=problem,
             redis=self._lease is not None,
         )
+        news = msgspec.structs.replace(status, refused_fields=self.refused_fields)
         # The repeated status is what keeps a planner quiet that does not reach the store.
         repeat = now - self._announced_seconds >= self._lease_seconds / 3
         if status == self._announced and not repeat:
             return []
         self._announced = status
         self._announced_seconds = now
-        return [status_publication(self._site, status)]
+        # What is counted is no news: a device that goes on so would have it published each time.
+        return [status_publication(self._site, news)]

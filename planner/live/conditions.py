@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Final
 
-from broker.control import Link
+from broker.control import USUAL_LINK_BYTES_PER_SECOND, Link
 from broker.telemetry import Telemetry
 from planner.live.levels import Level, Rule
 
 # A millisecond more makes few plans better, and on a busy host no link is measured that well:
 # what a message to oneself takes longer is then the host's doing.
 _LEAST_LATENCY: Final = 2e-3
-_MOST_RATE: Final = 12.5e6
-"""Bytes per second, 100 Mbit/s: of a faster link the rate counts that was found at the start."""
+_MOST_RATE: Final = USUAL_LINK_BYTES_PER_SECOND
+"""Of a faster link the rate counts that was found at the start."""
 SPEED: Final = Rule(threshold=0.25, seconds=4.0)
 CORES: Final = Rule(threshold=0.25, seconds=60.0)
 _LEAST_CORES: Final = 0.01

@@ -95,6 +95,7 @@ class Control:
                 self._heard_store = True
                 self.wants_look = False
                 self.authority.hear_store(event.lease, now)
+                self.authority.refused_fields = event.refused_fields
                 self.rollout.version = max(self.rollout.version, event.last_version)
                 self._search.look(now)
             case LoadedSeen(device, loaded) if loaded is not None:

@@ -139,11 +139,13 @@ class StoreSeen:
         last_version: Version of the last plan that the store knows.
         telemetry: The latest of every device that is not silent; from memory when the
             store does not answer.
+        refused_fields: Fields that could not be read so far.
     """
 
     lease: bool | None
     last_version: int = 0
     telemetry: Mapping[str, Telemetry] = field(default_factory=dict)
+    refused_fields: int = 0
 
 
 Event = (

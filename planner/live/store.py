@@ -135,12 +135,12 @@ class Store:
         """Renew the lease, write what came since the last look, and read all ``devices``."""
         names = sorted(set(devices))
         if self._client is None or now < self._try_again_seconds:
-            return StoreSeen(None, 0, self._remembered(names, now))
+            return StoreSeen(None, 0, self._remembered(names, now), self.num_refused_fields)
         try:
             seen = self._look(self._client, names, now)
         except redis.RedisError as error:
             self._note_down(error, now)
-            return StoreSeen(None, 0, self._remembered(names, now))
+            return StoreSeen(None, 0, self._remembered(names, now), self.num_refused_fields)
         if not self._was_up:
             logger.info("redis answers again")
         self._was_up = True
@@ -172,7 +172,8 @@ class Store:
         for name, value in zip(names, held, strict=False):
             self._note_foreign(client, name, value, now)
         last = int(version) if isinstance(version, str) and version.isdecimal() else 0
-        return StoreSeen(bool(lease), last, self._remembered(names, now))
+        telemetry = self._remembered(names, now)
+        return StoreSeen(bool(lease), last, telemetry, self.num_refused_fields)
 
     def _note_foreign(self, client: redis.Redis, name: str, value: Any, now: float) -> None:
         if not isinstance(value, str):

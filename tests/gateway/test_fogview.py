@@ -215,6 +215,13 @@ def test_without_a_plan_the_body_has_the_same_keys() -> None:
     assert set(empty) <= set(full)
 
 
+def test_the_plan_says_how_many_fields_of_telemetry_the_planner_refused() -> None:
+    view = FogView().with_plan(full_plan())
+    assert plan_body(view, {})["refused_fields"] == 0
+    view = view.with_planner(PlannerStatus(state=READY, session=1, refused_fields=4))
+    assert plan_body(view, {})["refused_fields"] == 4
+
+
 def test_a_plan_in_preparation_is_shown_with_its_progress() -> None:
     view = FogView().with_plan(plan(ONE, version=1))
     view = view.with_plan(plan(TWO, version=2, state=PlanState.PREPARING))

@@ -22,6 +22,7 @@ from planner.groupings.evolve import evolve
 from planner.groupings.oracle import enumerate_groupings
 from planner.groupings.search import Groupings
 from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec, Objective, Roles, Workload
+from planner.owner import Owner
 from planner.planning import plan_outcome, reassess
 from planner.replicas import Fog
 from planner.roles import WORST
@@ -139,6 +140,15 @@ def test_many_devices_are_planned_with_a_gap_to_the_bound() -> None:
     plan = planner.plan(devices, model, WORKLOAD, Objective(generations=6, population=16))
     check_invariants(plan, devices, model, WORKLOAD)
     assert "below the bound" in plan.optimality
+    assert "owners" not in plan.optimality
+
+
+def test_a_bound_that_leaves_owners_limits_out_says_so() -> None:
+    devices, model = fogs.random_fog(1, 10, 6)
+    first, *others = devices
+    limited = [replace(first, owner=Owner(holds_text=False)), *others]
+    plan = planner.plan(limited, model, WORKLOAD, Objective(generations=6, population=16))
+    assert plan.optimality.endswith(", which leaves out what owners allow")
 
 
 def test_the_exact_plan_and_the_plan_are_equally_good() -> None:

@@ -151,6 +151,18 @@ def test_a_refused_message_is_logged_with_its_topic_once(
     assert fog.service.num_refused_messages == 3
 
 
+def test_fields_that_were_refused_are_counted_in_the_planner_s_status(
+    fog: Fog, redis_client: fakeredis.FakeRedis
+) -> None:
+    redis_client.set(telemetry_key(SITE, "a"), '{"speed_ratio": "fast", "queue_length": -1}')
+    path = DEVICE_TELEMETRY.path(SITE, device="b")
+    fog.devices.publish(Publication(path, b'{"battery_ratio": "full"}'))
+    fog.run(8)
+    status = fog.retained(PLANNER_STATUS)
+    assert status is not None
+    assert (status.refused_fields, status.problem) == (3, None)
+
+
 def test_a_refused_credential_ends_the_process(fog: Fog) -> None:
     fog.transport.inbox.put(Refused("planner", "bad user name or password"))
     with pytest.raises(RefusedError, match="bad user name"):
