@@ -29,8 +29,8 @@ from nodes.packed import (
 )
 from nodes.tensors import DTYPES
 
-# Packed at a time, since a head may be a third of a small model. Not less: each call of a
-# kernel begins with cold caches, which takes 120 microseconds.
+# Packed at a time, since a head may be a third of a small model. Not less: in parts of a
+# quarter of that a kernel takes a seventh longer, since each call begins with cold caches.
 _HEAD_BYTES: Final = 1 << 25
 _HEAD_ROWS: Final = 1 << 10  # a multiple of them
 
