@@ -1,6 +1,6 @@
 """Where the bytes of a model come from while a fog of separate machines loads it.
 
-    python -m benchmarks.loading FOLDER [--weights int8] [--json FILE]
+    python -m benchmarks.loading FOLDER [--weights bfloat16] [--json FILE]
 
 Five `python -m nodes` on Mosquitto that share no folder and no cache; the gateway's own weights
 server, whose bytes are counted; a checkpoint without a tied head, as of
@@ -75,6 +75,7 @@ class SeparateFog(RealFog):
     """Nodes that share nothing but the network."""
 
     context_tokens = 2048
+    patience_seconds = 300.0
 
     def _settings_of(self, device: str) -> dict[str, str]:
         return {
@@ -201,7 +202,7 @@ def markdown(arguments: argparse.Namespace, model_bytes: int, steps: Sequence[St
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--weights", default="int8")
+    parser.add_argument("--weights", default="bfloat16")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args()
 

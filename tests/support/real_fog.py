@@ -50,10 +50,12 @@ class ServiceFog:
 
     Attributes:
         chunk_tokens: Grid of prompts; likewise the longest request of the plans.
+        patience_seconds: After which something that is waited for counts as not happening.
     """
 
     chunk_tokens = CHUNK_TOKENS
     context_tokens = CONTEXT_TOKENS
+    patience_seconds = PATIENCE_SECONDS
     engine: FogEngine
 
     def __init__(self, folder: Path, devices: Sequence[str]) -> None:
@@ -158,7 +160,7 @@ class ServiceFog:
         await self._until(are_loaded, f"{sorted(devices)} have loaded")
 
     async def _until(self, condition: Any, what: str) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + self.patience_seconds
         while not condition():
             if time.monotonic() > deadline:
                 logs = "\n".join(f"{d}: {self.log_of(d)[-1500:]}" for d in self.devices)
