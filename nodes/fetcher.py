@@ -79,42 +79,45 @@ class Fetcher:
             DamagedTensorError: All that came differs from the manifest.
             GivenUpError: Nobody wants them any more; what came stays.
         """
+        if landing.position == info.num_bytes and not landing.is_intact():
+            landing.restart()
+        self._count("cache", landing.position)
+        if landing.is_intact():
+            return
         sources = self._supply.sources(self._manifest, self._positions[name], info)
         tries: Counter[str] = Counter()
         givers: dict[str, Source] = {}
-        latest: Source | None = None
         problems: list[str] = []
         is_damaged = False
-        self._count("cache", landing.position)
         while True:
-            if landing.position == info.num_bytes:
-                if landing.is_intact():
-                    if latest is not None:
-                        self._supply.book.trust(latest)
-                    return
-                is_damaged = True
-                for giver in givers.values():
-                    problems.append(self._complain(name, giver, "checksum differs"))
-                # They will come again, and count once.
-                self._progress(-landing.position)
-                landing.restart()
-                givers.clear()
             open_sources = [source for source in sources if tries[source.name] < _TRIES]
             source = self._supply.book.lease(open_sources, partial(self.pause, 0.0))
             if source is None:
                 self._progress(-landing.position)
                 raise _failure(name, info, problems, is_damaged=is_damaged)
             tries[source.name] += 1
-            givers[source.name] = latest = source
             before = landing.position
+            # Judged before it is free again, or the next range would be read from it as well.
             try:
                 self._read(source, info, landing)
             except RangeError as error:
                 if source.kind is not Kind.NEIGHBOUR or isinstance(error, AbsentError):
                     tries[source.name] = _TRIES
-                if landing.position == before:
-                    del givers[source.name]
+                if landing.position > before:
+                    givers[source.name] = source
                 problems.append(self._complain(name, source, str(error), error))
+            else:
+                if landing.is_intact():
+                    self._supply.book.trust(source)
+                    return
+                is_damaged = True
+                givers[source.name] = source
+                for giver in givers.values():
+                    problems.append(self._complain(name, giver, "checksum differs"))
+                givers.clear()
+                # They will come again, and count once.
+                self._progress(-landing.position)
+                landing.restart()
             finally:
                 self._supply.book.release(source)
 

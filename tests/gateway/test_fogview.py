@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from broker.control import DeviceState, DeviceStatus, ModelManifest
@@ -9,6 +10,7 @@ from broker.plan import (
     PlannerStatus,
     PlanState,
     Rates,
+    ReadFrom,
     SingleDevice,
 )
 from broker.telemetry import Reading, Telemetry
@@ -266,6 +268,20 @@ def test_a_complete_replica_makes_the_gateway_ready_whatever_the_planner_says() 
     assert answer.ready
     assert answer.details["journal"] is False
     assert answer.details["planner_problem"] == "Redis is gone"
+
+
+def test_readiness_lists_what_each_loading_device_has_and_from_where() -> None:
+    source = ReadFrom(source="neighbour b", num_bytes=25)
+    loading = msgspec.structs.replace(loaded(state=LoadState.LOADING, got=25), sources=[source])
+    view = ready_view().with_status("c", status(), 0.0).with_loaded("c", loading, 0.0)
+    view = view.with_status("d", status(LOST), 0.0).with_loaded("d", loading, 0.0)
+
+    details = readiness(view, None, {}).details
+
+    told = {"source": "neighbour b", "num_bytes": 25, "problems": 0, "last_problem": None}
+    assert details["loading"] == {
+        "c": {"loaded_bytes": 25, "total_bytes": 100, "progress": 0.25, "sources": [told]}
+    }
 
 
 @pytest.mark.parametrize("redis", [True, False])

@@ -14,7 +14,7 @@ from nodes.read_ahead import ReadAhead
 from nodes.sources import MANNERS, Kind
 from tests.support.checkpoints import write_checkpoint
 from tests.support.range_server import Answer, RangeServer, serve_ranges
-from tests.support.sharing import manifest_elsewhere, supply_of
+from tests.support.sharing import everything, manifest_elsewhere, supply_of
 
 PATIENCE_SECONDS = 20
 
@@ -122,6 +122,24 @@ def test_what_cannot_be_had_is_complained_of_when_it_is_asked_for(
             pytest.raises(MissingTensorError, match="does not have the file"),
         ):
             ahead.load_tensor(name)
+
+
+def test_a_bad_neighbour_costs_one_range_also_when_several_are_fetched_at_once(
+    folder: Path, tmp_path: Path
+) -> None:
+    described = manifest_elsewhere(folder)
+    (tmp_path / "loose" / "tensors").mkdir(parents=True)
+    for info in described.tensors.values():
+        (tmp_path / "loose" / "tensors" / info.checksum).write_bytes(bytes(info.num_bytes))
+    with serve_ranges(tmp_path / "loose") as bad, serve_ranges(folder) as gateway:
+        manifest = manifest_elsewhere(folder, gateway.url)
+        supply = supply_of({"bad": everything(manifest, bad.url)}, tmp_path / "cache")
+        source = TensorSource(manifest, supply)
+        with ReadAhead(source, list(manifest.tensors)) as ahead:
+            for name in manifest.tensors:
+                ahead.load_tensor(name)
+    assert len(bad.ranges) == 1
+    assert len(gateway.ranges) == len(manifest.tensors)
 
 
 def test_an_order_that_is_given_up_leaves_what_has_arrived(
