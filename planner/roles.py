@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from math import inf, prod
 from typing import Final, NamedTuple
@@ -22,6 +23,8 @@ _MAX_REPAIRED: Final = 12
 # With more replicas than this the latency that breaks ties leaves out KV transfers, which
 # are counted pair by pair.
 _MAX_PAIRED: Final = 40
+PREFILL_PART: Final = 0.2
+"""The part of a lone request's time that prefill may take, where each phase gets its own."""
 # Sums in another order differ by less than this.
 _ROUNDING: Final = 1e-8
 _LEAST: Final = 1e-12
@@ -100,6 +103,12 @@ def choose_roles(
         return search.best(product(*allowed))
     promising = (_within(chosen, allowed) for chosen in search.promising(Role.BOTH in usual))
     score, members = search.best(promising)
+    if score.is_behind and rival is not None:
+        quick = _quick_enough(groups, workload, rival, 1 / score.request_seconds)
+        if quick and quick != list(groups):
+            found = choose_roles(quick, workload, roles, rule, terms, max_enumerated, rival)
+            if found[0] < score:
+                return found
     while len(groups) <= _MAX_REPAIRED:
         chosen = tuple(member.role for member in members)
         better = search.best(_neighbours(chosen, allowed))
@@ -107,6 +116,28 @@ def choose_roles(
             break
         score, members = better
     return score, members
+
+
+def _quick_enough(
+    groups: Sequence[Options], workload: Workload, rival: Rival, rate: float
+) -> list[Options]:
+    """Return groups with the roles in which a lone request is no longer than a plan may take.
+
+    Among many replicas some are slow, and one of them is enough to leave a plan behind the
+    rival. Whoever is too slow for both phases is left out.
+    """
+    longest = rival.most_times(rate) * rival.latency
+    prefill_seconds = PREFILL_PART * longest
+    found = []
+    for group in groups:
+        prefills = group.prefill.ttft_seconds <= prefill_seconds
+        answer_seconds = workload.answer_tokens * group.decode.tpot_seconds
+        decodes = answer_seconds <= longest - prefill_seconds
+        kept = {Role.PREFILL: prefills, Role.DECODE: decodes, Role.BOTH: prefills and decodes}
+        roles = tuple([role for role in group.roles if kept[role]])
+        if roles:
+            found.append(replace(group, roles=roles))
+    return found
 
 
 def _allowed(num_groups: int, roles: Roles) -> tuple[Role, ...]:

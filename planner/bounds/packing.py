@@ -21,11 +21,10 @@ from planner.bounds.group_bound import Columns, Market
 from planner.bounds.prices import best_packing
 from planner.groupings.search import rival_of
 from planner.replicas import Fog
+from planner.roles import PREFILL_PART
 
 # The integer program chooses among so many groups, those that earn most for their price.
 _MOST_GROUPS: Final = 1200
-# The part of a lone request's time that prefill may take.
-_PREFILL_PART: Final = 0.2
 
 
 def packed_groupings(fog: Fog, market: Market) -> list[list[list[int]]]:
@@ -39,7 +38,7 @@ def packed_groupings(fog: Fog, market: Market) -> list[list[list[int]]]:
         found = [_packed(fog, market, Columns(fog, known, market.among), [])]
     else:
         longest = rival.most_times(market.bound) * rival.latency
-        prefill = _PREFILL_PART * longest
+        prefill = PREFILL_PART * longest
         columns = Columns(fog, known, market.among, prefill, longest - prefill)
         device = next(i for i, cost in enumerate(fog.costs) if cost.id == rival.device)
         found = [_packed(fog, market, columns, apart) for apart in ([], [[fog.kinds[device]]])]

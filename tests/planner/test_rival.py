@@ -14,9 +14,11 @@ from planner.groupings.evolve import evolve
 from planner.groupings.oracle import enumerate_groupings
 from planner.groupings.search import rival_of
 from planner.model import DeviceSpec, ModelSpec, Objective, Roles, Workload
+from planner.performance import Member
 from planner.planning import plan_outcome, reassess
 from planner.replicas import Fog
 from planner.rival import Part, Rival, Times
+from planner.roles import Score, choose_roles
 from tests.planner import fogs
 
 WORK = Workload(prompt_tokens=200, answer_tokens=100, context_tokens=1024, min_tps=1.0)
@@ -198,3 +200,22 @@ def test_roles_are_mixed_rather_than_behind() -> None:
     plan = planner.plan(devices, model, WORK, QUICK)
 
     assert Role.BOTH in {replica.role for replica in plan.replicas}
+
+
+def test_of_many_replicas_the_slow_ones_are_left_out_and_the_plan_is_not_behind() -> None:
+    model = fogs.model(4)
+    whole = 2 * model.stage_bytes(0, 4, 2048)
+    seconds = [0.01] * 12 + [10.0] * 2
+    devices = [fogs.device(f"d{n:02}", each, whole) for n, each in enumerate(seconds)]
+    fog = Fog(devices, model, WORK, replace(QUICK, exact_devices=2))
+    groups = [options for d in range(14) if (options := fog.options(1 << d)) is not None]
+
+    def chosen(rival: Rival | None) -> tuple[Score, tuple[Member, ...]]:
+        return choose_roles(
+            groups, WORK, Roles.SEPARATE, terms=fog.terms, max_enumerated=64, rival=rival
+        )
+
+    (free, with_all), (kept, without) = chosen(None), chosen(rival_of(fog))
+    assert (len(with_all), len(without)) == (14, 12)
+    assert not kept.is_behind
+    assert kept.request_seconds <= 1.01 * free.request_seconds
