@@ -21,7 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.administration import add_administration_routes
 from gateway.errors import ApiError, internal_error, invalid_value
-from gateway.inference import CHAT, COMPLETION, Inference, require_model
+from gateway.forms import CHAT, COMPLETION
+from gateway.inference import Inference, require_model
+from gateway.items.routes import add_responses_routes
 from gateway.model import ModelSlot
 from gateway.ollama.routes import PREFIX, OllamaError, add_ollama_routes
 from gateway.openapi import GENERATION_ERRORS, body_of, document, errors
@@ -62,6 +64,7 @@ def create_app(
     _add_inference_routes(app, serving)
     _add_model_routes(app, model)
     add_tokenization_routes(app, serving, model)
+    add_responses_routes(app, serving)
     add_ollama_routes(app, serving, model)
     _add_state_routes(app, engine, model, prompts)
     add_administration_routes(app, engine)
@@ -118,6 +121,7 @@ def _add_state_routes(
         paths = [
             "/v1/chat/completions",
             "/v1/completions",
+            "/v1/responses",
             "/v1/models",
             "/tokenize",
             "/detokenize",

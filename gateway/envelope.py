@@ -15,7 +15,8 @@ from typing import Any, Final, Literal
 
 from gateway.bodies import parse_object
 from gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, body_too_long, invalid_value
-from gateway.inference import CHAT, COMPLETION, Answer, Form
+from gateway.forms import CHAT, COMPLETION, Form
+from gateway.inference import Answer
 from gateway.responses import Response, Usage
 
 # Also what MQTT allows in a topic but a broker may not: Mosquitto closes the connection of a

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic
 
-from gateway import chat, completions
-from gateway.answers import Chunk, Event, Piece, answers
+from gateway.answers import Chunk, Event, answers
 from gateway.errors import ApiError, from_engine, not_ready
+from gateway.forms import CHAT, COMPLETION, Form, Pieces, RequestT
 from gateway.model import ModelSlot, ServedModel
 from gateway.parameters import Limits, plan_generations
 from gateway.requests import (
@@ -28,71 +27,14 @@ from gateway.requests import (
     TokenSource,
     Written,
 )
-from gateway.responses import Response, Usage
+from gateway.responses import Usage
 from gateway.resumption import Resumed, check_model, continued, parse_position
-from gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest, check_request
+from gateway.schemas import check_request
 from gateway.settings import Settings
-from gateway.tools.schemas import ToolUse
-
-RequestT = TypeVar("RequestT", bound=GenerationRequest)
-TokenIds = tuple[int, ...]
-Pieces = AsyncGenerator[Piece, None]
 
 # Longer texts are tokenised in a thread, so that other streams go on meanwhile.
 _LONG_BODY_BYTES: Final = 16 * 1024
 _RETRY_SECONDS: Final = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Form(Generic[RequestT]):
-    """How one kind of request is read and its answer written.
-
-    Attributes:
-        id_prefix: Of the answer's id.
-        prompt_param: The field that holds the prompt.
-        default_max_tokens: Of an answer; None: all that the context leaves.
-        encode: Request to the token ids of each prompt; raises `ApiError`.
-        collect: Pieces to the whole answer.
-        stream: Pieces to the chunks of a stream.
-        prefixes: Text before that of each choice; empty: none.
-        tools: How tools are used; None: not at all. Raises `ApiError`.
-    """
-
-    request_type: type[RequestT]
-    id_prefix: str
-    prompt_param: str
-    default_max_tokens: int | None
-    encode: Callable[[RequestT, ServedModel], list[TokenIds]]
-    collect: Callable[
-        [RequestT, dict[str, Any], Sequence[Generation], Pieces], Coroutine[Any, Any, Response]
-    ]
-    stream: Callable[
-        [RequestT, dict[str, Any], Sequence[Generation], Pieces], AsyncGenerator[Chunk, None]
-    ]
-    prefixes: Callable[[RequestT, ServedModel], Sequence[str]] = lambda request, model: ()
-    tools: Callable[[RequestT, ServedModel], ToolUse | None] = lambda request, model: None
-
-
-CHAT: Final = Form(
-    request_type=ChatRequest,
-    id_prefix="chatcmpl",
-    prompt_param="messages",
-    default_max_tokens=None,
-    encode=chat.encode_prompts,
-    collect=chat.collect,
-    stream=chat.stream,
-    tools=chat.tools,
-)
-COMPLETION: Final = Form(
-    request_type=CompletionRequest,
-    id_prefix="cmpl",
-    prompt_param="prompt",
-    default_max_tokens=completions.DEFAULT_MAX_TOKENS,
-    encode=completions.encode_prompts,
-    collect=completions.collect,
-    stream=completions.stream,
-    prefixes=completions.prefixes,
-)
 
 
 class Answer(Generic[RequestT]):
@@ -130,6 +72,16 @@ class Answer(Generic[RequestT]):
         """The id in the answer and in every chunk."""
         found: str = self._head["id"]
         return found
+
+    @property
+    def request(self) -> RequestT:
+        """What was asked."""
+        return self._request
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What every answer and chunk begins with."""
+        return self._head
 
     @property
     def is_streamed(self) -> bool:
@@ -188,6 +140,20 @@ class Answer(Generic[RequestT]):
                 yield piece
 
 
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What the journal has of an answer.
+
+    Attributes:
+        head: Id, time of its beginning and model.
+        status: ``running``, ``finished``, ``cancelled`` or ``failed``.
+    """
+
+    request: Any
+    head: dict[str, Any]
+    status: str
+
+
 class Inference:
     """Begins answers to generation requests.
 
@@ -225,7 +191,12 @@ class Inference:
         return Answer(form, request, _head(answer_id, created, model), generations, pieces)
 
     async def resume(
-        self, answer_id: str, last_event_id: str | None, *, stream: bool | None = None
+        self,
+        answer_id: str,
+        last_event_id: str | None,
+        *,
+        stream: bool | None = None,
+        forms: Sequence[Form[Any]] = (CHAT, COMPLETION),
     ) -> Answer[Any]:
         """Go on with an answer that began over another connection.
 
@@ -233,13 +204,14 @@ class Inference:
             answer_id: The id in the answer's chunks.
             last_event_id: Id of the last event that the client has; None: it has none.
             stream: Whether in chunks; None: as it was asked for.
+            forms: Those that it may have.
 
         Raises:
             ApiError: It is not known (any more), the journal does not answer, the model is
                 another one now, or the id is none of its events.
         """
-        form = next((form for form in (CHAT, COMPLETION) if _is_id(answer_id, form)), None)
-        try:
+        form = next((form for form in forms if form.has_id(answer_id)), None)
+        with _readable_journal():
             first = await self._engine.written(f"{answer_id}-0") if form is not None else None
             if form is None or first is None:
                 raise ApiError(
@@ -248,8 +220,23 @@ class Inference:
                     code="request_not_found",
                 )
             return await self._resume(form, answer_id, first, last_event_id, stream)
-        except JournalUnavailableError as error:
-            raise not_ready(f"the journal cannot be read: {error}", _RETRY_SECONDS) from error
+
+    async def recall(self, answer_id: str, form: Form[RequestT]) -> Recalled | None:
+        """Return what the journal has of an answer; None: nothing (any more).
+
+        Raises:
+            ApiError: The journal does not answer.
+        """
+        if not form.has_id(answer_id):
+            return None
+        with _readable_journal():
+            first = await self._engine.written(f"{answer_id}-0")
+        if first is None:
+            return None
+        fields = first.fields
+        head = {"id": answer_id, "created": int(fields["created"]), "model": fields["model"]}
+        request = check_request(json.loads(fields["body"]), form.request_type)
+        return Recalled(request, head, fields["status"])
 
     async def _resume(
         self,
@@ -317,6 +304,14 @@ class Inference:
         )
 
 
+@contextmanager
+def _readable_journal() -> Iterator[None]:
+    try:
+        yield
+    except JournalUnavailableError as error:
+        raise not_ready(f"the journal cannot be read: {error}", _RETRY_SECONDS) from error
+
+
 def _pieces(
     engine: TokenSource,
     form: Form[RequestT],
@@ -335,10 +330,6 @@ def _head(answer_id: str, created: int, model: ServedModel) -> dict[str, Any]:
         "model": model.name,
         "system_fingerprint": model.fingerprint,
     }
-
-
-def _is_id(answer_id: str, form: Form[Any]) -> bool:
-    return re.fullmatch(rf"{form.id_prefix}-[0-9a-f]{{24}}", answer_id) is not None
 
 
 def require_model(slot: ModelSlot, asked: str | None) -> ServedModel:

@@ -13,7 +13,7 @@ from gateway.bodies import Body, check_body, problem
 from gateway.errors import invalid_value
 from gateway.foreign import refuse_foreign
 from gateway.messages import Message
-from gateway.tools.schemas import Tool, ToolChoice
+from gateway.tools.schemas import Tool, ToolChoice, check_choice
 
 MAX_STOP_STRINGS: Final = 16
 MAX_CHOICES: Final = 128
@@ -141,7 +141,7 @@ class ChatRequest(GenerationRequest):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     tools: list[Tool] | None = None
-    tool_choice: ToolChoice | None = None
+    tool_choice: Annotated[ToolChoice | None, BeforeValidator(check_choice)] = None
     max_completion_tokens: Annotated[int, Field(ge=1, lt=_INT64)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None

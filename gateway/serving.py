@@ -11,8 +11,9 @@ from fastapi.responses import Response
 
 from gateway.bodies import BodyT, check_body, parse_object
 from gateway.connection import EventStream, read_body, run_unless_interrupted
+from gateway.forms import Form, RequestT
 from gateway.framing import SERVER_SENT_EVENTS, Framing
-from gateway.inference import Answer, Form, Inference, RequestT
+from gateway.inference import Answer, Inference
 from gateway.settings import Settings
 
 

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from gateway.answers import Chunk, Piece, tallies
+from gateway.forms import CHAT, COMPLETION, Form
 from gateway.framing import JsonLines
-from gateway.inference import CHAT, COMPLETION, Form
 from gateway.requests import Generation
 from gateway.responses import Response
 from gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest

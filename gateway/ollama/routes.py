@@ -8,7 +8,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from gateway.inference import Form, require_model
+from gateway.forms import Form
+from gateway.inference import require_model
 from gateway.model import ModelSlot
 from gateway.ollama.answers import (
     OLLAMA_CHAT,

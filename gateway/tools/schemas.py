@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from gateway.bodies import Body
+from gateway.bodies import Body, problem
 from gateway.errors import ApiError, invalid_value
 from gateway.tools.calls import ToolFormat
 
@@ -48,6 +48,16 @@ class NamedChoice(Body):
 
 
 ToolChoice = Literal["none", "auto", "required"] | NamedChoice
+
+
+def check_choice(value: Any) -> Any:
+    """Return a choice, if it is one: errors of a union would name its members."""
+    if value is None or value in ("none", "auto", "required"):
+        return value
+    function = value.get("function") if isinstance(value, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise problem("must be none, auto, required, or a function by its name")
+    return NamedChoice(type="function", function=FunctionName(name=function["name"]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,32 @@ async def test_the_openai_client_completes_text_and_token_ids(client: openai.Asy
     assert "".join([chunk.choices[0].text async for chunk in stream]) == "It is 12 €."
 
 
+async def test_the_openai_client_reads_log_probabilities(
+    client: openai.AsyncOpenAI,
+) -> None:
+    answer = await client.chat.completions.create(
+        model=MODEL, messages=QUESTION, logprobs=True, top_logprobs=1
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert [entry.token for entry in logprobs.content or ()][:3] == ["I", "t", " "]
+
+
+async def test_the_openai_client_reads_responses_whole_and_streamed(
+    client: openai.AsyncOpenAI,
+) -> None:
+    whole = await client.responses.create(model=MODEL, input="7 + 5?")
+    stream = await client.responses.create(model=MODEL, input="7 + 5?", stream=True)
+    events = [event async for event in stream]
+
+    assert whole.output_text == "It is 12 €."
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == "It is 12 €."
+    last = events[-1]
+    assert last.type == "response.completed"
+    assert last.response.output_text == "It is 12 €."
+
+
 async def test_several_clients_at_once_get_their_own_answers(
     client: openai.AsyncOpenAI, engine: FakeEngine
 ) -> None:

@@ -21,3 +21,13 @@ def numbered_events_of(text: str) -> list[tuple[str | None, str]]:
             number = ids[0].removeprefix("id: ") if ids else None
             events.append((number, data.removeprefix("data: ")))
     return events
+
+
+def typed_events_of(text: str) -> list[tuple[str, Any]]:
+    """Return name and data of a stream's events that have names."""
+    events = []
+    for event in text.split("\n\n"):
+        if event and not event.startswith(":"):
+            name, data = event.split("\n")
+            events.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return events
