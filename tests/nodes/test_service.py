@@ -309,14 +309,20 @@ def test_a_stage_that_is_not_assigned_any_more_goes_when_it_is_idle(
     assert whole.id != part.id
 
 
-def test_a_stage_that_still_serves_drains_before_it_goes(
-    rig: NodeRig, manifest: ModelManifest
-) -> None:
+def busy_replica(rig: NodeRig, manifest: ModelManifest) -> Replica:
+    """Let the node serve the first stage of a replica whose other device never answers."""
     replica = rig.serve(manifest, LayerRange(0, 2), LayerRange(2, 5))
     ask(rig, replica, "slow", 8)
     rig.run(0.1)
     open_request(rig, replica, "slow", 8)
     rig.run(0.1)
+    return replica
+
+
+def test_a_stage_that_still_serves_drains_before_it_goes(
+    rig: NodeRig, manifest: ModelManifest
+) -> None:
+    replica = busy_replica(rig, manifest)
     rig.assign(manifest, [])
     rig.run(0.5)
     assert (replica.id, 0) in rig.service.core.stages
@@ -330,11 +336,7 @@ def test_a_stage_that_still_serves_drains_before_it_goes(
 def test_where_memory_does_not_hold_both_nothing_is_loaded_before_the_old_stage_has_drained(
     rig: NodeRig, manifest: ModelManifest
 ) -> None:
-    replica = rig.serve(manifest, LayerRange(0, 2), LayerRange(2, 5))
-    ask(rig, replica, "slow", 8)
-    rig.run(0.1)
-    open_request(rig, replica, "slow", 8)
-    rig.run(0.1)
+    replica = busy_replica(rig, manifest)
     held = set(rig.loaded.tensors)
     coming = make_replica(manifest, [("x", LayerRange(0, 3)), ("pi", LayerRange(3, 5))])
     rig.publish(PLAN, rig.plan(manifest, coming, version=2))

@@ -16,7 +16,7 @@ from broker.control import (
     ModelManifest,
     PrefillTime,
 )
-from broker.plan import Loaded, LoadState
+from broker.plan import LayerRange, Loaded, LoadState, Plan, PlanState, Replica, Role, Stage
 from planner.model import DeviceSpec, ModelSpec
 from planner.performance import Performance
 
@@ -163,3 +163,41 @@ def loaded(version: int, stages: Sequence[str], session: int = 1, **changes: Any
         "stages": list(stages),
     }
     return Loaded(**{**values, **changes})
+
+
+def replica(name: str, stages: Sequence[tuple[str, int, int]]) -> Replica:
+    """A replica of devices, each with its first layer and the one after its last."""
+    num_layers = stages[-1][2]
+    return Replica(
+        id=name,
+        role=Role.BOTH,
+        slots=1,
+        prefill_slots=2,
+        kv_tokens=512,
+        stages=[
+            Stage(
+                device=device,
+                layers=LayerRange(start, end),
+                embedding=start == 0,
+                head=end == num_layers,
+                predicted_seconds=0.1,
+            )
+            for device, start, end in stages
+        ],
+    )
+
+
+def plan_of(*replicas: Replica, **changes: Any) -> Plan:
+    """An active plan of some replicas for `model`."""
+    values: dict[str, Any] = {
+        "version": 1,
+        "state": PlanState.ACTIVE,
+        "model": "m",
+        "revision": "r",
+        "weights": "float32",
+        "kv_format": "float32",
+        "chunk_tokens": 128,
+        "context_tokens": 256,
+        "replicas": list(replicas),
+    }
+    return Plan(**{**values, **changes})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker.plan import LayerRange, Plan, PlanState, Replica, Role, Stage
+from broker.plan import LayerRange, Plan
 from planner.live.assignments import Load, loads
 from tests.planner import fogs
 
@@ -11,36 +11,7 @@ ROOMY = dict.fromkeys("abcd", 100_000_000)
 
 
 def plan(*replicas: tuple[str, list[tuple[str, int, int]]], revision: str = "r") -> Plan:
-    return Plan(
-        version=1,
-        state=PlanState.ACTIVE,
-        model="m",
-        revision=revision,
-        weights="float32",
-        kv_format="float32",
-        chunk_tokens=128,
-        context_tokens=256,
-        replicas=[
-            Replica(
-                id=name,
-                role=Role.BOTH,
-                slots=1,
-                prefill_slots=2,
-                kv_tokens=512,
-                stages=[
-                    Stage(
-                        device=device,
-                        layers=LayerRange(start, end),
-                        embedding=start == 0,
-                        head=end == 4,
-                        predicted_seconds=0.1,
-                    )
-                    for device, start, end in stages
-                ],
-            )
-            for name, stages in replicas
-        ],
-    )
+    return fogs.plan_of(*(fogs.replica(*replica) for replica in replicas), revision=revision)
 
 
 OLD = plan(("old", [("a", 0, 2), ("b", 2, 4)]))

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from broker.placement import kv_reserved_tokens
-from broker.plan import LayerRange, Plan, PlanState, Replica, Role, Stage
+from broker.plan import Plan, PlanState, Replica
 from planner.live.assignments import fits, stages_by_device
 from planner.live.rolling import way
 from tests.planner import fogs
@@ -20,41 +20,13 @@ TIGHT = MODEL.stage_bytes(0, 3, kv_reserved_tokens(CONTEXT))
 
 
 def replica(name: str, devices: str, cut: int = 2) -> Replica:
-    """One replica on one or two devices, cut behind ``cut`` layers."""
-    ranges = [(0, cut), (cut, LAYERS)] if len(devices) == 2 else [(0, LAYERS)]
-    return Replica(
-        id=name,
-        role=Role.BOTH,
-        slots=1,
-        prefill_slots=2,
-        kv_tokens=512,
-        stages=[
-            Stage(
-                device=device,
-                layers=LayerRange(start, end),
-                embedding=start == 0,
-                head=end == LAYERS,
-                predicted_seconds=0.1,
-            )
-            for device, (start, end) in zip(devices, ranges, strict=True)
-        ],
-    )
+    """One replica on two devices, cut behind ``cut`` layers."""
+    return fogs.replica(name, [(devices[0], 0, cut), (devices[1], cut, LAYERS)])
 
 
 def plan(*replicas: Replica) -> Plan:
-    return Plan(
-        version=1,
-        state=PlanState.ACTIVE,
-        model="m",
-        revision="r",
-        weights="float32",
-        kv_format="float32",
-        chunk_tokens=128,
-        context_tokens=CONTEXT,
-        replicas=list(replicas),
-        reasons={stage.device: "its place" for r in replicas for stage in r.stages},
-        trigger="a change",
-    )
+    reasons = {stage.device: "its place" for r in replicas for stage in r.stages}
+    return fogs.plan_of(*replicas, reasons=reasons, trigger="a change")
 
 
 def names(plans: Sequence[Plan]) -> list[str]:
