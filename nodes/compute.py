@@ -6,7 +6,6 @@ forward pass fails only its rows.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +20,6 @@ from nodes.executor import ByLayer, StageExecutor
 from nodes.logprobs import logprobs_of
 from nodes.requests import RequestTable, StageRequest, StoredChunk
 from nodes.sampler import choose
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +65,14 @@ class StepOutcome:
         rows: Rows that have a result, in the group's order.
         hidden: (len(rows), hidden_size); None at the last stage.
         results: One per row at the last stage, else empty.
-        failed: Rows whose forward pass raised, and the error.
+        failed: Rows whose forward pass raised, and what.
         dropped: Reasons for the rows that have neither.
     """
 
     rows: list[StepRow] = field(default_factory=list)
     hidden: Tensor | None = None
     results: list[StepResult] = field(default_factory=list)
-    failed: list[tuple[StepRow, str]] = field(default_factory=list)
+    failed: list[tuple[StepRow, Exception]] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
 
 
@@ -189,7 +186,9 @@ class StageCompute:
             request.generated.append(row.token_id)
         return 0 <= index < len(request.generated) and request.generated[index] == row.token_id
 
-    def _run_rows(self, rows: list[StepRow], hidden: Tensor | None, now: Clock) -> dict[int, str]:
+    def _run_rows(
+        self, rows: list[StepRow], hidden: Tensor | None, now: Clock
+    ) -> dict[int, Exception]:
         """Run rows together, or, if that raises, one by one; return errors by index."""
         began = now()
         try:
@@ -198,14 +197,13 @@ class StageCompute:
         except Exception as error:
             # The executor leaves every KV as it was, so the others can run again.
             if len(rows) == 1:
-                logger.exception("decode of a row failed")
-                return {0: _text(error)}
+                return {0: error}
             alone = [None if hidden is None else hidden[i : i + 1] for i in range(len(rows))]
             errors = [self._run_rows([row], alone[i], now) for i, row in enumerate(rows)]
             return {i: error[0] for i, error in enumerate(errors) if error}
         # Before pacing: slices are paced as well.
         self._group_seconds.append(now() - began)
-        failed: dict[int, str] = {}
+        failed: dict[int, Exception] = {}
         for index, row in enumerate(rows):
             request = self._open_request(row)
             request.chunks.clear()
@@ -216,8 +214,7 @@ class StageCompute:
             try:
                 token = self._choose(request, logits[index], row.position + 1)
             except Exception as error:
-                logger.exception("sampling of a row failed")
-                failed[index] = _text(error)
+                failed[index] = error
                 continue
             request.last_result = StepResult(
                 row.request_id, row.attempt, row.position, token, request.finish_reason
@@ -255,10 +252,6 @@ class StageCompute:
         request = self._requests.get(row.key)
         assert request is not None, "rows that run or are stored belong to open requests"
         return request
-
-
-def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _next(computation: ByLayer) -> Tensor | None:

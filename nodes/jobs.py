@@ -32,6 +32,7 @@ from nodes.compute import Clock, Pace, ReleasedError, StageCompute
 from nodes.conductor import Conductor
 from nodes.context import StageContext, ids
 from nodes.groups import Group
+from nodes.kv_cache import KvFullError
 from nodes.outgoing import ToStage
 from nodes.requests import StageRequest, token_row
 from nodes.streams import KvStreams
@@ -170,8 +171,7 @@ class StageJobs:
             self._context.dropped["released"] += 1
             return
         except Exception as error:  # one bad request must not stop the stage
-            logger.exception("prefill of a chunk failed")
-            self._fail(request.open.key, f"{type(error).__name__}: {error}")
+            self._fail(request.open.key, error)
             return
         self.send_stored(request, start, only_first=True)
         self._streams.produce(request, start, end, now())
@@ -235,5 +235,12 @@ class StageJobs:
         for gateway, token_rows in rows.items():
             self._context.to_gateway(gateway, Tokens(rows=token_rows))
 
-    def _fail(self, key: RequestKey, error: str) -> None:
-        self._context.to_stage(0, RowFailed(**ids(key), error=error))
+    def _fail(self, key: RequestKey, error: Exception) -> None:
+        """Report a request that cannot go on; one that lacks KV room goes back to the queue."""
+        lacks_room = isinstance(error, KvFullError)
+        if lacks_room:
+            logger.warning("%s: %s", key.request_id, error)
+        else:
+            logger.error("%s cannot go on", key.request_id, exc_info=error)
+        text = f"{type(error).__name__}: {error}"
+        self._context.to_stage(0, RowFailed(**ids(key), error=text, retry=lacks_room))

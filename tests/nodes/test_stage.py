@@ -290,6 +290,29 @@ def test_a_row_whose_forward_pass_raises_fails_alone(
     assert "planted" in fog.answers["bad"].lost[0].reason
 
 
+def test_a_row_that_finds_no_kv_room_in_a_step_goes_back_to_the_queue_alone(
+    fog: SmallFog,
+) -> None:
+    endless = Sampling(ignore_eos=True)
+    replica = fog.replicas[0]
+    fog.ask("short", (3, 4, 5), replica, replica, max_tokens=24, sampling=endless)
+    fog.ask("long", (6, 7, 8), replica, replica, max_tokens=60, sampling=endless)
+    while min(len(answer.tokens) for answer in fog.answers.values()) < 3:
+        fog.step()
+    kv = stage(fog, 1).executor.kv
+    limit, kv.limit_tokens = kv.limit_tokens, 0
+    while not fog.answers["long"].lost:
+        assert fog.answers["long"].finish_reason is None, "it found room"
+        fog.step()
+    kv.limit_tokens = limit
+    fog.run()
+    (lost,) = fog.answers["long"].lost
+    assert lost.kind is LossKind.STALLED
+    assert "KV positions" in lost.reason
+    assert [len(fog.answers[name].tokens) for name in ("short", "long")] == [24, 60]
+    assert not fog.answers["short"].lost
+
+
 def test_a_stage_that_answers_no_more_is_reported_after_n_repeats(fog: SmallFog) -> None:
     fog.ask("q", (3, 4, 5), fog.replicas[0], fog.replicas[0], max_tokens=50)
     while len(fog.answers["q"].tokens) < 3:
