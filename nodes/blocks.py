@@ -42,6 +42,7 @@ class BlockReader:
             tensor = self._source.load_tensor(spec.name)
             _check_shape(spec, tensor)
             yield tensor
+            del tensor  # not kept while the next one is read
 
     def norm(self, spec: TensorSpec) -> Norm:
         """Return a norm; raises as `read` does."""

@@ -12,9 +12,9 @@ A row's result never depends on how many other rows come with it (design, sectio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Final, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,7 @@ from broker.architecture import INT4_GROUP, UnsupportedModelError
 from nodes.activations import Codes, Norm, encode
 from nodes.float_kernels import multiply, pack
 from nodes.kernels import Int8Kernel
-
-_SLICE_ROWS: Final = 64  # what stays in the caches of small processors
-_SMALLEST_STEP: Final = 1e-30
-_INT4_ROWS: Final = 16  # the kernel takes rows of weights by so many
-_INT4_LEVELS: Final = 7
-
+from nodes.quantisation import SLICE_ROWS, quantise_int4
 
 Bare = Callable[[], object]
 """A call whose time is measured; what it gives is not used."""
@@ -106,7 +101,7 @@ class Int8Linear:
         self._product, self._bits = kernel.pack(values, steps), kernel.bits
         # What an offset of 1 in all columns adds. In slices, since a sum of another type than
         # its input begins with a copy of all of it; the sums are exact.
-        sums = [part.float().sum(1) for part in torch.split(values, _SLICE_ROWS)]
+        sums = [part.float().sum(1) for part in torch.split(values, SLICE_ROWS)]
         self._ones = torch.cat(sums).mul_(steps)
         self._bias = bias
         self._values_bytes = values.nbytes
@@ -182,15 +177,14 @@ class Int4Linear:
     """A matrix of four bits with a step per row and group of columns."""
 
     def __init__(
-        self, values: torch.Tensor, steps: torch.Tensor, bias: torch.Tensor | None = None
+        self,
+        packed: torch.Tensor,
+        steps: torch.Tensor,
+        rows: int,
+        bias: torch.Tensor | None = None,
     ) -> None:
-        """Pack ``values``, int32 of 0 to 15 (rows, columns), and ``steps`` (groups, rows)."""
-        self._rows = len(values)
-        values = F.pad(values, (0, 0, 0, -self._rows % _INT4_ROWS), value=8)
-        steps = F.pad(steps, (0, -self._rows % _INT4_ROWS))
-        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1)
-        # Step and offset; the levels lie evenly around 0, so all offsets are 0.
-        self._steps = torch.stack((steps, torch.zeros_like(steps)), -1).bfloat16()
+        """Take what `quantise_int4` gives for a matrix of so many rows."""
+        self._packed, self._steps, self._rows = packed, steps, rows
         self._bias = bias
 
     def __call__(
@@ -211,8 +205,7 @@ class Int4Linear:
 
     @property
     def num_bytes(self) -> int:
-        packed: int = self._packed.nbytes
-        return packed + self._steps.nbytes + _nbytes(self._bias)
+        return self._packed.nbytes + self._steps.nbytes + _nbytes(self._bias)
 
 
 class Int8Embedding:
@@ -248,42 +241,6 @@ class FloatEmbedding:
 Embedding = FloatEmbedding | Int8Embedding
 
 
-def quantise_int8(tensors: Iterable[torch.Tensor], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return whole numbers (rows, columns) and steps (rows,) of tensors below each other.
-
-    Takes the tensors one after the other and some rows at a time, so that no more than one
-    of them is in memory beside the result.
-    """
-    values, steps = None, torch.empty(rows)
-    start = 0
-    for tensor in tensors:
-        if values is None:
-            values = torch.empty((rows, tensor.shape[1]), dtype=torch.int8)
-        for part in torch.split(tensor, _SLICE_ROWS):
-            end = start + len(part)
-            part = part.float()
-            step = (part.abs().amax(1) / 127).clamp_(min=_SMALLEST_STEP)
-            values[start:end] = (part / step[:, None]).round_()
-            steps[start:end] = step
-            start = end
-    assert values is not None, "a matrix has at least one tensor"
-    return values, steps
-
-
-def quantise_int4(tensors: Iterable[torch.Tensor], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return values 0 to 15 (rows, columns) for `Int4Linear`, and steps (groups, rows)."""
-    values, steps = [], []
-    for tensor in tensors:
-        groups = tensor.float().view(len(tensor), -1, INT4_GROUP)
-        # Rounded as the kernel holds them, so that values are nearest to what it computes.
-        step = (groups.abs().amax(2) / _INT4_LEVELS).bfloat16().float().clamp_(min=_SMALLEST_STEP)
-        level = (groups / step[..., None]).round_().clamp_(-8, 7)
-        values.append((level.flatten(1) + 8).int())
-        steps.append(step.t())
-    assert sum(map(len, values)) == rows, "the tensors are the matrix"
-    return torch.cat(values), torch.cat(steps, 1)
-
-
 @cache
 def check_int4() -> None:
     """Try the four-bit kernel of this build of torch on this device.
@@ -297,7 +254,7 @@ def check_int4() -> None:
     x = torch.randn(9, 2 * INT4_GROUP, generator=generator)
     remedy = "use int8 weights on this device, or another build of torch"
     try:
-        linear = Int4Linear(*quantise_int4([matrix], len(matrix)))
+        linear = Int4Linear(*quantise_int4([matrix], len(matrix)), len(matrix))
         together = linear(x)
         alone = torch.cat([linear(row[None]) for row in x])
     except (RuntimeError, AttributeError, NotImplementedError) as error:

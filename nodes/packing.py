@@ -24,9 +24,8 @@ from nodes.packed import (
     PackedFloatLinear,
     StackedLinear,
     check_int4,
-    quantise_int4,
-    quantise_int8,
 )
+from nodes.quantisation import quantise_int4, quantise_int8
 from nodes.tensors import DTYPES
 
 # Packed at a time, since a head may be a third of a small model. Not less: in parts of a
@@ -74,7 +73,7 @@ class Packing:
         """Return a block's matrix made of tensors that lie below each other."""
         form = matrix_format(self._weights, shape[1]) if self._is_integer else self._weights
         if form == "int4":
-            return Int4Linear(*quantise_int4(tensors, shape[0]), bias)
+            return Int4Linear(*quantise_int4(tensors, shape[0]), shape[0], bias)
         if form == "int8":
             return Int8Linear(self._kernel, *quantise_int8(tensors, shape[0]), bias)
         matrix = self.merged(tensors, shape)
@@ -108,4 +107,5 @@ class Packing:
         for tensor in tensors:
             merged[start : start + len(tensor)] = tensor
             start += len(tensor)
+            del tensor  # not kept while the next one is read
         return merged

@@ -1,7 +1,7 @@
 """Whole-number weights: what they compute, in any company, and what a broken kernel leads to."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,11 +30,11 @@ from nodes.packed import (
     PackedFloatLinear,
     StackedLinear,
     check_int4,
-    quantise_int4,
-    quantise_int8,
 )
 from nodes.packing import Packing
+from nodes.quantisation import SLICE_ROWS, quantise_int4, quantise_int8
 from nodes.weights import LayerWeights
+from tests.support.allocations import peak_bytes
 from tests.support.checkpoints import FAMILIES, random_tensors
 from tests.support.stages import MemoryTensors, fill_weights
 
@@ -42,7 +42,7 @@ ROWS, COLUMNS = 70, 256
 
 NORM = Norm(torch.linspace(0.1, 2, COLUMNS), 1e-6)
 
-Quantise = Callable[[Sequence[torch.Tensor], int], tuple[torch.Tensor, torch.Tensor]]
+Quantise = Callable[[Iterable[torch.Tensor], int], tuple[torch.Tensor, torch.Tensor]]
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -54,7 +54,7 @@ def int8(matrix: torch.Tensor, kernel: Int8Kernel = EXACT) -> Int8Linear:
 
 
 def int4(matrix: torch.Tensor) -> Int4Linear:
-    return Int4Linear(*quantise_int4([matrix], len(matrix)))
+    return Int4Linear(*quantise_int4([matrix], len(matrix)), len(matrix))
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_bias_is_added_unrounded() -> None:
     matrix, bias, x = random(ROWS, COLUMNS), random(ROWS, seed=2), random(3, COLUMNS, seed=1)
     for make, plain in (
         (Int8Linear(EXACT, *quantise_int8([matrix], ROWS), bias), int8(matrix)),
-        (Int4Linear(*quantise_int4([matrix], ROWS), bias), int4(matrix)),
+        (Int4Linear(*quantise_int4([matrix], ROWS), ROWS, bias), int4(matrix)),
     ):
         torch.testing.assert_close(make(x), plain(x) + bias, atol=1e-4, rtol=1e-5)
 
@@ -159,7 +159,7 @@ def test_a_residual_is_added_and_kept_and_rows_stay_apart(bias: torch.Tensor | N
         FloatLinear(matrix, bias),
         Int8Linear(EXACT, *eight, bias),
         StackedLinear([Int8Linear(EXACT, *eight, bias)]),
-        Int4Linear(*four, bias),
+        Int4Linear(*four, ROWS, bias),
     ):
         together = linear(x, NORM, residual)
         expected = linear(x, NORM) + residual
@@ -239,6 +239,21 @@ def test_int8_is_a_quarter_of_float32_and_int4_about_half_of_that() -> None:
     )
     assert 0.25 < eight / full < 0.26
     assert 0.13 < four / full < 0.16
+
+
+@pytest.mark.parametrize("quantise", [quantise_int8, quantise_int4])
+def test_rounding_takes_one_tensor_and_some_rows_beside_the_result(quantise: Quantise) -> None:
+    rows, columns, num_tensors = 1024, 512, 3
+
+    def tensors() -> Iterator[torch.Tensor]:
+        for _ in range(num_tensors):
+            yield torch.ones((rows, columns), dtype=torch.bfloat16)
+
+    result: list[torch.Tensor] = []
+    peak = peak_bytes(lambda: result.extend(quantise(tensors(), num_tensors * rows)))
+    held = sum(tensor.nbytes for tensor in result)
+    slices = 8 * SLICE_ROWS * columns * 4
+    assert held < peak <= held + rows * columns * 2 + slices
 
 
 # --- kernels --------------------------------------------------------------------------------
