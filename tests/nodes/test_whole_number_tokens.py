@@ -17,14 +17,18 @@ from tests.support.company import (
     KEY,
     NUM_TOKENS,
     PROMPT,
+    REPLAYED_FROM,
     TOKENS_IN_COMPANY,
     Case,
     Company,
+    Course,
+    course,
     demo_case,
     random_case,
-    replayed,
+    replay,
+    seen_kv,
 )
-from tests.support.stages import decode, generate, open_request, prefill
+from tests.support.stages import decode, open_request, prefill
 
 SAMPLING: Final = Sampling(temperature=0.8, top_p=0.9, seed=5)
 
@@ -53,8 +57,8 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture(scope="module")
-def expected(case: Case) -> list[int]:
-    return generate(case.stages(), PROMPT, NUM_TOKENS, SAMPLING)
+def expected(case: Case) -> Course:
+    return course(case.stages(), SAMPLING)
 
 
 def test_the_self_test_of_the_device_finds_no_difference_at_all(case: Case) -> None:
@@ -62,10 +66,13 @@ def test_the_self_test_of_the_device_finds_no_difference_at_all(case: Case) -> N
 
 
 @pytest.mark.parametrize("cuts", [(1,), (2, 4), (1, 2, 3, 4)])
-def test_any_split_gives_the_tokens_of_the_whole_model(
-    case: Case, expected: list[int], cuts: tuple[int, ...]
+def test_any_split_gives_tokens_logits_and_kv_of_the_whole_model(
+    case: Case, expected: Course, cuts: tuple[int, ...]
 ) -> None:
-    assert generate(case.stages(cuts), PROMPT, NUM_TOKENS, SAMPLING) == expected
+    split = course(case.stages(cuts), SAMPLING)
+    assert split.tokens == expected.tokens
+    assert torch.equal(split.logits, expected.logits)
+    assert all(map(torch.equal, split.kv, expected.kv))
 
 
 def test_among_fifteen_strangers_the_logits_are_those_of_being_alone(case: Case) -> None:
@@ -81,6 +88,10 @@ def test_among_fifteen_strangers_the_logits_are_those_of_being_alone(case: Case)
 
 
 def test_an_answer_replayed_from_token_50_goes_on_as_if_nothing_had_happened(
-    case: Case, expected: list[int]
+    case: Case, expected: Course
 ) -> None:
-    assert replayed(case.stages((3,)), expected, SAMPLING) == expected
+    stages, tokens = case.stages((3,)), expected.tokens
+    logits = [replay(stages, tokens[:REPLAYED_FROM])]
+    assert all(map(torch.equal, seen_kv(stages), expected.kv))
+    logits += [decode(stages, [KEY], [token])[0] for token in tokens[REPLAYED_FROM - 1 : -1]]
+    assert torch.equal(torch.stack(logits), expected.logits[REPLAYED_FROM - 1 :])

@@ -17,6 +17,8 @@ from broker.work import RequestKey, Sampling
 from fog.model_choice import DEMO_MODEL
 from nodes.executor import StageExecutor
 from nodes.folder import FolderTensors
+from nodes.kv_cache import first_seen
+from nodes.sampler import choose
 from nodes.weights import LayerWeights
 from tests.support.checkpoints import FAMILIES
 from tests.support.stages import (
@@ -89,14 +91,59 @@ class Company:
         return decode(self._stages, self._keys, tokens)[self._keys.index(KEY)]
 
 
-def replayed(
-    stages: Sequence[StageExecutor], expected: Sequence[int], sampling: Sampling
-) -> list[int]:
-    """Return the answer of stages that got to know it at its 50th token."""
-    known = list(expected[:REPLAYED_FROM])
+@dataclass(frozen=True)
+class Course:
+    """An answer that nothing disturbed.
+
+    Attributes:
+        logits: (tokens, vocab), what each token was chosen by.
+        kv: As `seen_kv` gives it when `REPLAYED_FROM` tokens are known.
+    """
+
+    tokens: list[int]
+    logits: torch.Tensor
+    kv: list[torch.Tensor]
+
+
+def course(stages: Sequence[StageExecutor], sampling: Sampling) -> Course:
+    """Return the answer token by token."""
+    open_request(stages, KEY, len(PROMPT) + NUM_TOKENS)
+    logits = [prefill(stages, KEY, PROMPT)]
+    tokens: list[int] = []
+    kv: list[torch.Tensor] = []
+    for step in range(NUM_TOKENS):
+        if step > 0:
+            logits.append(decode(stages, [KEY], tokens[-1:])[0])
+        tokens.append(choose(logits[-1], sampling, PROMPT, tokens, len(PROMPT) + step))
+        if len(tokens) == REPLAYED_FROM:
+            kv = seen_kv(stages)
+    return Course(tokens, torch.stack(logits), kv)
+
+
+def seen_kv(stages: Sequence[StageExecutor]) -> list[torch.Tensor]:
+    """Return of every layer, (2, positions, heads, size), what later positions attend to."""
+    found = []
+    for stage in stages:
+        slab, layers = stage.kv[KEY], stage.config.layers[stage.layers.start : stage.layers.end]
+        for data, layer in zip(slab.data, layers, strict=True):
+            found.append(data[:, first_seen(layer.window, slab.length) : slab.length].clone())
+    return found
+
+
+def replay(stages: Sequence[StageExecutor], known: Sequence[int]) -> torch.Tensor:
+    """Take in prompt and known tokens but the last; return the logits (vocab) of that one."""
     open_request(stages, KEY, len(PROMPT) + NUM_TOKENS)
     prefill(stages, KEY, PROMPT)
     hidden = stages[0].embed(known[:-1])
     for stage in stages:
         hidden = stage.replay(KEY, hidden, len(PROMPT))
+    return stages[-1].logits(hidden[-1:])[0]
+
+
+def replayed(
+    stages: Sequence[StageExecutor], expected: Sequence[int], sampling: Sampling
+) -> list[int]:
+    """Return the answer of stages that got to know it at its 50th token."""
+    known = list(expected[:REPLAYED_FROM])
+    replay(stages, known)
     return continue_answer(stages, KEY, PROMPT, known, NUM_TOKENS, sampling)
