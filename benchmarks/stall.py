@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
 import statistics
 import sys
@@ -27,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+from benchmarks.here import context
 from broker.plan import Role
 from broker.work import Sampling
 from gateway.manifest import prepare_manifest
@@ -159,14 +159,14 @@ async def measure(arguments: argparse.Namespace, weights: str, scratch: Path) ->
 
 def main() -> None:
     arguments = read_arguments()
+    run_context = context("torch")  # the load before, not that of the run
     rows = []
     for weights in arguments.weights:
         with tempfile.TemporaryDirectory(prefix="e2llm-stall-") as scratch:
             rows.append(asyncio.run(measure(arguments, weights, Path(scratch))))
-    machine = platform.processor() or platform.machine()
     if arguments.json:
         report = {
-            "machine": machine,
+            **run_context,
             "model": arguments.folder.name,
             "threads": arguments.threads,
             "streams": arguments.streams,
@@ -175,7 +175,8 @@ def main() -> None:
         }
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     print(
-        f"{arguments.folder.name} on {machine}, {arguments.threads} thread(s), "
+        f"{arguments.folder.name} on {run_context['machine']}, {run_context['cores']} cores, load "
+        f"{run_context['load']}, at {run_context['commit']}; {arguments.threads} thread(s), "
         f"{arguments.streams} streams, a prompt of {arguments.prompt} tokens\n\n"
         "| weights | time per token before | prompt to first token | gaps meanwhile: median "
         "| longest | longest to before |\n" + "| --- " * 6 + "|"

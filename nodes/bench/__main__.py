@@ -22,7 +22,6 @@ from broker.codec import decode_control, encode_control
 from nodes.bench.ours import OurEngine, Step
 from nodes.bench.task import BenchError, BenchFloor, BenchMemory, BenchRow, BenchTask, Said
 from nodes.bench.theirs import TransformersEngine
-from nodes.measure import CHUNK_TOKENS
 
 _MAX_ROUNDS: Final = 25
 _MIN_ROUNDS: Final = 3
@@ -38,10 +37,27 @@ def main(argument: str) -> None:
     """Run the task and print what `task.Said` describes."""
     task = decode_control(argument.encode(), BenchTask)
     logging.basicConfig(level=logging.ERROR)
+    for name in ("nodes.kernels", "nodes.float_kernels"):
+        # Which kernels are left out here, and why, belongs to the figures.
+        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).addHandler(Notes())
     torch.set_num_threads(task.threads)
     with torch.inference_mode():
         for said in run(task):
-            print(encode_control(said).decode(), flush=True)  # noqa: T201
+            say(said)
+
+
+def say(said: Said) -> None:
+    """Print a line for the process that shows it."""
+    print(encode_control(said).decode(), flush=True)  # noqa: T201
+
+
+class Notes(logging.Handler):
+    """Says log lines among the results."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say the line."""
+        say(Said(note=record.getMessage()))
 
 
 def run(task: BenchTask) -> Iterator[Said]:
@@ -82,7 +98,7 @@ def run(task: BenchTask) -> Iterator[Said]:
         _READ: memory.read,
     }
     rounds = time_rounds(steps, task.seconds)
-    passes = -(-task.prompt_tokens // CHUNK_TOKENS) * ours.bytes_per_step / memory.num_bytes
+    passes = ours.bytes_of_prompt(task.prompt_tokens) / memory.num_bytes
     yield _said(task, "prefill", 1, task.prompt_tokens, rounds, passes)
     for batch in task.batches:
         yield Said(doing=f"decode, batch {batch}")
@@ -90,7 +106,7 @@ def run(task: BenchTask) -> Iterator[Said]:
         steps[_OURS] = ours.decode(batch, task.context_tokens)
         steps |= {_KERNELS: ours.products(batch, batch), _READ: memory.read}
         rounds = time_rounds(steps, task.seconds)
-        passes = ours.bytes_per_step / memory.num_bytes
+        passes = ours.bytes_read(batch, batch) / memory.num_bytes
         yield _said(task, "decode", batch, task.context_tokens, rounds, passes)
 
 

@@ -102,6 +102,23 @@ class OurEngine:
 
     def products(self, rows: int, head_rows: int) -> Step:
         """Return a call of a pass's kernels alone: the floor of its time."""
+        return _in_turn([linear.bare(x) for linear, x in self._work(rows, head_rows)])
+
+    def products_of_prompt(self, num_tokens: int) -> Step:
+        """Return a call of the kernels alone of a prompt's chunks."""
+        return _in_turn([self.products(*rows) for rows in _chunks(num_tokens)])
+
+    def bytes_read(self, rows: int, head_rows: int) -> int:
+        """Return the bytes of the matrices that a pass reads; of a mixture, of the experts
+        that so many rows are expected to choose."""
+        return sum(linear.num_bytes for linear, _ in self._work(rows, head_rows))
+
+    def bytes_of_prompt(self, num_tokens: int) -> int:
+        """Return the bytes of the matrices that a prompt's chunks read, one after the other."""
+        return sum(self.bytes_read(*rows) for rows in _chunks(num_tokens))
+
+    def _work(self, rows: int, head_rows: int) -> list[tuple[Linear, torch.Tensor]]:
+        """Return the matrices of a pass, each with rows like those that it multiplies."""
         weights, config = self.weights, self.weights.config
 
         def x(columns: int, rows: int = rows) -> torch.Tensor:
@@ -115,29 +132,14 @@ class OurEngine:
             work += block.feed_forward.products(hidden)
         if head_rows:
             work.append((weights.head.linear, last))
-        return _in_turn([linear.bare(x) for linear, x in work])
+        return work
 
-    def products_of_prompt(self, num_tokens: int) -> Step:
-        """Return a call of the kernels alone of a prompt's chunks."""
-        sizes = [
-            min(CHUNK_TOKENS, num_tokens - start) for start in range(0, num_tokens, CHUNK_TOKENS)
-        ]
-        passes = [self.products(size, 0) for size in sizes[:-1]]
-        passes.append(self.products(sizes[-1], 1))
-        return _in_turn(passes)
 
-    @property
-    def bytes_per_step(self) -> int:
-        """Bytes of the matrices that a step of one row reads."""
-        weights = self.weights
-        row = torch.zeros(
-            (1, weights.config.hidden_size), dtype=weights.dtype, device=weights.device
-        )
-        linears = [weights.head.linear]
-        for block in map(weights.block, weights.layers):
-            linears += [block.qkv, block.output]
-            linears += [linear for linear, _ in block.feed_forward.products(row)]
-        return sum(linear.num_bytes for linear in linears)
+def _chunks(num_tokens: int) -> list[tuple[int, int]]:
+    """Return rows of each chunk of a prompt, and those of them that go through the head."""
+    ends = [*range(CHUNK_TOKENS, num_tokens, CHUNK_TOKENS), num_tokens]
+    starts = range(0, num_tokens, CHUNK_TOKENS)
+    return [(e - s, int(e == num_tokens)) for s, e in zip(starts, ends, strict=True)]
 
 
 def _in_turn(steps: Sequence[Step]) -> Step:

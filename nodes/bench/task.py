@@ -108,9 +108,10 @@ class BenchError(Control, frozen=True, kw_only=True):
 
 
 class Said(Control, frozen=True, kw_only=True):
-    """One line that the process prints: what it does now, or a result."""
+    """One line that the process prints: what it does now, a remark of the engine, or a result."""
 
     doing: str = ""
+    note: str = ""
     row: BenchRow | None = None
     floor: BenchFloor | None = None
     memory: BenchMemory | None = None
