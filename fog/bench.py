@@ -10,7 +10,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -68,7 +68,15 @@ def run_bench(options: BenchOptions, console: Console) -> None:
     """
     with_transformers = importlib.util.find_spec("transformers") is not None
     if not with_transformers:
-        console.print("transformers is not installed, so there are no ratios to it.")
+        console.print(
+            "transformers is not installed, so there are no ratios to it; "
+            "pip install transformers adds them."
+        )
+    if missing := missing_bytes(options.shapes, options.cache):
+        console.print(
+            f"Checkpoints of random weights, {missing / 1e9:.1f} GB, are made in {options.cache} "
+            "and kept for the next time (--models DIR: elsewhere)."
+        )
     said: list[Said] = []
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
@@ -80,6 +88,8 @@ def run_bench(options: BenchOptions, console: Console) -> None:
                 task = _task(shape, folder, weights, options, with_transformers)
                 for line in _run(task):
                     said.append(line)
+                    if line.note:
+                        console.print(f"{shape} {weights}: {line.note}")
                     if line.doing:
                         text = f"{shape} {weights}: {line.doing}"
                         progress.update(bar, description=text)
@@ -95,10 +105,21 @@ def checkpoint_folder(shape: str, cache: Path) -> Path:
     from fog.made_model import make_model
 
     folder = cache / shape
-    if not (folder / "config.json").is_file():
+    if not _is_made(folder):
         shutil.rmtree(folder, ignore_errors=True)  # one that was interrupted
         make_model(shapes()[shape], folder)
     return folder
+
+
+def missing_bytes(names: Iterable[str], cache: Path) -> int:
+    """Return the bytes of the checkpoints that are not there yet."""
+    from fog.made_model import checkpoint_bytes
+
+    return sum(checkpoint_bytes(shapes()[name]) for name in names if not _is_made(cache / name))
+
+
+def _is_made(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
 def _task(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ Progress = Callable[[int], None]
 
 class NotEmptyError(Exception):
     """The folder holds something already; nothing is overwritten."""
+
+
+class NoRoomError(OSError):
+    """The disk has less free than the checkpoint takes. The message has both, and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +75,39 @@ def make_model(
         progress: Told about bytes as they are written.
         shard_bytes: Largest file, unless one tensor alone is larger.
 
+    What was written is removed again when not all of it could be, or somebody interrupts.
+
     Raises:
-        NotEmptyError: As it says.
-        OSError: The disk is full, or writing is not allowed.
+        NotEmptyError, NoRoomError: As they say; nothing was written.
+        OSError: The disk became full, or writing is not allowed.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    is_new = not folder.exists()
+    if not is_new and (not folder.is_dir() or any(folder.iterdir())):
         raise NotEmptyError(f"{folder} holds something already; choose an empty or new folder")
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _check_room(folder, checkpoint_bytes(config))
+        return _write(config, folder, seed, progress or _ignore, shard_bytes)
+    except BaseException:  # an interrupt leaves as much behind as an error
+        for path in folder.iterdir():
+            path.unlink()
+        if is_new:
+            folder.rmdir()
+        raise
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise NoRoomError(
+            f"{needed} bytes ({needed / 1e9:.2f} GB) are needed, {free} ({free / 1e9:.2f} GB) are "
+            "free; free some, or choose a smaller shape or a folder on another disk"
+        )
+
+
+def _write(
+    config: Mapping[str, Any], folder: Path, seed: int, progress: Progress, shard_bytes: int
+) -> MadeModel:
     specs = _specs(parse_config(config))
     shards = list(_shards(specs, shard_bytes))
     places: dict[str, str] = {}
@@ -84,7 +115,7 @@ def make_model(
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         name = name if len(shards) > 1 else "model.safetensors"
         with (folder / name).open("wb") as file:
-            _write_shard(file, shard, seed, progress or _ignore)
+            _write_shard(file, shard, seed, progress)
         places.update(dict.fromkeys((spec.name for spec in shard), name))
     total = sum(map(_num_bytes, specs))
     if len(shards) > 1:

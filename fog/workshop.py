@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from broker.architecture import WEIGHT_FORMATS
 from fog.options import EXIT_FAILED, EXIT_USAGE, JsonOption, give_up
 from fog.output import make_console
+
+# Of `fog.shapes`, which takes long to import.
+SHAPES: Final = ("qwen2.5-0.5b", "tinyllama-1.1b", "llama-3.2-1b", "qwen3-0.6b", "qwen3-moe-small")
+_SHAPES_HELP: Final = f"One of {', '.join(SHAPES)}"
 
 bench = typer.Typer(help="Measure parts of the software on this machine.", no_args_is_help=True)
 
@@ -24,15 +28,27 @@ def _bench() -> None:
 def engine(
     shape: Annotated[
         list[str] | None,
-        typer.Option("--shape", help="As of make-model; default: qwen2.5-0.5b, tinyllama-1.1b."),
+        typer.Option("--shape", help=f"{_SHAPES_HELP}; default: the first two. May be repeated."),
     ] = None,
     weights: Annotated[
-        list[str] | None, typer.Option("--weights", help="Weight format; default: all.")
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            help=f"One of {', '.join(WEIGHT_FORMATS)}; default: all. May be repeated.",
+        ),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1)] = 2,
     quick: Annotated[
         bool, typer.Option("--quick", help="One shape in int8, fewer batches and rounds.")
     ] = False,
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            "--models",
+            metavar="DIR",
+            help="Where checkpoints are made and kept; default: ~/.cache/e2llm/shapes.",
+        ),
+    ] = None,
     json_target: JsonOption = None,
 ) -> None:
     """Tokens per second of prefill and decode, beside transformers in the same run."""
@@ -55,7 +71,7 @@ def engine(
         weights=formats,
         threads=threads,
         is_quick=quick,
-        cache=home / "e2llm" / "shapes",
+        cache=models or home / "e2llm" / "shapes",
         json_target=json_target,
     )
     try:
@@ -65,7 +81,7 @@ def engine(
 
 
 def make_model(
-    like: Annotated[str, typer.Option("--like", metavar="SHAPE", help="As in qwen2.5-0.5b.")],
+    like: Annotated[str, typer.Option("--like", metavar="SHAPE", help=f"{_SHAPES_HELP}.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new or empty folder.")],
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the weights.")] = 0,
 ) -> None:
@@ -90,6 +106,10 @@ def make_model(
             )
     except made_model.NotEmptyError as error:
         give_up(f"e2llm: --out {error}", EXIT_USAGE)
+    except PermissionError as error:
+        where = error.filename or out
+        remedy = "choose a folder in which you may write"
+        give_up(f"e2llm: cannot write {where}: {error.strerror}; {remedy}", EXIT_FAILED)
     except OSError as error:
         give_up(f"e2llm: cannot write {out}: {error.strerror or error}", EXIT_FAILED)
     console.print(

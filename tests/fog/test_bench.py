@@ -1,6 +1,7 @@
 """`e2llm bench engine`: processes, tables and JSON, on a shape of a moment."""
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from fog import bench
 from fog.bench import BenchFailedError, BenchOptions, checkpoint_folder, run_bench
 from fog.commands import app
+from nodes.bench.task import Said
 from tests.fog.test_made_model import SMALL
 
 FIELDS = {
@@ -58,6 +60,20 @@ def test_results_are_a_table_or_json_with_the_documented_fields(tmp_path: Path) 
     assert all(set(row) >= FIELDS for row in result["rows"])
     assert result["errors"][0]["top1_agreement"] > 0.9
     assert result["loading"][0]["weight_bytes"] > 0
+
+
+def test_a_user_is_told_what_is_missing_and_where_checkpoints_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = Said(note="int8 kernel onednn-8 is left out: its sums are not exact here")
+    monkeypatch.setattr(bench, "_run", lambda task: iter([note]))
+    output = StringIO()
+    for _ in range(2):
+        run_bench(options(tmp_path), Console(file=output, width=1000))
+    text = output.getvalue()
+    assert text.count("pip install transformers adds them") == 2
+    assert text.count(f"are made in {tmp_path}") == 1, "the second time all are there"
+    assert "small int8: int8 kernel onednn-8 is left out" in text
 
 
 def test_a_checkpoint_is_made_once_and_again_when_it_was_interrupted(tmp_path: Path) -> None:

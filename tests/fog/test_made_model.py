@@ -1,7 +1,9 @@
 """Checkpoints of random weights: what other programs accept, and the real models' sizes."""
 
+import errno
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,9 +11,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fog.commands import app
-from fog.made_model import NotEmptyError, checkpoint_bytes, make_model
+from fog.made_model import NoRoomError, NotEmptyError, checkpoint_bytes, make_model
 from fog.made_tokenizer import BOS_ID, EOS_ID, SPECIAL_TOKENS, make_tokenizer
 from fog.shapes import shapes
+from fog.workshop import SHAPES
 from gateway.template import ChatTemplate
 from gateway.text import Tokenizer
 from tests.support.oracle import Oracle
@@ -127,6 +130,56 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(NotEmptyError, match="choose an empty or new folder"):
         make_model(SMALL, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = checkpoint_bytes(SMALL)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1))
+    with pytest.raises(NoRoomError, match=rf"{needed} bytes .* are needed, 1 .* free; free some"):
+        make_model(SMALL, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_what_was_written_is_removed_when_the_rest_could_not_be(
+    tmp_path: Path, error: BaseException, is_there: bool
+) -> None:
+    folder = tmp_path / "m"
+    if is_there:
+        folder.mkdir()
+
+    def fail(num_bytes: int) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        make_model(SMALL, folder, progress=fail)
+    assert [path.name for path in tmp_path.rglob("*")] == ["m"] * is_there
+    assert make_model(SMALL, folder).num_files == 1
+
+
+def test_a_folder_in_which_nothing_may_be_written_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    out = str(tmp_path / "m")
+    result = CliRunner().invoke(app, ["make-model", "--like", "qwen2.5-0.5b", "--out", out])
+    assert result.exit_code == 1
+    text = " ".join(result.output.split())
+    assert f"{out}: Permission denied; choose a folder in which you may write" in text
+
+
+@pytest.mark.parametrize("command", [["make-model"], ["bench", "engine"]])
+def test_the_help_names_all_shapes(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(shapes()) == list(SHAPES)
+    monkeypatch.setenv("COLUMNS", "300")
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert all(name in result.output for name in SHAPES)
 
 
 def test_an_unknown_shape_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
