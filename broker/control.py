@@ -242,6 +242,8 @@ class DeviceProfile(Control, frozen=True, kw_only=True):
         idle_watts: Power while the device waits for work, as its owner says; None: unknown.
         busy_watts: Power while it computes; known when ``idle_watts`` is.
         owner: What its owner allows.
+        arithmetic: What decides the bits of its results for these weights, in words:
+            processor, kernels, width of codes. Devices with an equal one compute equally.
     """
 
     session: int
@@ -260,6 +262,7 @@ class DeviceProfile(Control, frozen=True, kw_only=True):
     idle_watts: float | None = None
     busy_watts: float | None = None
     owner: OwnerRules = OwnerRules()
+    arithmetic: str = ""
 
     def __post_init__(self) -> None:
         if self.memory_bytes < 0:

@@ -215,6 +215,9 @@ class FogEngine:
     def plan(self) -> Plan | None:
         return self._view.preparing or self._view.active
 
+    def arithmetics(self) -> tuple[str, ...]:
+        return self._view.arithmetics
+
     def fog_plan(self) -> dict[str, Any]:
         is_full = self._dispatcher.num_waiting > 0
         measured = self._measures.body(self._view.replicas, self._clock(), is_full=is_full)

@@ -201,6 +201,26 @@ class FogView:
         """What the serving plan says that hops take beside their links, in seconds."""
         return self.serving.hop_overhead_seconds if self.serving is not None else 0.0
 
+    @property
+    def arithmetics(self) -> tuple[str, ...]:
+        """The ways in which devices of the serving plan compute, each once, as far as known."""
+        profiles = (
+            self._device(stage.device).profile
+            for replica in self.replicas
+            for stage in replica.stages
+        )
+        return tuple(sorted({p.arithmetic for p in profiles if p is not None and p.arithmetic}))
+
+    @property
+    def arithmetic_problem(self) -> str | None:
+        """What follows for answers where devices of the serving plan compute differently."""
+        if len(self.arithmetics) < 2:
+            return None
+        return (
+            f"devices of this plan compute differently ({'; '.join(self.arithmetics)}): an answer "
+            "may differ from replica to replica, and after a device was lost"
+        )
+
     def telemetry(self, device: str) -> Telemetry | None:
         """Return the latest telemetry of a device that is there."""
         view = self._device(device)

@@ -188,7 +188,8 @@ class Inference:
             request, form, num_bytes, answer_id, created, secrets.randbits(63)
         )
         pieces = _pieces(self._engine, form, request, model, generations)
-        return Answer(form, request, _head(answer_id, created, model), generations, pieces)
+        head = self._head(answer_id, created, model)
+        return Answer(form, request, head, generations, pieces)
 
     async def resume(
         self,
@@ -264,7 +265,7 @@ class Inference:
         written = [await self._engine.written(entry) for entry in entries]
         generations = continued(planned, written, num_streams)
         pieces = _pieces(Resumed(self._engine), form, request, model, generations)
-        head = _head(answer_id, created, model)
+        head = self._head(answer_id, created, model)
         return Answer(form, request, head, generations, pieces, seen)
 
     async def _plan(
@@ -294,6 +295,14 @@ class Inference:
         )
         return generations, model
 
+    def _head(self, answer_id: str, created: int, model: ServedModel) -> dict[str, Any]:
+        return {
+            "id": answer_id,
+            "created": created,
+            "model": model.name,
+            "system_fingerprint": model.fingerprint(self._engine.arithmetics()),
+        }
+
     def _limits(self, model: ServedModel) -> Limits:
         largest = self._engine.largest_request_tokens()
         context = model.context_tokens
@@ -321,15 +330,6 @@ def _pieces(
 ) -> Pieces:
     prefixes, tools = form.prefixes(request, model), form.tools(request, model)
     return answers(engine, model.tokenizer, generations, request.stop, prefixes, tools)
-
-
-def _head(answer_id: str, created: int, model: ServedModel) -> dict[str, Any]:
-    return {
-        "id": answer_id,
-        "created": created,
-        "model": model.name,
-        "system_fingerprint": model.fingerprint,
-    }
 
 
 def require_model(slot: ModelSlot, asked: str | None) -> ServedModel:

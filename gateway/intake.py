@@ -6,6 +6,7 @@ topic, counted by kind of topic, and dropped: one bad peer must not stop the gat
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,9 @@ class Reported:
 
 
 Taken = FogView | GatewayStatus | Reported | tuple[str, Event]
+
+
+logger = logging.getLogger(__name__)
 
 
 class Intake:
@@ -135,6 +139,9 @@ class Intake:
             self.own_models.add(names["model"])
         elif not self._serves_own_model:
             self.view = before.with_model(content)
+        problem = self.view.arithmetic_problem
+        if problem is not None and problem != before.arithmetic_problem:
+            logger.warning("%s", problem)
         return self.view if self.view is not before else None
 
     def _take_telemetry(self, device: str, message: Received, now: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class ServedModel:
         folder: Where the checkpoint lies; the weights server reads there.
         created: UTC seconds of preparation, OpenAI's ``created`` of a model.
         eos_token_ids: End an answer; never shown.
+        software: Version of this gateway.
         problems: Tensors that the checkpoint lacks, in words; such a model is announced,
             so that the nodes that need them say so, but cannot become active.
     """
@@ -73,7 +74,7 @@ class ServedModel:
     defaults: SamplingDefaults
     eos_token_ids: tuple[int, ...]
     created: int
-    fingerprint: str
+    software: str
     problems: tuple[str, ...] = ()
 
     @property
@@ -85,6 +86,22 @@ class ServedModel:
     def tool_format(self) -> ToolFormat | None:
         """How it writes calls of tools; None where that is not known."""
         return tool_format(self.template.source) if self.template is not None else None
+
+    def fingerprint(self, arithmetics: Sequence[str]) -> str:
+        """Return ``system_fingerprint``: with an equal one, equal requests have equal answers.
+
+        Two things break that promise, as it matters then where a request runs; the
+        fingerprint says both in clear: KV that travels in whole numbers, and devices of one
+        plan that compute differently.
+
+        Args:
+            arithmetics: Of the devices of the plan (`DeviceProfile.arithmetic`), each once.
+        """
+        manifest = self.manifest
+        parts = (manifest.revision, manifest.weights, manifest.kv_format, self.software)
+        digest = hashlib.sha256("|".join((*parts, *arithmetics)).encode()).hexdigest()[:10]
+        mark = "" if manifest.kv_transfer == "exact" else f"_kv-{manifest.kv_transfer}"
+        return f"fp_{digest}{'_mixed' if len(arithmetics) > 1 else ''}{mark}"
 
     @property
     def context_tokens(self) -> int:
@@ -118,20 +135,9 @@ def load_model(
         defaults=SamplingDefaults.from_config(generation),
         eos_token_ids=_eos_token_ids(generation) or config.eos_token_ids,
         created=created,
-        fingerprint=fingerprint(manifest, software),
+        software=software,
         problems=problems,
     )
-
-
-def fingerprint(manifest: ModelManifest, software: str) -> str:
-    """Return ``system_fingerprint``: with an equal one, equal requests have equal answers.
-
-    KV that travels in whole numbers breaks that promise, as it matters where a request was
-    prefilled; the fingerprint says so in clear.
-    """
-    parts = (manifest.revision, manifest.weights, manifest.kv_format, software)
-    mark = "" if manifest.kv_transfer == "exact" else f"_kv-{manifest.kv_transfer}"
-    return "fp_" + hashlib.sha256("|".join(parts).encode()).hexdigest()[:10] + mark
 
 
 def _read_generation_config(folder: Path) -> dict[str, Any]:

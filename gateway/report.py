@@ -30,6 +30,8 @@ def plan_body(view: FogView, measured: dict[str, Any]) -> dict[str, Any]:
         "idle": [],
         "predicted": {},
         "measured": measured,
+        "arithmetic": list(view.arithmetics),
+        "arithmetic_problem": view.arithmetic_problem,
         "errors": {} if plan is None else errors_body(plan, replicas, measured),
         "best_single_device": None,
         "reasons": {},

@@ -160,6 +160,9 @@ class Engine(TokenSource, Protocol):
     def largest_request_tokens(self) -> int | None:
         """Prompt plus answer that the active plan can hold; None without a plan."""
 
+    def arithmetics(self) -> tuple[str, ...]:
+        """The ways in which devices of the serving plan compute, each once."""
+
     def plan(self) -> Plan | None:
         """The newest plan that the planner published."""
 

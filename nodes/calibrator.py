@@ -18,17 +18,18 @@ from nodes.hardware import (
     give_memory_back,
     software_version,
 )
-from nodes.kernels import choose_int8_kernel
+from nodes.kernels import choose_int8_kernel, describe_arithmetic
 from nodes.measure import measure
 from nodes.profiles import MeasurementCache, calibration_key
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """The times for one revision and weight format."""
+    """The times for one revision and weight format, and what decides its results there."""
 
     manifest: ModelManifest
     calibration: Calibration
+    arithmetic: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,9 @@ class Calibrator:
     def _run(self, manifest: ModelManifest) -> None:
         torch.set_num_threads(self._threads)
         try:
-            self.events.put(Calibrated(manifest, self.calibrate(manifest)))
+            calibration = self.calibrate(manifest)
+            arithmetic = describe_arithmetic(manifest.weights)
+            self.events.put(Calibrated(manifest, calibration, arithmetic))
         except UnsupportedModelError as error:
             self.events.put(CalibrationFailed(manifest, str(error)))
         except Exception as error:  # out of memory, say: the planner must hear of it

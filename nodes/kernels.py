@@ -8,6 +8,7 @@ Only kernels that show that on this device are used.
 from __future__ import annotations
 
 import logging
+import platform
 import threading
 import time
 import warnings
@@ -19,6 +20,7 @@ from typing import Final
 
 import torch
 
+from broker.architecture import is_integer
 from broker.control import Control
 from nodes.hardware import describe_hardware
 from nodes.profiles import MeasurementCache, short_hash
@@ -150,6 +152,17 @@ def exact_kernels() -> tuple[Int8Kernel, ...]:
             return found
     logger.warning("no int8 kernel of torch is exact here; int8 will be slow on this device")
     return (EXACT,)
+
+
+def describe_arithmetic(weights: str) -> str:
+    """Return what decides the bits of results in a weight format on this device, in words.
+
+    Sums of whole numbers are equal wherever their codes are equally wide; what lies between
+    the products (norms, attention, activations) is rounded as processor and torch do it.
+    """
+    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    width = f", codes of {exact_kernels()[0].bits} bits" if is_integer(weights) else ""
+    return f"{processor}, torch {torch.__version__}{width}"
 
 
 def is_exact(kernel: Int8Kernel) -> bool:

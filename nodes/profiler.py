@@ -82,6 +82,7 @@ class Profiler:
         self._manifest: ModelManifest | None = None
         self._started: tuple[str, str, str] | None = None
         self._calibration: Calibration | None = None
+        self._arithmetic = ""
         self._memory_bytes = 0
         self._tables: dict[str, CostTable] = {}
 
@@ -121,6 +122,7 @@ class Profiler:
                 logger.error("%s", event.error)
                 continue
             self.error, self._calibration = None, event.calibration
+            self._arithmetic = event.arithmetic
             self._tables[event.manifest.revision] = CostTable(event.calibration)
             config = parse_config(event.manifest.config)
             weights, kv_format = event.manifest.weights, event.manifest.kv_format
@@ -162,6 +164,7 @@ class Profiler:
             idle_watts=self._watts[0],
             busy_watts=self._watts[1],
             owner=self._owner,
+            arithmetic=self._arithmetic,
         )
 
 

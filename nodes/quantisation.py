@@ -58,7 +58,8 @@ def quantise_int4(tensors: Iterable[torch.Tensor], rows: int) -> tuple[torch.Ten
             steps = torch.zeros((groups.shape[1], filled, 2), dtype=torch.bfloat16)
         packed[start : start + len(tiles)] = tiles
         steps[:, start : start + len(tiles), 0] = step.t()
-    assert packed is not None and steps is not None, "a matrix has at least one tensor"
+    assert packed is not None, "a matrix has at least one tensor"
+    assert steps is not None, "they are made together"
     return packed, steps
 
 

@@ -109,8 +109,10 @@ class OurEngine:
         return _in_turn([self.products(*rows) for rows in _chunks(num_tokens)])
 
     def bytes_read(self, rows: int, head_rows: int) -> int:
-        """Return the bytes of the matrices that a pass reads; of a mixture, of the experts
-        that so many rows are expected to choose."""
+        """Return the bytes of the matrices that a pass reads.
+
+        Of a mixture, of the experts that so many rows are expected to choose.
+        """
         return sum(linear.num_bytes for linear, _ in self._work(rows, head_rows))
 
     def bytes_of_prompt(self, num_tokens: int) -> int:

@@ -461,6 +461,17 @@ async def test_the_fingerprint_names_model_formats_and_software(
     assert found[0] == found[1] != found[2]
 
 
+async def test_the_fingerprint_names_how_the_devices_of_the_plan_compute(
+    api: Api, engine: FakeEngine
+) -> None:
+    found = []
+    for computing in (("x86_64 AVX2",), ("x86_64 AVX512",), ("x86_64 AVX2", "x86_64 AVX512")):
+        engine.computing = computing
+        found.append((await api.post(CHAT, QUESTION)).json()["system_fingerprint"])
+    assert len(set(found)) == 3
+    assert [one.endswith("_mixed") for one in found] == [False, False, True]
+
+
 async def test_the_fingerprint_says_in_clear_that_kv_travels_in_whole_numbers(
     engine: FakeEngine, folder: Path, tmp_path: Path
 ) -> None:

@@ -1,7 +1,17 @@
 import msgspec
 import pytest
 
-from broker.control import DeviceState, DeviceStatus, ModelManifest
+from broker.codec import encode_control
+from broker.control import (
+    DecodeTime,
+    DeviceProfile,
+    DeviceState,
+    DeviceStatus,
+    LayerTimes,
+    Link,
+    ModelManifest,
+    PrefillTime,
+)
 from broker.plan import (
     IdleDevice,
     Loaded,
@@ -14,7 +24,10 @@ from broker.plan import (
     SingleDevice,
 )
 from broker.telemetry import Reading, Telemetry
+from broker.topics import DEVICE_PROFILE
+from broker.transport import Received
 from gateway.fogview import FogView
+from gateway.intake import Intake
 from gateway.report import devices_body, load_progress, plan_body, readiness
 from tests.gateway.scripted_fog import plan, replica, view_of
 
@@ -207,6 +220,41 @@ def test_the_plan_is_shown_with_layers_predictions_and_measurements_side_by_side
     assert body["measured"] == {"ttft_seconds": 0.2}
     assert body["best_single_device"]["device"] == "a"
     assert body["optimality"] == "certified optimal"
+
+
+def profile(arithmetic: str) -> DeviceProfile:
+    times = LayerTimes(prefill=[PrefillTime(1, 1.0)], decode=[DecodeTime(1, 1, 1.0)])
+    return DeviceProfile(
+        session=1,
+        model_revision="rev",
+        weights="int8",
+        threads=1,
+        memory_bytes=1,
+        blocks={"full": times},
+        embedding=times,
+        head=times,
+        link=Link(latency_seconds=0.0, bytes_per_second=1.0),
+        chunk_tokens=128,
+        arithmetic=arithmetic,
+    )
+
+
+def test_devices_of_the_plan_that_compute_differently_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    intake = Intake("g")
+    intake.view = FogView().with_plan(full_plan())
+    for device, width in (("a", 8), ("slow", 6), ("b", 8), ("b", 7)):
+        payload = encode_control(profile(f"x86_64, codes of {width} bits"))
+        intake.take(Received(DEVICE_PROFILE.path("site", device=device), payload), 0.0)
+        body = plan_body(intake.view, {})
+        assert (body["arithmetic_problem"] is not None) == (width == 7)
+        assert (caplog.text != "") == (width == 7), "a device without a stage does not count"
+
+    names = ["x86_64, codes of 7 bits", "x86_64, codes of 8 bits"]
+    assert body["arithmetic"] == names
+    assert "; ".join(names) in body["arithmetic_problem"]
+    assert body["arithmetic_problem"] in caplog.text
 
 
 def test_without_a_plan_the_body_has_the_same_keys() -> None:

@@ -20,6 +20,7 @@ from nodes.kernels import (
     Product,
     candidates,
     choose_int8_kernel,
+    describe_arithmetic,
     exact_kernels,
     is_exact,
 )
@@ -317,6 +318,17 @@ def test_every_kernel_is_timed() -> None:
     times = kernels.time_kernels(exact_kernels(), total_bytes=1)
     assert set(times.seconds) == {kernel.name for kernel in exact_kernels()}
     assert min(times.seconds.values()) > 0
+
+
+def test_a_device_says_how_wide_its_codes_are_where_it_uses_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+    for bits in (8, 7):
+        monkeypatch.setattr(kernels, "exact_kernels", lambda bits=bits: tuple(candidates(bits)))
+        found.append([describe_arithmetic(weights) for weights in ("int8", "int4", "float32")])
+    assert found[0][0].endswith(f"torch {torch.__version__}, codes of 8 bits")
+    assert [a == b for a, b in zip(*found, strict=True)] == [False, False, True]
 
 
 @pytest.mark.usefixtures("no_memory_of_kernels")

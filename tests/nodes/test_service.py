@@ -189,6 +189,7 @@ def test_a_node_measures_itself_for_the_model_and_reports_it(manifest: ModelMani
     assert profile.blocks["full"].decode[0].seconds == pytest.approx(0.004)
     assert profile.memory_bytes > 0
     assert profile.link.bytes_per_second > 0
+    assert profile.arithmetic == "test arithmetic"
     states = [loaded.state for loaded in rig.heard(DEVICE_LOADED)]
     assert states == [LoadState.MEASURING, LoadState.LOADED]
 

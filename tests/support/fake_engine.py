@@ -42,6 +42,7 @@ class FakeEngine:
         self.error: Exception | None = None
         self.error_at = 0
         self.largest_tokens: int | None = None
+        self.computing: tuple[str, ...] = ("x86_64 AVX512",)
         self.ready = Readiness(True, "a plan is active")
         self.controls = {"pi": DeviceControl()}
         self.journal: dict[str, Written] = {}
@@ -89,6 +90,9 @@ class FakeEngine:
 
     def largest_request_tokens(self) -> int | None:
         return self.largest_tokens
+
+    def arithmetics(self) -> tuple[str, ...]:
+        return self.computing
 
     def plan(self) -> Plan | None:
         return None

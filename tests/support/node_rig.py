@@ -78,7 +78,7 @@ class InstantCalibrator:
         if self.error is not None:
             self.events.put(CalibrationFailed(manifest, self.error))
         else:
-            self.events.put(Calibrated(manifest, CALIBRATION))
+            self.events.put(Calibrated(manifest, CALIBRATION, "test arithmetic"))
 
 
 class InlineLoader(Loader):
