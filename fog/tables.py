@@ -26,6 +26,8 @@ def plan_view(plan: Json) -> RenderableType:
         *_idle_lines(plan.get("idle") or ()),
         *_rate_lines(plan),
     ]
+    if problem := plan.get("arithmetic_problem"):
+        lines.append(Text(f"warning: {problem}", style="yellow"))
     return Group(_title(plan), _plan_table(plan), *lines)
 
 

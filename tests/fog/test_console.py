@@ -48,6 +48,12 @@ def test_the_plan_shows_who_holds_what_and_who_is_left_out() -> None:
     assert "not used: toaster (too slow [by far])" in text
 
 
+def test_devices_that_compute_differently_are_told_below_the_plan() -> None:
+    assert "warning" not in rendered(plan_view(PLAN))
+    text = rendered(plan_view({**PLAN, "arithmetic_problem": "devices compute differently"}))
+    assert "warning: devices compute differently" in text
+
+
 def test_a_device_that_is_drained_says_so() -> None:
     text = rendered(devices_table([{**DEVICES[0], "placement": "draining"}, DEVICES[1]]))
     assert "ready, draining" in text
