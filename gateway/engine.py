@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Final
 
 import msgspec
 
-from broker.codec import encode_control
 from broker.control import DeviceControl, DeviceState, GatewayStatus, ModelManifest
 from broker.plan import Plan
 from broker.topics import (
@@ -60,7 +58,7 @@ from gateway.requests import (
     TakenOverError,
     Written,
 )
-from gateway.status import new_session, status_publication
+from gateway.status import OwnState, new_session
 
 logger = logging.getLogger(__name__)
 
@@ -110,17 +108,16 @@ class FogEngine:
         self._site = site
         self._gateway = gateway_id
         self._journal: Journal = journal or NoJournal()
-        self._addresses = list(addresses)
-        self._software = software
-        self._session = session or new_session()
         self._on_refused = on_refused
         self._clock = clock
         self._measures = Measures()
         self._dispatcher = Dispatcher(site, gateway_id, settings, self._measures)
         self._intake = Intake(gateway_id)
-        self._manifest: ModelManifest | None = None
         self._bus_problem: str | None = "not connected to the MQTT broker yet"
         self._lengths = LengthsNews(self._measures)
+        self._own = OwnState(
+            site, gateway_id, session or new_session(), self._lengths, addresses, software
+        )
         self._streams: dict[str, Stream] = {}
         self._writers: dict[str, str] = {}
         """The request whose tokens go into an entry of the journal."""
@@ -160,7 +157,7 @@ class FogEngine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._receiver.stop(self._status(DeviceState.LOST))
+        await self._receiver.stop(self._own.status(DeviceState.LOST))
         await self._journal.stop()
 
     # --- the engine of the API ---------------------------------------------------------------
@@ -172,7 +169,7 @@ class FogEngine:
         self._writers[entry] = request_id
         status = "cancelled"
         try:
-            self._journal.begin(generation, self._manifest)
+            self._journal.begin(generation, self._own.manifest)
             self._apply(actions)
             self._wake.set()
             while True:
@@ -251,8 +248,7 @@ class FogEngine:
         return report.readiness(self._view, self._bus_problem, details)
 
     def publish_model(self, manifest: ModelManifest) -> None:
-        self._manifest = manifest = msgspec.structs.replace(manifest, gateway=self._gateway)
-        self._intake.serve(manifest)
+        self._intake.serve(self._own.serve(manifest))
         self._fog_changed()
         if self._transport.is_connected:
             self._publish_manifest()
@@ -287,18 +283,19 @@ class FogEngine:
 
     def _on_message(self, message: Received) -> None:
         now = self._clock()
-        if not message.payload and message.topic in self._own_topics():
+        if not message.payload and message.topic in self._own.topics:
             # Cleared by hand: a node or planner that starts now would know nothing.
             self._publish_status()
             self._publish_manifest()
             return
         taken = self._intake.take(message, now)
-        if self._manifest is not None and len(self._intake.own_models) > 1:
+        if self._own.manifest is not None and len(self._intake.own_models) > 1:
             self._publish_manifest()
         if taken is None:
             return
         if isinstance(taken, GatewayStatus):
-            self._meet_own_status(taken)
+            if not self._receiver.is_stopping and self._own.meet(taken):
+                self._publish_status()
         elif isinstance(taken, FogView):
             self._fog_changed()
         elif isinstance(taken, Reported):
@@ -310,51 +307,14 @@ class FogEngine:
     def _fog_changed(self) -> None:
         self._apply(self._dispatcher.fog_changed(self._view, self._clock()))
 
-    def _meet_own_status(self, status: GatewayStatus) -> None:
-        """A status of ours from an earlier run, or its late will: overwrite it."""
-        is_ours = status.session == self._session and status.state is DeviceState.READY
-        if is_ours or self._receiver.is_stopping:
-            return
-        if status.session > self._session:
-            # The clock went back since the earlier run.
-            self._session = status.session + 1
-        self._publish_status()
-
-    def _status(self, state: DeviceState) -> Publication:
-        status = GatewayStatus(
-            state=state,
-            session=self._session,
-            addresses=self._addresses,
-            software=self._software,
-            lengths=self._lengths.told,
-            hop_overhead_seconds=self._lengths.hop_overhead_seconds,
-        )
-        return status_publication(self._site, self._gateway, status)
-
-    def _own_topics(self) -> set[str]:
-        """Return the topics that retain what this gateway says of itself."""
-        topics = {GATEWAY_STATUS.path(self._site, gateway=self._gateway)}
-        if self._manifest is not None:
-            topics.add(MODEL.path(self._site, model=_slug(self._manifest.name)))
-        return topics
-
     def _publish_status(self) -> None:
-        self._publish(self._status(DeviceState.READY))
+        self._publish(self._own.status())
 
     def _publish_manifest(self) -> None:
-        if self._manifest is None:
-            return
-        current = _slug(self._manifest.name)
-        # What this gateway served before it was started with another model.
-        for slug in self._intake.own_models - {current}:
-            self._publish_retained(MODEL.path(self._site, model=slug), b"")
-        self._intake.own_models = {current}
-        self._publish_retained(
-            MODEL.path(self._site, model=current), encode_control(self._manifest)
-        )
-
-    def _publish_retained(self, topic: str, payload: bytes) -> None:
-        self._publish(Publication(topic, payload, MODEL.qos, retained=True))
+        for publication in self._own.models(self._intake.own_models):
+            self._publish(publication)
+        if self._own.model is not None:
+            self._intake.own_models = {self._own.model}
 
     def _publish(self, publication: Publication) -> None:
         try:
@@ -393,8 +353,3 @@ class FogEngine:
             except Exception:
                 # A bug: without timers every request of this gateway would hang.
                 logger.exception("a timer failed")
-
-
-def _slug(name: str) -> str:
-    """Return a model's name as one topic level."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:100] or "model"
