@@ -27,6 +27,9 @@ _RATES: Final = (1e-6, 1e6)
 """Below, seconds since the start are too coarse; above, all requests come at once."""
 
 
+_PAPER_SEEDS: Final = 200
+
+
 def _check_rate(rate: float | None) -> float | None:
     """Refuse what is no rate; typer's own range lets "nan" pass."""
     if rate is not None and not _RATES[0] <= rate <= _RATES[1]:
@@ -235,8 +238,9 @@ def simulate(
         bool, typer.Option("--paper", help="Instead: the E2LLM paper's evaluation beside ours.")
     ] = False,
     seeds: Annotated[
-        int, typer.Option("--seeds", min=1, help="With --paper: runs of each cell.")
-    ] = 200,
+        int | None,
+        typer.Option("--seeds", min=1, help="With --paper: runs of each cell (default: 200)."),
+    ] = None,
     figures: Annotated[
         Path | None, typer.Option("--figures", metavar="DIR", help="With --paper: draw figures.")
     ] = None,
@@ -248,7 +252,12 @@ def simulate(
     measured times, devices of the catalogue those of a data sheet.
     """
     console = make_console(json_target)
-    if paper == (fog is not None):
+    if paper and fog is not None:
+        give_up("e2llm: simulate takes --fog FILE or --paper, not both", EXIT_USAGE)
+    if not paper and (seeds is not None or figures is not None):
+        name = "--figures" if seeds is None else "--seeds"
+        give_up(f"e2llm: {name} goes with --paper, not with a fog", EXIT_USAGE)
+    if not paper and fog is None:
         from fog.config import DEFAULT_FOG
 
         give_up(
@@ -259,7 +268,7 @@ def simulate(
     if fog is None:
         from fog.paper import run_paper
 
-        run_paper(seeds, json_target, figures, console)
+        run_paper(_PAPER_SEEDS if seeds is None else seeds, json_target, figures, console)
         return
     with planning_errors():
         from fog.planned_fog import Wishes

@@ -23,14 +23,14 @@ from fog.quantities import format_seconds
 if TYPE_CHECKING:
     from planner.simulation import SimRequest
     from planner.whatif.loads import Load
-    from planner.whatif.outcomes import Outcome, Problem
+    from planner.whatif.outcomes import NextPlan, Outcome, Problem
 
 DEFAULT_LOAD: Final = 0.7
 """Share of the plan's predicted requests per second that arrives when no rate is given."""
 
 _NOTABLY: Final = 1.05
 _SAMPLE_SEED: Final = 10_000
-_NUM_SAMPLES: Final = 10
+_NUM_SAMPLES: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +257,7 @@ def _plan_lines(title: str, outcome: Outcome) -> Sequence[str]:
         + (
             f"when {following.slowest} has fetched its layers "
             f"({format_seconds(following.load_seconds)}); "
-            "until then those that are left serve"
+            f"until then {_until_then(following)}"
             if following.slowest is not None
             else "at once: all devices hold their layers already"
         )
@@ -270,6 +270,15 @@ def _plan_lines(title: str, outcome: Outcome) -> Sequence[str]:
             f"finish; {outcome.summary.num_unfinished} never do."
         )
     return lines
+
+
+def _until_then(following: NextPlan) -> str:
+    """Return who serves while a new plan's devices fetch their layers."""
+    if not following.missing:
+        return "those that are left serve"
+    if len(following.missing) > 1:
+        return "nobody serves"
+    return f"no request ends, as no replica is left for {following.missing[0]}"
 
 
 def _overload(title: str, outcome: Outcome, stream: _Stream) -> list[str]:

@@ -79,6 +79,23 @@ class Performance:
         return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
+class Most(NamedTuple):
+    """What a group of devices does as one replica at most, whatever its split.
+
+    Attributes:
+        prefill_rate: Prompt tokens per second, at most.
+        decode_rate: Tokens per second, at most, in steps no longer than ``min_tps`` and the
+            TPOT target allow where any split keeps them.
+        ttft_seconds: Of a lone prompt, at least; mean over the buckets.
+        tpot_seconds: Between two tokens of a lone request, at least.
+    """
+
+    prefill_rate: float
+    decode_rate: float
+    ttft_seconds: float
+    tpot_seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The best splits of one group, one for each role.

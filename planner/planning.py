@@ -2,17 +2,18 @@
 
 The genetic algorithm plans at every size; where exact enumeration is cheap it runs
 afterwards and certifies or corrects it. A plan says how good it is: certified optimal, or
-its gap to a bound that no plan exceeds.
+how far it is at most from what no plan exceeds (`planner.certificate`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from broker.plan import Plan, Role
 from planner.assembly import assemble
+from planner.certificate import certificate
 from planner.explain import infeasible
 from planner.groupings.oracle import enumerate_groupings
 from planner.groupings.search import Groupings, Solution, best_single, rival_of
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 # With `Roles.AUTO`, separate roles may cost this factor in throughput.
 _AUTO_FACTOR: Final = 2.0
-_MIXED: Final = "; roles are mixed"
 
 _Search = Callable[[Roles], tuple[Solution, str]]
 """Which roles may be used to the best solution, and in words how good it is."""
@@ -76,8 +76,10 @@ def exact(
     objective: Objective | None = None,
     seed: int = 0,
 ) -> Plan:
-    """Return the optimum by enumeration alone, whatever the number of devices (and the time).
+    """Return the best of all groupings by enumeration alone, however many (and however long).
 
+    Each group has the splits that compute fastest. Another may carry more KV caches over slow
+    links, so the plan says whether it is optimal among all splits, or how far from that at most.
     Arguments and errors are those of `plan`; ``seed`` changes nothing. There are Bell(n + 1)
     groupings of n devices: 4140 for seven, 21147 for eight, 678570 for ten.
     """
@@ -102,7 +104,9 @@ def bound(
     # Like DEAP, HiGHS is imported by those who need it.
     from planner.bounds.group_bound import group_bound
 
-    return group_bound(Fog(devices, model, workload, objective or Objective()))
+    # Beyond a target for tokens a replica has more slots, and serves more that do not count.
+    asked = replace(objective or Objective(), tpot_seconds=None)
+    return group_bound(Fog(devices, model, workload, asked))
 
 
 def plan_outcome(
@@ -132,8 +136,8 @@ def reassess(
     """Return the running plan's stages with the predictions and roles of now.
 
     Replicas that lost a device, or the memory for the model, or share a device with one before
-    them, are left out. Roles are chosen
-    anew, since that moves no weights. None when what is left cannot serve.
+    them, are left out. Roles are chosen anew, since that moves no weights. How good it is among
+    the plans of now is not asked: it says nothing of that. None when what is left cannot serve.
     """
     fog = Fog(devices, model, workload, objective or Objective(), running)
     index = {cost.id: device for device, cost in enumerate(fog.costs)}
@@ -153,14 +157,11 @@ def reassess(
         if replica.num_layers == model.num_layers and roles and fog.can_serve(found):
             options.append(Options(found, found, found, roles))
 
-    # How good its stages were, without what was said of the roles of then.
-    optimality = running.optimality.partition(_MIXED)[0]
-
     rival = rival_of(fog)
 
     def choose(roles: Roles) -> tuple[Solution, str]:
         found = choose_roles(options, fog.workload, roles, terms=fog.terms, rival=rival)
-        return Solution(*found), optimality
+        return Solution(*found), ""
 
     return _planned(fog, choose) if options else None
 
@@ -190,12 +191,13 @@ def _planned(fog: Fog, search: _Search) -> Outcome:
             if (mixed.score.is_behind, is_worse) < (found.is_behind, True):
                 solution, optimality = mixed, mixed_optimality
                 if any(m.role is Role.BOTH for m in mixed.members) and len(mixed.members) > 1:
-                    optimality += f"{_MIXED}: " + (
+                    why = (
                         f"separate ones would be behind {rival.device} alone"
                         if rival is not None and is_forced
                         else "separate ones would serve "
                         f"{1 / found.request_seconds:.3g} requests per second"
                     )
+                    optimality = "; ".join(filter(None, [optimality, f"roles are mixed: {why}"]))
     return Outcome(assemble(fog, solution, optimality), solution.score)
 
 
@@ -226,20 +228,18 @@ class _Searches:
 
         groupings = Groupings(fog, roles)
         evolved = evolve(fog, roles, seed, groupings, start)
-        certified = enumerate_groupings(fog, roles, groupings)
-        if certified.score < evolved.score:
-            text = (
-                "certified optimal: exact enumeration of "
-                f"{certified.num_compared} groupings improved on the genetic algorithm"
-            )
-        else:
-            text = f"certified optimal: the best of {certified.num_compared} groupings"
-        return certified, text
+        best = enumerate_groupings(fog, roles, groupings)
+        how = f"the best of {best.num_compared} groupings"
+        if best.score < evolved.score:
+            how += ", better than what the genetic algorithm found"
+        return best, certificate(fog, groupings, best, how)
 
 
 def _enumerated(fog: Fog, roles: Roles) -> tuple[Solution, str]:
-    found = enumerate_groupings(fog, roles)
-    return found, f"certified optimal: the best of {found.num_compared} groupings"
+    groupings = Groupings(fog, roles)
+    found = enumerate_groupings(fog, roles, groupings)
+    how = f"the best of {found.num_compared} groupings"
+    return found, certificate(fog, groupings, found, how)
 
 
 def _groups_of(fog: Fog, running: Plan) -> list[list[int]]:

@@ -46,9 +46,6 @@ class Hops(NamedTuple):
         return self.one_row + (rows - 1) * (self.two_rows - self.one_row)
 
 
-NO_HOPS: Final = Hops(0.0, 0.0)
-
-
 class _Ring:
     """The stages of a replica; steps of the same rows are asked for again and again."""
 

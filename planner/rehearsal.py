@@ -56,13 +56,13 @@ def rehearse(
         model: As for `planner.plan`.
         workload: The samples' mean lengths, and what every plan must hold.
         samples: Runs of requests (`planner.simulation.workloads`), each with its arrivals in
-            seconds; ten or more, since one run is luck.
+            seconds; twenty or more, since one run is luck.
         objective: As for `planner.plan`; its roles bind the live plan only.
         seed: Of the genetic algorithm.
         value: What is made small; mean waiting plus mean end-to-end time by default.
         routings: Which may be chosen. The default is the gateway's, so that the plan is the
-            one for production; None allows all of `planner.candidates.ROUTINGS`, of which
-            the gateway has no other.
+            one for production; None allows all of `planner.candidates.ROUTINGS`, each a
+            policy of the gateway.
 
     Raises:
         InfeasiblePlanError: No group of devices holds the model; says what is missing.

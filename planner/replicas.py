@@ -9,24 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from math import inf
-from typing import Final
 
 from broker.plan import Plan
 from planner.cost import DeviceCost, device_cost
+from planner.group_splits import GroupSplits
 from planner.masks import members_of
 from planner.model import DeviceSpec, ModelSpec, Objective, Workload
 from planner.moves import Holdings
 from planner.owner import roles_of
-from planner.performance import Options, Performance
-from planner.promises import FEWER_SLOTS_GAIN, NO_HOPS, Hops, Promises, groupings
-from planner.splits.any_stages import AnyStages
-from planner.splits.linear_stages import LinearStages
-from planner.splits.split import Pace, Split
+from planner.performance import Most, Options, Performance
+from planner.promises import Promises
 from planner.terms import Terms
-
-# Less than this is rounding.
-_WORTH: Final = 1e-9
 
 
 class Fog:
@@ -44,6 +37,7 @@ class Fog:
     Raises:
         ValueError: Two devices have one id, a device lacks times of a kind of block, or energy
             counts and a device's power is unknown.
+        TypeError: The model is none in numbers; says what to pass.
     """
 
     def __init__(
@@ -54,6 +48,11 @@ class Fog:
         objective: Objective,
         running: Plan | None = None,
     ) -> None:
+        if not isinstance(model, ModelSpec):
+            raise TypeError(
+                f"the model must be a ModelSpec, not {type(model).__name__}; pass "
+                "model.spec(weights) for one of the catalogue"
+            )
         ids = [device.id for device in devices]
         if len(set(ids)) != len(ids):
             twice = sorted({name for name in ids if ids.count(name) > 1})
@@ -71,18 +70,16 @@ class Fog:
         holdings = None if running is None else Holdings.of(running, model)
         self.terms: Terms = Terms(self.costs, model, self.workload, objective, holdings)
         self._running = {} if running is None else self._splits_of(running)
-        self._has_ways = any(cost.peers for cost in self.costs)
-        self._any_stages = AnyStages(self.costs, model, self.context_tokens)
-        self._lines = (
-            LinearStages(self.costs, model) if LinearStages.describes(self.costs, model) else None
-        )
-        self._pinned = {d for d, cost in enumerate(self.costs) if cost.owner.layers is not None}
+        self._splits = GroupSplits(self.costs, model, self.workload, objective, self._promises)
         self._options: dict[int, Options | None] = {}
         # Equal devices are exchanged, not evaluated again.
         known: dict[tuple[object, ...], int] = {}
-        kinds = [_kind(cost, self._has_ways) for cost in self.costs]
+        has_ways = any(cost.peers for cost in self.costs)
+        kinds = [_kind(cost, has_ways) for cost in self.costs]
         self.kinds = [known.setdefault(kind, len(known)) for kind in kinds]
         self._twins: dict[tuple[int, ...], tuple[list[int], Options | None]] = {}
+        self._decode_rates: dict[tuple[int, ...], float] = {}
+        self._most: dict[tuple[int, ...], Most] = {}
 
     @property
     def num_devices(self) -> int:
@@ -104,7 +101,7 @@ class Fog:
         if group not in self._options:
             members = members_of(group)
             members.sort(key=self.kinds.__getitem__)
-            kinds = tuple([self.kinds[d] for d in members])
+            kinds = self._kinds_of(members)
             if kinds not in self._twins:
                 self._twins[kinds] = members, self._evaluate(members)
             twins, options = self._twins[kinds]
@@ -114,6 +111,30 @@ class Fog:
                 options = self._kept_or_new(options, self._running[group])
             self._options[group] = options
         return self._options[group]
+
+    def most(self, group: int) -> Most | None:
+        """Return what no split of a group exceeds; None where the model does not fit in it.
+
+        Of what depends on the split, where `tries_all_splits`.
+        """
+        if self.options(group) is None:
+            return None
+        members = sorted(members_of(group), key=self.kinds.__getitem__)
+        kinds = self._kinds_of(members)
+        if kinds not in self._most:
+            self._most[kinds] = self._splits.most(members, self._decode_rates[kinds])
+        return self._most[kinds]
+
+    def tries_all_orders(self, group: int) -> bool:
+        """Whether a group's stages were tried in every order that makes a difference."""
+        return self._splits.tries_all_orders(members_of(group))
+
+    def tries_all_splits(self, group: int) -> bool:
+        """Whether a group's splits were searched exactly, its order aside."""
+        return self._splits.tries_all_splits(members_of(group))
+
+    def _kinds_of(self, members: Sequence[int]) -> tuple[int, ...]:
+        return tuple([self.kinds[device] for device in members])
 
     def evaluated(self) -> Iterator[tuple[tuple[int, ...], Options]]:
         """Yield every group that was asked for so far and holds the model, by its kinds."""
@@ -128,10 +149,11 @@ class Fog:
         if memory < self.model.stage_bytes(0, self.model.num_layers, self.context_tokens):
             return None
         roles = roles_of(self.costs[d].owner for d in members)
-        prefill = self._best_prefill(members) if roles else None
+        prefill = self._splits.prefill(members) if roles else None
         if prefill is None:
             return None
-        decode = self._best_decode(members)
+        decode, most_rate = self._splits.decode(members)
+        self._decode_rates[self._kinds_of(members)] = most_rate
         if prefill.stages == decode.stages:
             return Options(prefill, prefill, prefill, roles)
         return Options(prefill, decode, min(decode, prefill, key=self.both_seconds), roles)
@@ -181,94 +203,6 @@ class Fog:
             work.prompt_tokens / performance.prefill_rate
             + work.answer_tokens / performance.decode_rate
         )
-
-    # --- splits ---------------------------------------------------------------------------
-
-    def _split(
-        self,
-        members: Sequence[int],
-        rows: int | None,
-        kv_tokens: int,
-        pace: Pace,
-        limit: float = inf,
-    ) -> Split | None:
-        """Return the best split of a group, the fastest way there is."""
-        is_pinned = not self._pinned.isdisjoint(members)
-        stages = self._any_stages if self._lines is None or is_pinned else self._lines
-        return stages.best_split(members, rows, kv_tokens, pace, limit)
-
-    def _best_prefill(self, members: Sequence[int]) -> Performance | None:
-        """Balance the stages for prompts; room for more prompts at once may cost balance."""
-        prompt = self._promises.prompt_tokens
-        # With room for one prompt stages balance best, and no pipeline is faster than its
-        # slowest stage.
-        split = self._split(members, None, self.context_tokens, Pace())
-        if split is None:
-            return None
-        most_rate = self.workload.prompt_tokens / max(split.slowest, 1e-9)
-        best = self._promised(members, split)
-        rooms = {
-            max(self.context_tokens, prompts * prompt) for prompts in range(2, len(members) + 2)
-        }
-        for kv_tokens in sorted(rooms - {self.context_tokens}, reverse=True):
-            least = best.prefill_rate * (1 + _WORTH)
-            if least >= most_rate:
-                break
-            split = self._split(
-                members, None, kv_tokens, Pace(), self.workload.prompt_tokens / least
-            )
-            if split is not None:
-                best = max(
-                    best, self._promised(members, split), key=lambda found: found.prefill_rate
-                )
-        return best
-
-    def _best_decode(self, members: Sequence[int]) -> Performance:
-        """Find the number of slots, and the split, with the most tokens per second."""
-        promises = self._promises
-        split = self._fastest_decode(members, promises.step_seconds)
-        if split is None and promises.step_seconds < promises.loose_seconds:
-            # As `Promises` has it: a target that nobody keeps does not limit anybody.
-            split = self._fastest_decode(members, promises.loose_seconds)
-        if split is None:
-            # So slow that even one request misses what it should get.
-            split = self._fastest_decode(members, inf, max_slots=1)
-        assert split is not None, "a group that holds one request has a split"
-        return self._promised(members, split)
-
-    def _fastest_decode(
-        self, members: Sequence[int], limit: float, max_slots: int | None = None
-    ) -> Split | None:
-        """Return the split for the most tokens per second with no step over ``limit``."""
-        best, token_seconds = None, inf
-        # Where the order matters, the problem knows the hops.
-        hops = NO_HOPS if self._has_ways else self._promises.hops(members)
-        link = 0.0 if self._has_ways else self._promises.link_seconds(members, 1)
-        for slots in range(max_slots or self.objective.max_slots, 0, -1):
-            split = self._best_step(members, slots, min(limit, slots * token_seconds), hops, link)
-            if split is not None:
-                best, token_seconds = split, split.seconds / slots / FEWER_SLOTS_GAIN
-        return best
-
-    def _promised(self, members: Sequence[int], split: Split) -> Performance:
-        devices = [members[i] for i in split.order]
-        return self.performance(devices, split.counts, split.offloads)
-
-    def _best_step(
-        self, members: Sequence[int], slots: int, limit: float, hops: Hops, link_seconds: float
-    ) -> Split | None:
-        """Return the split with the fastest decode step of ``slots`` requests, if any."""
-        kv_tokens = max(self.context_tokens, slots * self.request_tokens)
-        best: Split | None = None
-        for groups, rows in groupings(slots, len(members)):
-            pace = Pace(laps=groups, weight=1.0, extra_seconds=hops.of(rows))
-            bound = limit if best is None else min(limit, best.seconds)
-            if groups * rows * link_seconds > bound:
-                continue
-            split = self._split(members, rows, kv_tokens, pace, bound)
-            if split is not None and split.is_better_than(best):
-                best = split
-        return best
 
     # --- promises -------------------------------------------------------------------------
 

@@ -79,8 +79,9 @@ def choose_roles(
     """Return the best roles for groups that each hold the model, among those the rule admits.
 
     Exact while the assignments are few. For many groups those are compared whose sums are
-    best (`planner.thresholds`), and the best of them is repaired by the whole objective, one
-    role at a time, until no change helps. Ties go to the first assignment in order.
+    best (`planner.thresholds`); up to twelve groups the best of them is then repaired by the
+    whole objective, one role at a time, until no change helps. Ties go to the first assignment
+    in order.
 
     Args:
         groups: What each is worth in each role.
@@ -94,14 +95,12 @@ def choose_roles(
     if not groups:
         return WORST, ()
     search = _Search(groups, workload, roles, rule, terms, rival)
-    usual = _allowed(len(groups), roles)
-    # What owners do not allow is no role of a group, whatever it would gain.
-    allowed = [tuple([role for role in usual if role in group.roles]) for group in groups]
+    allowed = allowed_roles(groups, roles)
     if not all(allowed):
         return WORST, ()
     if prod(map(len, allowed)) <= max_enumerated:
         return search.best(product(*allowed))
-    promising = (_within(chosen, allowed) for chosen in search.promising(Role.BOTH in usual))
+    promising = (_within(chosen, allowed) for chosen in search.promising(roles is Roles.MIXED))
     score, members = search.best(promising)
     if score.is_behind and rival is not None:
         quick = _quick_enough(groups, workload, rival, 1 / score.request_seconds)
@@ -140,12 +139,17 @@ def _quick_enough(
     return found
 
 
-def _allowed(num_groups: int, roles: Roles) -> tuple[Role, ...]:
-    if num_groups == 1:
-        return (Role.BOTH,)
-    if roles is Roles.MIXED:
-        return (Role.PREFILL, Role.DECODE, Role.BOTH)
-    return (Role.PREFILL, Role.DECODE)
+def allowed_roles(groups: Sequence[Options], roles: Roles) -> list[tuple[Role, ...]]:
+    """Return [R], the roles that each group may have beside the others; empty for none.
+
+    What owners do not allow is no role of a group, whatever it would gain.
+    """
+    usual: tuple[Role, ...] = (Role.PREFILL, Role.DECODE)
+    if len(groups) == 1:
+        usual = (Role.BOTH,)
+    elif roles is Roles.MIXED:
+        usual = (Role.PREFILL, Role.DECODE, Role.BOTH)
+    return [tuple([role for role in usual if role in group.roles]) for group in groups]
 
 
 def _within(chosen: tuple[Role, ...], allowed: Sequence[Sequence[Role]]) -> tuple[Role, ...]:

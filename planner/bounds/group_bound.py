@@ -22,8 +22,8 @@ they cost, the prices times ``f`` are fair: that is how every set of prices beco
 known so far, `planner.bounds.pricing` finds groups to which they are not, and the factor. Between
 the proposal and the best prices so far lies what is tried next, because proposals swing.
 
-**The factor.** In a small fog all groups are evaluated, by the same `Fog.options` that plans
-are made of, and the factor is exact. In a larger one a lone device is evaluated likewise,
+**The factor.** In a small fog all groups are evaluated, each with the most that any of its splits
+gives (`Fog.most`), and the factor is exact. In a larger one a lone device is evaluated likewise,
 and for two or more the factor is estimated from above, in these steps:
 
 1. A replica with slowest stage ``T`` serves at most ``1 / T`` prompts per second. A decode
@@ -63,7 +63,7 @@ holds for one slot too. The argument is the same with these smaller rates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Final, NamedTuple
 
@@ -71,6 +71,7 @@ import numpy as np
 
 from broker.plan import Role
 from planner.bounds.device_bound import device_bound, device_rates
+from planner.bounds.least_links import least_receive_seconds, least_send_seconds
 from planner.bounds.offers import ALL_PLANS, Among
 from planner.bounds.prices import PriceProgram
 from planner.bounds.pricing import Column, Prices, Pricing
@@ -137,8 +138,8 @@ def market(fog: Fog, rounds: int = ROUNDS, among: Among = ALL_PLANS) -> Market:
     best = _device_prices(fog)
     if fog.num_devices <= fog.objective.exact_devices:
         return _exact(fog, best, most, among)
-    alone = Columns(fog, _evaluated(fog, [1 << d for d in range(fog.num_devices)]), among)
-    known = Columns(fog, fog.evaluated(), among)
+    alone = Columns.of_all_splits(fog, [1 << d for d in range(fog.num_devices)], among)
+    known = Columns.of_found(fog, fog.evaluated(), among)
     pricing = Pricing(fog, among)
     program = PriceProgram(pricing.counts, most)
     program.add(known.dearest(best, _KNOWN_PER_DEVICE * fog.num_devices))
@@ -165,7 +166,7 @@ def market(fog: Fog, rounds: int = ROUNDS, among: Among = ALL_PLANS) -> Market:
 
 def _exact(fog: Fog, start: Prices, most: float, among: Among) -> Market:
     """Return the optimum of the linear program over all groups."""
-    groups = Columns(fog, _evaluated(fog, range(1, 1 << fog.num_devices)), among)
+    groups = Columns.of_all_splits(fog, range(1, 1 << fog.num_devices), among)
     program = PriceProgram(groups.device_counts, most)
     program.add(groups.columns)
     prices = program.solve() or start
@@ -173,38 +174,41 @@ def _exact(fog: Fog, start: Prices, most: float, among: Among) -> Market:
     return Market(min(most, found), prices, (), among)
 
 
-def _evaluated(fog: Fog, groups: Iterable[int]) -> Iterator[tuple[list[int], Options]]:
-    """Yield the kinds of the devices of each group that holds the model, and its worth."""
-    for group in groups:
-        options = fog.options(group)
-        if options is not None:
-            yield [fog.kinds[device] for device in members_of(group)], options
-
-
 class Columns:
     """Groups whose rates are known, as columns.
 
     Args:
-        groups: The kinds of their devices, and what they are worth.
-        among: Which plans they are for.
-        longest_prefill: Groups that take longer for a lone prompt have no column of prefill;
-            seconds.
-        longest_decode: The same of a lone answer.
+        fog: Of the groups.
+        columns: For each phase that a group may have, one.
     """
 
-    def __init__(
-        self,
+    def __init__(self, fog: Fog, columns: Sequence[Column]) -> None:
+        self.device_counts = [fog.kinds.count(kind) for kind in range(max(fog.kinds) + 1)]
+        self.columns = columns
+
+    @classmethod
+    def of_found(
+        cls,
         fog: Fog,
         groups: Iterable[tuple[Sequence[int], Options]],
         among: Among,
         longest_prefill: float = inf,
         longest_decode: float = inf,
-    ) -> None:
-        self.device_counts = [fog.kinds.count(kind) for kind in range(max(fog.kinds) + 1)]
+    ) -> Columns:
+        """Return groups at the rates of the splits that were found for them.
+
+        Args:
+            fog: Of the groups.
+            groups: The kinds of their devices, and what they are worth.
+            among: Which plans they are for.
+            longest_prefill: Groups that take longer for a lone prompt have no column of
+                prefill; seconds.
+            longest_decode: The same of a lone answer.
+        """
         work, counts_links = fog.workload, among.counts_links(fog)
-        self.columns: list[Column] = []
+        columns: list[Column] = []
         for kinds, options in groups:
-            counts = np.bincount(kinds, minlength=len(self.device_counts))
+            counts = np.bincount(kinds, minlength=max(fog.kinds) + 1)
             prompts = answers = 0.0
             for found in (options.prefill, options.decode, options.both):
                 most_prompts, most_answers = phase_rates(found, work)
@@ -215,10 +219,39 @@ class Columns:
                 if found.keeps_min_tps or not among.keeps_min_tps:
                     answers = max(answers, most_answers)
             if options.prefill.ttft_seconds <= longest_prefill and Role.PREFILL in options.roles:
-                self.columns.append(Column(counts, True, prompts))
+                columns.append(Column(counts, True, prompts))
             is_in_time = work.answer_tokens * options.decode.tpot_seconds <= longest_decode
             if is_in_time and Role.DECODE in options.roles:
-                self.columns.append(Column(counts, False, answers))
+                columns.append(Column(counts, False, answers))
+        return cls(fog, columns)
+
+    @classmethod
+    def of_all_splits(cls, fog: Fog, groups: Iterable[int], among: Among) -> Columns:
+        """Return groups (bit masks) at rates that no split of them exceeds."""
+        columns: list[Column] = []
+        devices = device_rates(fog)
+        for group in groups:
+            options, most = fog.options(group), fog.most(group)
+            if options is None or most is None:
+                continue
+            members = members_of(group)
+            kinds = [fog.kinds[device] for device in members]
+            counts = np.bincount(kinds, minlength=max(fog.kinds) + 1)
+            prompts = most.prefill_rate / fog.workload.prompt_tokens
+            answers = most.decode_rate / fog.workload.answer_tokens
+            if not fog.tries_all_splits(group):
+                prompts = sum(devices[device][0] for device in members)
+                answers = sum(devices[device][1] for device in members)
+            if among.counts_links(fog):
+                prompts = min(prompts, 1 / max(least_send_seconds(fog, members), _LEAST))
+                answers = min(answers, 1 / max(least_receive_seconds(fog, members), _LEAST))
+            if among.keeps_min_tps and not options.decode.keeps_min_tps:
+                answers = 0.0
+            if Role.PREFILL in options.roles:
+                columns.append(Column(counts, True, prompts))
+            if Role.DECODE in options.roles:
+                columns.append(Column(counts, False, answers))
+        return cls(fog, columns)
 
     def cost(self, prices: Prices) -> float:
         """Return the price of all devices."""

@@ -35,11 +35,11 @@ def packed_groupings(fog: Fog, market: Market) -> list[list[list[int]]]:
     known = list(fog.evaluated())
     rival = rival_of(fog)
     if rival is None or rival.load is None:
-        found = [_packed(fog, market, Columns(fog, known, market.among), [])]
+        found = [_packed(fog, market, Columns.of_found(fog, known, market.among), [])]
     else:
         longest = rival.most_times(market.bound) * rival.latency
         prefill = PREFILL_PART * longest
-        columns = Columns(fog, known, market.among, prefill, longest - prefill)
+        columns = Columns.of_found(fog, known, market.among, prefill, longest - prefill)
         device = next(i for i, cost in enumerate(fog.costs) if cost.id == rival.device)
         found = [_packed(fog, market, columns, apart) for apart in ([], [[fog.kinds[device]]])]
     return [grouping for grouping in found if grouping]

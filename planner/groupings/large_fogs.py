@@ -10,6 +10,7 @@ from typing import Final
 from planner.bounds.group_bound import Market, market
 from planner.bounds.offers import ALL_PLANS, Among
 from planner.bounds.packing import packed_groupings
+from planner.bounds.violations import is_exceeded
 from planner.flow import flow_of
 from planner.groupings.beginnings import beginnings
 from planner.groupings.evolve import evolve
@@ -108,12 +109,11 @@ def gap_in_words(fog: Fog, found: Found) -> str:
     begin = f"genetic algorithm, {found.solution.num_compared} groupings: "
     if rate <= 0:
         return f"{begin}no request{what}"
-    gap = max(1 - rate / most, 0) if most else 0.0
-    return (
-        f"{begin}{rate:.3g} requests per second{what}, "
-        f"{gap:.0%} below the bound of {most:.3g}{_meant(found.market.among)}"
-        f"{_owners_text(fog)}"
-    )
+    meant = f"the bound of {most:.3g}{_meant(found.market.among)}{_owners_text(fog)}"
+    begin += f"{rate:.3g} requests per second{what}, "
+    if is_exceeded(rate, most):
+        return f"{begin}more than {meant}, which is wrong"
+    return f"{begin}{max(1 - rate / most, 0.0):.0%} below {meant}"
 
 
 def _owners_text(fog: Fog) -> str:

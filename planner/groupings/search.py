@@ -142,6 +142,10 @@ class Groupings:
             found = self._scores[usable] = Solution(score, members)
         return found
 
+    def seen(self) -> Iterable[tuple[int, ...]]:
+        """Return every grouping that was scored so far, without the groups that were idle."""
+        return self._scores.keys()
+
     def __len__(self) -> int:
         return len(self._scores)
 

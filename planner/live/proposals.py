@@ -77,7 +77,10 @@ def propose(question: Question) -> Proposal:
         if running is None or kept is None or len(kept.plan.replicas) < len(running.replicas):
             raise
         best = kept
-        decision = Decision(kept, True, "there is no plan without what devices may only keep")
+        reason = "there is no plan without what devices may only keep"
+        text = "; ".join(filter(None, [f"kept: {reason}", kept.plan.optimality]))
+        plan = msgspec.structs.replace(kept.plan, optimality=text)
+        decision = Decision(replace(kept, plan=plan), True, reason)
     else:
         decision = decide(running, kept, best, question.min_gain)
     fitted = workload.fitted_to(model.context_limit)
@@ -95,6 +98,7 @@ def propose(question: Question) -> Proposal:
         answer_tokens=fitted.answer_tokens,
         hop_overhead_seconds=max((d.hop_overhead_seconds for d in devices), default=0.0),
     )
+    as_it_is = decision.outcome if decision.is_kept else kept
     record = PlanDecision(
         at=0.0,
         trigger=question.trigger,
@@ -102,7 +106,7 @@ def propose(question: Question) -> Proposal:
         reason=decision.reason,
         version=question.version,
         considered=[
-            *([] if kept is None else [_considered("running", kept)]),
+            *([] if as_it_is is None else [_considered("running", as_it_is)]),
             _considered("best", best),
         ],
     )

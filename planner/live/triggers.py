@@ -103,6 +103,10 @@ def hop_text(plan: Plan, overhead_seconds: float) -> str | None:
     )
 
 
+# Scores are rounded to nine digits.
+_EQUAL: Final = 1e-8
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Which plan is next: the best one found, or the running one, kept."""
@@ -135,7 +139,8 @@ def decide(running: Plan | None, kept: Outcome | None, best: Outcome, min_gain: 
     if kept is None or len(kept.plan.replicas) < len(running.replicas):
         return Decision(best, False, "the running plan is broken")
     if {r.id for r in best.plan.replicas} == {r.id for r in kept.plan.replicas}:
-        return Decision(kept, True, "the same replicas are the best again")
+        found = _with_standing(kept, best, min_gain)
+        return Decision(found, True, "the same replicas are the best again")
     for name, what in _FIRST.items():
         better, worse = getattr(best.score, name), getattr(kept.score, name)
         if better != worse:
@@ -146,10 +151,30 @@ def decide(running: Plan | None, kept: Outcome | None, best: Outcome, min_gain: 
     if gain >= min_gain:
         return Decision(best, False, f"{gain:.0%} more requests per second")
     return Decision(
-        _with_idle_reason(kept, gain, min_gain),
+        _with_idle_reason(_with_standing(kept, best, min_gain), gain, min_gain),
         True,
         f"another plan would gain {max(gain, 0):.1%}, a move must gain {min_gain:.0%}",
     )
+
+
+def _with_standing(kept: Outcome, best: Outcome, min_gain: float) -> Outcome:
+    """Return the kept plan with what it says of itself: how far from the best found it is."""
+    gap = 1 - best.score.objective_seconds / kept.score.objective_seconds
+    if _stages(kept.plan) == _stages(best.plan) and abs(gap) < _EQUAL:
+        text = best.plan.optimality
+    else:
+        text = (
+            f"kept: {gap * 100:.2g} % below the best plan found, loading counted "
+            f"(a gain under {min_gain * 100:.2g} % does not repay a move)"
+            if gap > _EQUAL
+            else "kept: as good as the best plan found, loading counted"
+        )
+        text = "; ".join(filter(None, [text, kept.plan.optimality]))
+    return replace(kept, plan=msgspec.structs.replace(kept.plan, optimality=text))
+
+
+def _stages(plan: Plan) -> set[tuple[str, str]]:
+    return {(replica.id, replica.role) for replica in plan.replicas}
 
 
 def _with_idle_reason(kept: Outcome, gain: float, min_gain: float) -> Outcome:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from broker.plan import Plan
+from broker.plan import Plan, Role
 from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec, Objective, Workload
 from planner.moves import Holdings
 from planner.planning import plan_outcome
@@ -66,12 +66,14 @@ class NextPlan:
         active_from_seconds: When its devices have fetched the layers that they lacked.
         load_seconds: How long they fetch.
         slowest: The device that fetches longest; None when nothing is fetched.
+        missing: The phases for which no replica of the plan before is left until then.
     """
 
     active_from_seconds: float
     plan: Plan
     load_seconds: float
     slowest: str | None
+    missing: tuple[Role, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ def what_if(
             notes.append(f"{following[0][0]} is lost before the plan without {lost} is ready")
             continue
         faults.append(PlanChange(ready, _replicas(problem, left, coming)))
-        later.append(NextPlan(ready, coming, seconds, slowest))
+        later.append(NextPlan(ready, coming, seconds, slowest, _missing(running, left)))
         running = coming
     last = requests[-1].arrival_seconds
     notes += [
@@ -207,6 +209,17 @@ def _loading(
     }
     slowest = max(seconds, key=lambda device: seconds[device])
     return (seconds[slowest], slowest) if seconds[slowest] > 0 else (0.0, None)
+
+
+def _missing(running: Plan, left: Sequence[DeviceSpec]) -> tuple[Role, ...]:
+    """Return the phases that no replica has whose devices are all left."""
+    names = {device.id for device in left}
+    roles = {
+        replica.role
+        for replica in running.replicas
+        if names.issuperset(stage.device for stage in replica.stages)
+    }
+    return tuple([phase for phase in (Role.PREFILL, Role.DECODE) if not roles & {phase, Role.BOTH}])
 
 
 def _replicas(

@@ -33,7 +33,7 @@ def test_a_chosen_plan_stands_beside_the_planned_one(
     assert result.exit_code == 0, result.output
     found = json.loads(target.read_text("utf-8"))
     assert found["after"] is None
-    assert found["chosen"]["plan"]["optimality"] == "best by simulation on 10 samples"
+    assert found["chosen"]["plan"]["optimality"] == "best by simulation on 20 samples"
     assert found["chosen"]["metrics"]["num_finished"] == 20
     assert "planned" in result.output
 

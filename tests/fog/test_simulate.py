@@ -282,6 +282,8 @@ def test_the_catalogue_lists_what_fog_files_and_options_can_name(
         (("--arrivals", "sometimes"), 2, "use poisson, fixed, bursty"),
         (("--ttft", "2"), 2, "has no unit"),
         (("--tpot", "0 ms"), 2, "not greater than 0"),
+        (("--seeds", "5"), 2, "--seeds goes with --paper, not with a fog"),
+        (("--paper",), 2, "takes --fog FILE or --paper, not both"),
         (("--lose", "nobody@5s"), 2, "no device 'nobody'; known: big, small"),
         (("--add", "pi"), 2, "it has no numbers"),
         (("--link", "big:fast"), 2, "'fast' is not a number with a unit"),
@@ -364,11 +366,8 @@ def test_a_result_that_cannot_be_written_is_named_with_the_reason(
     )
 
 
-@pytest.mark.parametrize("arguments", [(), ("--paper", "--fog", "x.toml")])
-def test_simulate_needs_a_fog_or_the_paper(
-    invoke: Callable[..., Result], arguments: tuple[str, ...]
-) -> None:
-    result = invoke("simulate", *arguments)
+def test_simulate_needs_a_fog_or_the_paper(invoke: Callable[..., Result]) -> None:
+    result = invoke("simulate")
 
     assert result.exit_code == 2
     assert "either --fog FILE or --paper" in result.stderr

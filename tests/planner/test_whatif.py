@@ -7,6 +7,7 @@ import pytest
 
 import planner
 from broker.control import Link
+from broker.plan import Role
 from planner.catalogue import WeightFormat, load_devices, load_models
 from planner.model import Objective, Workload
 from planner.whatif.loads import choose_load, cut_to_context
@@ -71,6 +72,7 @@ def test_after_a_loss_the_new_plan_waits_for_the_device_that_fetches_longest() -
     (following,) = outcome.later
     # It held nothing while the other was there.
     assert {entry.device for entry in outcome.plan.idle} == {"pi"}
+    assert following.missing == (Role.PREFILL, Role.DECODE), "the only replica was on the other"
     assert following.slowest == "pi"
     assert following.load_seconds == pytest.approx(problem.model.weight_bytes / 1e6, rel=0.01)
     assert following.active_from_seconds == 10.0 + NOTICE_SECONDS + following.load_seconds

@@ -116,11 +116,12 @@ def test_bounds_among_fewer_plans_hold_for_these_and_are_no_higher() -> None:
         large = Fog(devices, model, workload, replace(separate, exact_devices=1))
         priced = group_bound(large, rounds=3, among=SEPARATE_AND_FAST)
         assert tight <= loose * (1 + 1e-9), seed
-        assert tight <= priced * (1 + 1e-5), seed
         best = enumerate_groupings(fog, Roles.SEPARATE)
         if best.members and not best.score.is_mixed and not best.score.num_slow:
             rate = 1 / best.score.request_seconds
-            assert rate <= tight * (1 + 1e-9), seed
+            # The one holds for each group's best compute and best links on their own, the other
+            # for both in one stage, and for groups that nobody evaluated.
+            assert rate <= min(tight, priced) * (1 + 1e-9), seed
             num_compared += 1
             num_lower += tight < 0.9 * loose
             num_near += rate > 0.9 * tight
