@@ -407,7 +407,7 @@ def test_a_restarted_planner_keeps_the_plan_and_publishes_no_new_version() -> No
     assert second.plans == [first.plan]
     assert second.problem is None
     # It acts on the next change as the first would have done.
-    second.leave(next(iter(first.devices()))).run(2)
+    second.leave(min(first.devices())).run(2)
     assert second.plan.version == first.plan.version + 1
 
 
@@ -424,7 +424,7 @@ def test_a_restarted_planner_keeps_the_plan_also_when_it_hears_the_store_before_
     second.run(30)
     assert second.plans == [first.plan]
     # What comes next is above all that was ever made.
-    second.leave(next(iter(first.devices()))).run(2)
+    second.leave(min(first.devices())).run(2)
     assert second.plans[1].version == first.plan.version + ahead + 1
 
 
@@ -449,7 +449,7 @@ def test_a_restarted_planner_replaces_a_plan_that_lost_a_device_meanwhile() -> N
     first = serving()
     second = Bench(session=200).connect()
     first.retained_for(second)
-    gone = next(iter(first.devices()))
+    gone = min(first.devices())
     second.leave(gone).run(5)
     assert second.plan.version > 1
     assert gone not in second.devices()
