@@ -38,7 +38,9 @@ def candidates(target: str, plan: Mapping[str, Any]) -> list[str]:
         return [device for _, index, device in stages if index == 0]
     if target == "any":
         return [device for _, _, device in stages] + idle
-    return [device for replica, _, device in stages if replica["role"] in (target, "both")]
+    # Between two plans a role may have no replica; then any complete one serves both.
+    found = [device for replica, _, device in stages if replica["role"] in (target, "both")]
+    return found or [device for _, _, device in stages]
 
 
 def choose(

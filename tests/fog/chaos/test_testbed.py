@@ -186,6 +186,12 @@ def test_a_target_is_looked_up_in_the_plan(target: str, devices: Sequence[str]) 
     assert sorted(candidates(target, PLAN)) == list(devices)
 
 
+def test_a_role_without_a_replica_means_whoever_serves_both() -> None:
+    plan = {"replicas": [{"role": "prefill", "stages": [{"device": "a"}, {"device": "b"}]}]}
+
+    assert candidates("decode", plan) == ["a", "b"]
+
+
 def test_whoever_is_harmed_is_left_alone_and_no_more_than_two_are() -> None:
     rng = random.Random(1)
     drawn = {choose(fault(Kind.KILL, "decode"), PLAN, ["c"], rng)[0] for _ in range(50)}
