@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from fog.chaos.report import Incident
 from fog.chaos.scenario import ROLES, SERVICES, Fault
-from fog.chaos.testbed import FaultError, FaultyFog
+from fog.chaos.testbed import FaultError, FaultyFog, UnsupportedFaultError
 
 MAX_HARMED: Final = 2
 """Devices that what is drawn harms at once; a scenario that names devices may harm all."""
@@ -120,8 +120,12 @@ class Director:
         harmed = [name for name, until in self._harmed.items() if until > now]
         name, skipped = choose(fault, self.plan(), harmed, self.rng)
         if name:
-            self.testbed.begin(name, fault)
-            self._harmed[name] = now + fault.lasts_seconds + RECOVERY_SECONDS
+            try:
+                self.testbed.begin(name, fault)
+            except UnsupportedFaultError as error:
+                name, skipped = "", str(error)
+            else:
+                self._harmed[name] = now + fault.lasts_seconds + RECOVERY_SECONDS
         incident = Incident(fault=fault, name=name or fault.target, at=now, skipped=skipped)
         self.incidents.append(incident)
         self.on_incident(incident)

@@ -162,9 +162,11 @@ class Report:
         )
         notes = [Text(f"  {each.what or each.outcome.error}") for each in self.judged
                  if each.verdict not in (Verdict.EQUAL, Verdict.TIE)]  # fmt: skip
-        skipped = sum(bool(incident.skipped) for incident in self.incidents)
+        skipped = [incident.skipped for incident in self.incidents if incident.skipped]
         if skipped:
-            notes.append(Text(f"  {skipped} faults found nothing that was whole, and did nothing"))
+            notes.append(
+                Text(f"  {len(skipped)} faults did nothing: {'; '.join(sorted(set(skipped)))}")
+            )
         return Group(rows, summary, *notes)
 
 

@@ -25,6 +25,10 @@ class FaultError(Exception):
     """A fault cannot be brought to this fog. The message says why, and the remedy."""
 
 
+class UnsupportedFaultError(FaultError):
+    """This fog cannot have such a fault; a run goes on without it."""
+
+
 class FaultyFog(Protocol):
     """What can be done to a fog; names are those of devices and services."""
 
@@ -32,7 +36,7 @@ class FaultyFog(Protocol):
         """Bring a fault to a device or service.
 
         Raises:
-            FaultError: It cannot be done here.
+            FaultError: It could not be done.
         """
 
     def end(self, name: str, fault: Fault) -> None:
@@ -157,9 +161,8 @@ class ComposeFog:
                 self._run([*update, f"{cpus / 1e9 / fault.times:.3f}", container])
                 self._undo[name, fault.kind] = [[*update, f"{cpus / 1e9:.3f}", container]]
             case Kind.LINK:
-                raise FaultError(
-                    "links of containers cannot be slowed; run the scenario against "
-                    "`e2llm up`, or leave faults of kind 'link' out"
+                raise UnsupportedFaultError(
+                    "links of containers cannot be slowed; `e2llm up` has links that can"
                 )
 
     def end(self, name: str, fault: Fault) -> None:

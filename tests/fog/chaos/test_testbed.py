@@ -18,7 +18,7 @@ from broker.conditions import Condition, ConditionsFile, write_conditions
 from fog.chaos.director import Director, candidates, choose
 from fog.chaos.report import Incident
 from fog.chaos.scenario import Fault, Kind
-from fog.chaos.testbed import ComposeFog, FaultError, LocalFog
+from fog.chaos.testbed import ComposeFog, FaultError, LocalFog, UnsupportedFaultError
 from fog.state import StateFolder
 
 PLAN = {
@@ -152,7 +152,7 @@ def test_containers_are_killed_and_started_paused_disconnected_and_slowed() -> N
         "docker update --cpus 0.375 c0ffee",
         "docker update --cpus 1.500 c0ffee",
     ]
-    with pytest.raises(FaultError, match="links of containers"):
+    with pytest.raises(UnsupportedFaultError, match="links of containers"):
         fog.begin("pi", fault(Kind.LINK))
 
 
@@ -206,14 +206,14 @@ def test_whoever_is_harmed_is_left_alone_and_no_more_than_two_are() -> None:
 class Recorder:
     """A testbed that remembers."""
 
-    def __init__(self, fails: bool = False) -> None:
+    def __init__(self, fails: type[FaultError] | None = None) -> None:
         self.fails = fails
         self.events: list[str] = []
         self.done = threading.Event()
 
     def begin(self, name: str, fault: Fault) -> None:
-        if self.fails:
-            raise FaultError("not here")
+        if self.fails and fault.kind is Kind.LINK:
+            raise self.fails("not here")
         self.events.append(f"{fault.kind.value} {name}")
 
     def end(self, name: str, fault: Fault) -> None:
@@ -248,7 +248,7 @@ def test_faults_come_at_their_times_and_are_undone_at_theirs() -> None:
 
 def test_a_fault_that_cannot_be_brought_ends_the_scenario_with_the_reason() -> None:
     director = Director(
-        Recorder(fails=True), [fault(Kind.LINK, "a")] * 3, lambda: PLAN, random.Random(1)
+        Recorder(fails=FaultError), [fault(Kind.LINK, "a")] * 3, lambda: PLAN, random.Random(1)
     )
 
     director.start()
@@ -257,3 +257,17 @@ def test_a_fault_that_cannot_be_brought_ends_the_scenario_with_the_reason() -> N
 
     assert str(director.error) == "not here"
     assert director.incidents == []
+
+
+def test_a_fault_that_a_fog_cannot_have_is_left_out_and_the_others_come() -> None:
+    testbed = Recorder(fails=UnsupportedFaultError)
+    faults = [fault(Kind.LINK, "a"), fault(Kind.KILL, "a")]
+    director = Director(testbed, faults, lambda: PLAN, random.Random(1))
+
+    director.start()
+    until(lambda: director.is_done)
+    director.stop()
+
+    assert director.error is None
+    assert [each.skipped for each in director.incidents] == ["not here", ""]
+    assert testbed.events == ["kill a", "restore"]
