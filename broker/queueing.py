@@ -1,4 +1,4 @@
-"""How long until a decode slot is free, as any router expects it. Pure.
+"""How long until a decode slot is free, as any router expects it, and when to wait. Pure.
 
 Shared by the gateway and the simulated routers, so that both make the same choices.
 """
@@ -6,6 +6,13 @@ Shared by the gateway and the simulated routers, so that both make the same choi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
+
+WORTH_WAITING: Final = 2.0
+"""A pair that cannot grant yet is waited for if all others take this many times as long.
+
+Decision 0016.
+"""
 
 
 def slot_wait_tokens(

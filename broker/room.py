@@ -65,8 +65,13 @@ def free_slots(replica: Replica, usage: Usage, kind: ReserveKind) -> int:
         return prefill_slots_of(replica) - usage.prefills
     if kind is ReserveKind.BOTH:
         return slots_of(replica) - usage.decodes
-    taken = usage.decodes if replica.role is Role.BOTH else usage.complete
+    taken = taken_ahead(replica.role, usage.decodes, usage.complete)
     return slots_of(replica) + WAITING_ROWS - taken
+
+
+def taken_ahead(role: Role, decodes: int, complete: int) -> int:
+    """Return which of a replica's requests limit those that come ahead of a slot."""
+    return decodes if role is Role.BOTH else complete
 
 
 def has_slot(replica: Replica, usage: Usage, kind: ReserveKind) -> bool:

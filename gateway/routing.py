@@ -14,7 +14,7 @@ from typing import Final
 
 from broker.grouping import best_grouping
 from broker.plan import Replica, Role
-from broker.queueing import slot_wait_tokens
+from broker.queueing import WORTH_WAITING, slot_wait_tokens
 from broker.room import NOTHING, Usage, has_room, has_slot, sends_ahead, slots_of
 from broker.work import ReserveKind
 
@@ -22,11 +22,6 @@ UNKNOWN_PREFILL_RATE: Final = 100.0
 """Prompt tokens per second of a replica without any prediction or measurement."""
 UNKNOWN_STEP_SECONDS: Final = 0.1
 """Seconds per decode step of a replica without any prediction or measurement."""
-WORTH_WAITING: Final = 2.0
-"""A pair that cannot grant yet is waited for if all others take this many times as long.
-
-The same as in `planner.simulation.binding`; decision 0016.
-"""
 
 
 class Policy(StrEnum):

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from math import inf, sqrt
 from typing import Final, NamedTuple
 
+# The part of a lone request's time that prefill may take, where each phase gets its own.
+_PREFILL_PART: Final = 0.2
 # A plan that serves R times as many requests as the device may take R times as long on its
 # slowest replicas, but no more than this times the root of R.
 _SLOWEST: Final = 2.0
@@ -101,6 +103,15 @@ class Rival(NamedTuple):
             return inf
         gain = max(rate * self.times.request, 1.0)
         return min(gain, _SLOWEST * sqrt(gain))
+
+    def most_seconds(self, rate: float) -> tuple[float, float]:
+        """Return how long prefill, and then an answer, of a lone request may take anywhere.
+
+        Args:
+            rate: As of `most_times`.
+        """
+        longest = self.most_times(rate) * self.latency
+        return _PREFILL_PART * longest, (1 - _PREFILL_PART) * longest
 
     def leaves_behind(self, plan: Times) -> bool:
         """Whether a plan serves fewer requests than the device, or answers later.

@@ -23,8 +23,6 @@ _MAX_REPAIRED: Final = 12
 # With more replicas than this the latency that breaks ties leaves out KV transfers, which
 # are counted pair by pair.
 _MAX_PAIRED: Final = 40
-PREFILL_PART: Final = 0.2
-"""The part of a lone request's time that prefill may take, where each phase gets its own."""
 # Sums in another order differ by less than this.
 _ROUNDING: Final = 1e-8
 _LEAST: Final = 1e-12
@@ -125,13 +123,11 @@ def _quick_enough(
     Among many replicas some are slow, and one of them is enough to leave a plan behind the
     rival. Whoever is too slow for both phases is left out.
     """
-    longest = rival.most_times(rate) * rival.latency
-    prefill_seconds = PREFILL_PART * longest
+    most_prefill, most_answer = rival.most_seconds(rate)
     found = []
     for group in groups:
-        prefills = group.prefill.ttft_seconds <= prefill_seconds
-        answer_seconds = workload.answer_tokens * group.decode.tpot_seconds
-        decodes = answer_seconds <= longest - prefill_seconds
+        prefills = group.prefill.ttft_seconds <= most_prefill
+        decodes = workload.answer_tokens * group.decode.tpot_seconds <= most_answer
         kept = {Role.PREFILL: prefills, Role.DECODE: decodes, Role.BOTH: prefills and decodes}
         roles = tuple([role for role in group.roles if kept[role]])
         if roles:

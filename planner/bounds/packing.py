@@ -21,7 +21,6 @@ from planner.bounds.group_bound import Columns, Market
 from planner.bounds.prices import best_packing
 from planner.groupings.search import rival_of
 from planner.replicas import Fog
-from planner.roles import PREFILL_PART
 
 # The integer program chooses among so many groups, those that earn most for their price.
 _MOST_GROUPS: Final = 1200
@@ -37,9 +36,7 @@ def packed_groupings(fog: Fog, market: Market) -> list[list[list[int]]]:
     if rival is None or rival.load is None:
         found = [_packed(fog, market, Columns.of_found(fog, known, market.among), [])]
     else:
-        longest = rival.most_times(market.bound) * rival.latency
-        prefill = PREFILL_PART * longest
-        columns = Columns.of_found(fog, known, market.among, prefill, longest - prefill)
+        columns = Columns.of_found(fog, known, market.among, *rival.most_seconds(market.bound))
         device = next(i for i, cost in enumerate(fog.costs) if cost.id == rival.device)
         found = [_packed(fog, market, columns, apart) for apart in ([], [[fog.kinds[device]]])]
     return [grouping for grouping in found if grouping]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from broker.placement import WAITING_ROWS
 from broker.plan import Role
-from broker.room import sends_ahead
+from broker.room import sends_ahead, taken_ahead
 from planner.simulation.routing import Routing
 from planner.simulation.rules import estimated_decode_wait, estimated_prefill_wait
 from planner.simulation.states import (
@@ -76,7 +76,7 @@ def _grants_slot(prefill: ReplicaState, decode: ReplicaState, demand: Demand) ->
         return True
     if prefill is decode or not sends_ahead(prefill.role, decode.role):
         return False
-    taken = decode.num_decodes if decode.role is Role.BOTH else decode.num_complete
+    taken = taken_ahead(decode.role, decode.num_decodes, decode.num_complete)
     if taken >= decode.slots + WAITING_ROWS:
         return False
     return not demand.is_growing or decode.whole_tokens + demand.whole_tokens <= decode.kv_tokens

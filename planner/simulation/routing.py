@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from broker.queueing import WORTH_WAITING
 from planner.simulation.rules import (
     Rule,
     decode_count,
@@ -16,9 +17,6 @@ from planner.simulation.rules import (
     reserved_memory,
     reserved_seconds,
 )
-
-WORTH_WAITING: Final = 2.0
-"""What our gateways wait for: the same as in `gateway.routing`."""
 
 
 class Bind(StrEnum):
