@@ -25,6 +25,7 @@ class Granted(RequestData, frozen=True, tag="granted"):
         kv_credit_bytes: Initial credit of each KV stream into the replica.
         free_tokens: KV room of the replica after this grant.
         free_slots: How many more of the asked kind its slots allow after this grant.
+        held_tokens: Leading positions of the prompt whose KV the replica has kept; since 1.1.
     """
 
     replica: str
@@ -35,6 +36,7 @@ class Granted(RequestData, frozen=True, tag="granted"):
     kv_credit_bytes: int = 0
     free_tokens: int = 0
     free_slots: int = 0
+    held_tokens: int = 0
 
 
 class Opened(RequestData, frozen=True, tag="opened"):
@@ -95,6 +97,9 @@ class LossKind(StrEnum):
     """KV blocks ran out, the youngest goes: queue again."""
     FAILED = "failed"
     """The forward pass raised on this row: the request fails."""
+    UNCACHED = "uncached"
+    """A stage has not kept what the grant said: queue again, to be computed from its beginning.
+    Since 1.1; said only to gateways that sent a `broker.prefix.Prefix`."""
 
 
 class Lost(RequestData, frozen=True, tag="lost"):

@@ -74,6 +74,13 @@ class Telemetry(Control, frozen=True, kw_only=True):
     kv_used_tokens: Annotated[_Count, _says("1", "positions reserved in the KV cache")] | None = (
         None
     )
+    kv_kept_tokens: (
+        Annotated[
+            _Count,
+            _says("1", "positions of ended requests that it keeps for prompts that begin alike"),
+        ]
+        | None
+    ) = None
     dropped_messages: (
         Annotated[_Count, _says("1", "messages refused since the node started")] | None
     ) = None

@@ -13,6 +13,7 @@ from enum import StrEnum
 from msgspec import Struct, field
 
 from broker.plan import LayerRange
+from broker.prefix import Prefix
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
@@ -107,6 +108,7 @@ class Reserve(RequestData, frozen=True, tag="reserve"):
         known_tokens: Prompt plus tokens generated so far.
         max_tokens: Tokens that may still be generated.
         queue_seconds: How long the master may keep it queued.
+        prefix: Of the prompt, where KV of an earlier one may be used; since 1.1.
     """
 
     gateway: str
@@ -114,6 +116,7 @@ class Reserve(RequestData, frozen=True, tag="reserve"):
     known_tokens: int
     max_tokens: int
     queue_seconds: float = 60.0
+    prefix: Prefix | None = None
 
     def __post_init__(self) -> None:
         if self.known_tokens < 1 or self.max_tokens < 0:
@@ -130,6 +133,12 @@ class Open(RequestData, frozen=True, tag="open"):
         num_generated_tokens: Their number, also where ``generated_ids`` is empty.
         max_tokens: Tokens the whole answer may have, those generated so far included.
         kv_credit_bytes: Initial KV credit of each pair of prefill and decode stage.
+        prefix: Of the prompt, where stages may keep its KV for later ones; since 1.1, as are
+            the next two.
+        cached_tokens: Leading positions that the stages of the prefill replica have kept and
+            do not compute, by its master's grant; whole chunks.
+        held_tokens: Leading positions that those of another decode replica have kept, so that
+            they are not sent.
     """
 
     gateway: str
@@ -142,6 +151,9 @@ class Open(RequestData, frozen=True, tag="open"):
     prompt_ids: tuple[int, ...] = ()
     generated_ids: tuple[int, ...] = ()
     kv_credit_bytes: int = 0
+    prefix: Prefix | None = None
+    cached_tokens: int = 0
+    held_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.num_prompt_tokens < 1:
@@ -152,6 +164,13 @@ class Open(RequestData, frozen=True, tag="open"):
             raise ValueError("prompt_ids does not have num_prompt_tokens ids")
         if self.generated_ids and len(self.generated_ids) != self.num_generated_tokens:
             raise ValueError("generated_ids does not have num_generated_tokens ids")
+        whole = 0 if self.prefix is None else self.prefix.num_tokens
+        if whole > self.num_prompt_tokens:
+            raise ValueError("prefix is longer than the prompt")
+        for kept in (self.cached_tokens, self.held_tokens):
+            # The last known position is computed in any case: the next token follows from it.
+            if not 0 <= kept <= min(whole, self.known_tokens - 1):
+                raise ValueError(f"{kept} positions are kept of a beginning of {whole}")
 
     @property
     def known_tokens(self) -> int:
@@ -278,11 +297,13 @@ class RowFailed(RequestData, frozen=True, tag="row_failed"):
     """A stage -> its master: the forward pass of this row raised; the request ends.
 
     With ``retry`` the stage could not go on for a reason of its own (a KV stream stands
-    still, no room): the request is queued again.
+    still, no room): the request is queued again. With ``uncached`` (since 1.1) it has not kept
+    what `Open` says: the request is queued again, to be computed from its beginning.
     """
 
     error: str
     retry: bool = False
+    uncached: bool = False
 
 
 class Live(Data, frozen=True, tag="live"):

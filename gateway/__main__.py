@@ -139,7 +139,11 @@ class Gateway:
             transport,
             settings.site,
             settings.gateway_id,
-            DispatchSettings(policy=settings.policy, queue_limit=settings.queue_limit),
+            DispatchSettings(
+                policy=settings.policy,
+                prefix_cache=settings.prefix_cache,
+                queue_limit=settings.queue_limit,
+            ),
             journal=open_journal(settings.redis, settings.site),
             addresses=[settings.base_url],
             software=self._software,

@@ -68,7 +68,8 @@ class Admission:
             if request.not_before > now:
                 continue
             demand = request.demand(ledger.measures.answer_tokens)
-            pair = choose_pair(loads, demand, ledger.settings.policy)
+            known = ledger.prefixes.loads(loads, request, ledger.view)
+            pair = choose_pair(known, demand, ledger.settings.policy)
             if pair is not None:
                 return request, pair
             if demand.total_tokens <= ledger.largest_complete:
@@ -131,7 +132,9 @@ class Admission:
         else:
             if not request.granted:
                 request.granted_at = now
-            request.granted[replica.id] = event.kv_credit_bytes
+            request.take_grant(replica.id, event.kv_credit_bytes, event.held_tokens)
+            if (asked := request.usable_prefix) is not None:
+                ledger.prefixes.learn(replica.id, asked, event.held_tokens)
             assert request.binding is not None
             if len(request.granted) == len(request.binding.replicas):
                 ledger.reserving = None
@@ -188,6 +191,7 @@ class Admission:
         ledger.reserving = request
         sessions = ledger.view.sessions((prefill, decode))
         request.bind(Binding(prefill, decode, sessions), now, ledger.settings.repeat_seconds)
+        request.prefix = ledger.prefixes.bound(request, ledger.view, (prefill, decode))
         self._reserve(request)
 
     def _reserve(self, request: Request) -> None:
@@ -209,6 +213,7 @@ class Admission:
         if len(request.answered) < len(request.binding.replicas):
             return False
         loads = ledger.loads(ledger.complete, now, without=request)
+        loads = list(ledger.prefixes.loads(loads, request, ledger.view))
         demand = request.demand(ledger.measures.answer_tokens)
         best = choose_pair(loads, demand, ledger.settings.policy)
         if best is None or not can_grant(best, demand):

@@ -38,6 +38,8 @@ class Piece:
         calls: What the token adds to calls of tools.
         shown: The token with its log probabilities, where they were asked for. An end token
             has none: it is no part of the text.
+        cached_tokens: Leading positions of the prompt that an earlier one had computed; on the
+            first piece of a prompt's first choice.
     """
 
     choice: int
@@ -46,6 +48,7 @@ class Piece:
     finish_reason: str | None = None
     shown: ShownToken | None = None
     calls: tuple[ShownCall, ...] = ()
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +86,13 @@ class Tally:
     shown: list[ShownToken] = field(default_factory=list)
     calls: list[ShownCall] = field(default_factory=list)
     finish_reason: str | None = None
+    cached_tokens: int = 0
 
     def add(self, piece: Piece) -> None:
         """Add the next piece of the choice."""
         self.text += piece.text
         self.token_ids.append(piece.token_id)
+        self.cached_tokens += piece.cached_tokens
         if piece.shown is not None:
             self.shown.append(piece.shown)
         for call in piece.calls:
@@ -130,6 +135,8 @@ class AnswerText:
         self._eos_token_ids = frozenset(generation.sampling.eos_token_ids)
         self._min_tokens = generation.sampling.min_tokens
         self._choice = choice
+        # As its tokens, a prompt's count once.
+        self._counts_cached = generation.sampling.choice_index == 0
 
     def take(self, token: GeneratedToken) -> Piece:
         """Return the piece of the next token. After one with a finish reason comes none."""
@@ -153,7 +160,8 @@ class AnswerText:
             text, calls = self._calls.take(text, is_last=reason is not None)
             if reason == "stop" and self._calls.num_calls:
                 reason = "tool_calls"
-        return Piece(self._choice, prefix + text, token.token_id, reason, shown, calls)
+        cached = token.cached_tokens if self._counts_cached else 0
+        return Piece(self._choice, prefix + text, token.token_id, reason, shown, calls, cached)
 
     def _shown(self, token: GeneratedToken) -> ShownToken | None:
         if token.logprobs is None or token.token_id in self._eos_token_ids:

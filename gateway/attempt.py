@@ -9,6 +9,7 @@ from broker.codec import encode_frame
 from broker.events import TokenRow
 from broker.placement import room_tokens, whole_tokens
 from broker.plan import Replica
+from broker.prefix import Prefix
 from broker.room import Usage
 from broker.topics import STAGE_WORK
 from broker.transport import Publication
@@ -112,7 +113,11 @@ class Request:
         not_before: No binding until then.
         joined: Prefill and decode replica for which it waits, by the policy `jsq`.
         stranded_at: Since when no complete replica could hold the queued request.
+        chain: How its prompt begins, and for which KV (`broker.prefix.kv_identity`).
+        prefix: What stages may keep of the attempt's prompt; None: nothing.
+        skips_cache: It is computed from its beginning: what was granted was not there.
         granted: Replicas that have room for the attempt, and the KV credit of each.
+        held: Replicas that have kept leading positions of the prompt, and how many.
         answered: Replicas whose master has answered at all.
         opened: Stages that hold the attempt, as (replica id, index).
         bound_at, granted_at, opened_at: When the masters were asked, when the first of them
@@ -140,7 +145,11 @@ class Request:
     not_before: float = 0.0
     joined: tuple[str, str] | None = None
     stranded_at: float | None = None
+    chain: tuple[str, Prefix] | None = None
+    prefix: Prefix | None = None
+    skips_cache: bool = False
     granted: dict[str, int] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
     opened: set[tuple[str, int]] = field(default_factory=set)
     bound_at: float = 0.0
@@ -175,6 +184,11 @@ class Request:
         return self.generation.max_tokens - len(self.generated)
 
     @property
+    def cached_tokens(self) -> int:
+        """Leading positions that the attempt's prefill replica does not compute."""
+        return 0 if self.binding is None else self.held.get(self.binding.prefill.id, 0)
+
+    @property
     def num_steps(self) -> int:
         """Decode steps of the present attempt; its first token comes from prefill."""
         return max(len(self.generated) - self.first_index - 1, 0)
@@ -197,6 +211,7 @@ class Request:
         self.first_index = len(self.generated)
         self.early.clear()
         self.granted.clear()
+        self.held.clear()
         self.answered.clear()
         self.opened.clear()
         self.bound_at = now
@@ -224,6 +239,20 @@ class Request:
         room = room_tokens(kind, self.known_tokens)
         return Usage(int(prefills), 1, room, int(is_complete), whole)
 
+    @property
+    def usable_prefix(self) -> Prefix | None:
+        """What of the prompt the attempt may find kept; None: nothing."""
+        if self.prefix is None or self.skips_cache:
+            return None
+        # The last known position is computed in any case: the next token follows from it.
+        return self.prefix.within(self.known_tokens - 1)
+
+    def take_grant(self, replica_id: str, kv_credit_bytes: int, held_tokens: int) -> None:
+        """A master has room for the attempt, and has kept so much of its prompt."""
+        self.granted[replica_id] = kv_credit_bytes
+        usable = self.usable_prefix
+        self.held[replica_id] = 0 if usable is None else usable.within(held_tokens).num_tokens
+
     def reserve(self, replica: Replica, gateway: str, queue_seconds: float) -> Reserve:
         """Return the question for room in ``replica``."""
         assert self.binding is not None
@@ -235,6 +264,7 @@ class Request:
             known_tokens=self.known_tokens,
             max_tokens=self.remaining_tokens,
             queue_seconds=queue_seconds,
+            prefix=self.usable_prefix,
         )
 
     def open(self, address: Address, gateway: str) -> Open:
@@ -246,6 +276,7 @@ class Request:
         replica = next(r for r in self.binding.replicas if r.id == address.replica)
         needs_ids = address.stage in {0, len(replica.stages) - 1}
         generated = tuple(self.generated[: self.first_index])
+        is_single = self.binding.prefill.id == self.binding.decode.id
         return Open(
             request_id=self.id,
             attempt=self.attempt,
@@ -259,4 +290,7 @@ class Request:
             prompt_ids=self.generation.prompt_ids if needs_ids else (),
             generated_ids=generated if needs_ids else (),
             kv_credit_bytes=self.granted.get(self.binding.decode.id, 0),
+            prefix=self.prefix,
+            cached_tokens=self.cached_tokens,
+            held_tokens=0 if is_single else self.held.get(self.binding.decode.id, 0),
         )

@@ -96,7 +96,11 @@ async def collect(
         **head,
         object="chat.completion",
         choices=choices,
-        usage=Usage.of(generations, sum(len(tally.token_ids) for tally in found)),
+        usage=Usage.of(
+            generations,
+            sum(len(tally.token_ids) for tally in found),
+            sum(tally.cached_tokens for tally in found),
+        ),
     )
     if request.return_token_ids:
         completion.prompt_token_ids = list(prompt_ids)
@@ -143,7 +147,7 @@ async def stream(
     Nothing is yielded before the first token, so that what fails before it is an HTTP error.
     """
     prompt_ids = generations[0].prompt_ids
-    num_tokens = 0
+    num_tokens = num_cached = 0
 
     def chunk(choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
         made = ChatCompletionChunk(**head, object="chat.completion.chunk", choices=choices)
@@ -161,6 +165,7 @@ async def stream(
                         roles.prompt_token_ids = list(prompt_ids)
                     yield Chunk(roles.json_text(), is_head=True)
             num_tokens += 1
+            num_cached += piece.cached_tokens
             said = piece.text or piece.calls or piece.finish_reason or piece.shown
             if said or request.return_token_ids:
                 choice = ChatChunkChoice(
@@ -173,4 +178,4 @@ async def stream(
                     choice.token_ids = [piece.token_id]
                 yield Chunk(chunk([choice]).json_text(), piece.choice)
     if request.include_usage:
-        yield Chunk(chunk([], Usage.of(generations, num_tokens)).json_text())
+        yield Chunk(chunk([], Usage.of(generations, num_tokens, num_cached)).json_text())

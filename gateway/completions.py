@@ -59,11 +59,12 @@ async def collect(
             choice.prompt_token_ids = list(generation.prompt_ids)
         choices.append(choice)
     num_tokens = sum(len(tally.token_ids) for tally in found)
+    num_cached = sum(tally.cached_tokens for tally in found)
     return Completion(
         **head,
         object="text_completion",
         choices=choices,
-        usage=Usage.of(generations, num_tokens),
+        usage=Usage.of(generations, num_tokens, num_cached),
     )
 
 
@@ -74,7 +75,7 @@ async def stream(
     pieces: AsyncGenerator[Piece, None],
 ) -> AsyncGenerator[Chunk, None]:
     """Yield the chunks, then one with usage if asked."""
-    num_tokens = 0
+    num_tokens = num_cached = 0
     begun: set[int] = set()
 
     def chunk(choices: list[TextChoice], usage: Usage | None = None) -> str:
@@ -86,6 +87,7 @@ async def stream(
     async with aclosing(pieces):
         async for piece in pieces:
             num_tokens += 1
+            num_cached += piece.cached_tokens
             if not (piece.text or piece.finish_reason or piece.shown or request.return_token_ids):
                 continue
             choice = TextChoice(
@@ -101,4 +103,4 @@ async def stream(
                     choice.prompt_token_ids = list(generations[piece.choice].prompt_ids)
             yield Chunk(chunk([choice]), piece.choice)
     if request.include_usage:
-        yield Chunk(chunk([], Usage.of(generations, num_tokens)))
+        yield Chunk(chunk([], Usage.of(generations, num_tokens, num_cached)))

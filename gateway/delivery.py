@@ -109,6 +109,13 @@ class Delivery:
             # Not a fault of the fog, as long as each attempt brings the answer forward.
             stuck = len(request.generated) == request.first_index
             ledger.requeue(request, event.reason, now, counts=stuck)
+        elif event.kind is LossKind.UNCACHED:
+            # Nothing is wrong with the replica, and nothing was computed in vain.
+            request.skips_cache = True
+            if request.prefix is not None:
+                ledger.prefixes.learn(masters[sender].id, request.prefix, 0)
+            ledger.measures.refused_prefix()
+            ledger.requeue(request, event.reason, now, counts=False)
         else:
             ledger.suspect(masters[sender], now)
             ledger.requeue(request, event.reason, now)
@@ -141,9 +148,12 @@ class Delivery:
 
     def _accept(self, request: Request, row: TokenRow, now: float) -> None:
         ledger = self._ledger
+        is_first = len(request.generated) == len(request.generation.generated)
         request.generated.append(row.token_id)
         reason = row.finish_reason or ("length" if request.remaining_tokens == 0 else None)
-        ledger.deliver(request, GeneratedToken(row.index, row.token_id, reason, row.logprobs))
+        cached = request.cached_tokens if is_first else 0
+        token = GeneratedToken(row.index, row.token_id, reason, row.logprobs, cached)
+        ledger.deliver(request, token)
         self._measure(request, is_last=reason is not None, now=now)
         request.progress_at = now
         if request.phase is not Phase.DECODE:
@@ -205,10 +215,12 @@ class Delivery:
         measures.token(now)
         if len(request.generated) == 1:
             measures.first_token(now - request.submitted_at)
+        if request.phase is Phase.PREFILL:
+            measures.prompt(request.known_tokens - 1, request.cached_tokens)
         if request.phase is Phase.PREFILL and request.prefill_was_alone:
             measures.prefilled(
                 request.binding.prefill,
-                request.known_tokens - 1,
+                request.known_tokens - 1 - request.cached_tokens,
                 now - request.opened_at,
                 self._ledger.view.planned_prompt_tokens,
             )

@@ -64,6 +64,7 @@ class Answer(Generic[RequestT]):
         self._generations = generations
         self._pieces = pieces
         self._num_tokens = [0] * len(generations)
+        self._num_cached = 0
         self._seen = tuple(seen) or (0,) * len(generations)
         self._finish_reasons: list[str | None] = [None] * len(generations)
 
@@ -96,7 +97,7 @@ class Answer(Generic[RequestT]):
     @property
     def usage(self) -> Usage:
         """The tokens so far."""
-        return Usage.of(self._generations, sum(self._num_tokens))
+        return Usage.of(self._generations, sum(self._num_tokens), self._num_cached)
 
     async def whole(self) -> str:
         """Return the JSON of the whole answer; `ApiError` when the fog failed."""
@@ -136,6 +137,7 @@ class Answer(Generic[RequestT]):
         async with aclosing(self._pieces):
             async for piece in self._pieces:
                 self._num_tokens[piece.choice] += 1
+                self._num_cached += piece.cached_tokens
                 self._finish_reasons[piece.choice] = piece.finish_reason
                 yield piece
 

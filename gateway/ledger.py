@@ -20,6 +20,7 @@ from gateway.fogview import FogView
 from gateway.lifecycle import Event, Phase
 from gateway.measures import Measures
 from gateway.occupancy import Occupancy
+from gateway.prefixes import Prefixes
 from gateway.releases import Releases
 from gateway.requests import EngineError, GeneratedToken, Generation, GenerationFailedError
 from gateway.routing import Load, Policy
@@ -30,6 +31,7 @@ class DispatchSettings:
     """Limits and times of the dispatcher; all times in seconds.
 
     Attributes:
+        prefix_cache: Whether KV of prompts is kept for those that begin alike.
         queue_limit: Requests that may wait; beyond it `QueueFullError`.
         queue_seconds: How long a request waits while no complete replica can hold it.
         repeat_seconds, longest_repeat_seconds: First and largest gap between repeats.
@@ -45,6 +47,7 @@ class DispatchSettings:
     """
 
     policy: Policy = Policy.LEAST_ADDED
+    prefix_cache: bool = True
     queue_limit: int = 256
     queue_seconds: float = 120.0
     repeat_seconds: float = 0.5
@@ -114,6 +117,7 @@ class Ledger:
         self.settings = settings
         self.measures = measures
         self.occupancy = Occupancy(measures)
+        self.prefixes = Prefixes(is_on=settings.prefix_cache)
         self.liveness = Liveness()
         self.view = FogView()
         self.complete: tuple[Replica, ...] = ()
@@ -185,6 +189,8 @@ class Ledger:
 
     def end(self, request: Request, event: Event, reason: str, now: float) -> None:
         """Free the request everywhere and forget it."""
+        if event is not Event.FAILED and len(request.generated) > request.first_index:
+            self._learn_kept(request)
         self._release(request, reason, now)
         if request.phase is Phase.QUEUED:
             self.queue.remove(request)
@@ -279,6 +285,12 @@ class Ledger:
                 and present[address.device] == binding.sessions.get(address.device)
             ]
         self._actions.publications += self._releases.end(request.key, targets, reason, now)
+
+    def _learn_kept(self, request: Request) -> None:
+        """The replicas of an attempt keep how its prompt begins."""
+        if request.binding is not None and request.prefix is not None:
+            for replica in request.binding.replicas:
+                self.prefixes.learn(replica.id, request.prefix, request.prefix.num_tokens)
 
     def _back_off_seconds(self, request: Request) -> float:
         """Return the wait until room is asked for again; it differs between gateways.

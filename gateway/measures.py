@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Final
 
@@ -64,6 +65,23 @@ class _PrefillLine:
         self.overhead_seconds = self._mean_seconds - expected
 
 
+@dataclass(slots=True)
+class PrefixCounts:
+    """What kept KV spared, since the gateway started.
+
+    Attributes:
+        prompts: That were taken in; ``hits`` of them did not begin at their beginning.
+        prompt_tokens: Of all prompts; ``cached_tokens`` of them were not computed.
+        refusals: Times that a stage had not kept what its master granted.
+    """
+
+    prompts: int = 0
+    hits: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    refusals: int = 0
+
+
 class Measures:
     """What requests experienced, per replica and in all.
 
@@ -86,12 +104,25 @@ class Measures:
         self._prefill_rate: dict[str, float] = {}
         self._step_seconds: dict[str, float] = {}
         self._answer_tokens = DEFAULT_ANSWER_TOKENS
+        self._prefix_cache = PrefixCounts()
 
     # --- samples -----------------------------------------------------------------------------
 
     def first_token(self, seconds: float) -> None:
         """A request's first token came ``seconds`` after it was submitted (TTFT)."""
         self._ttft.append(seconds)
+
+    def prompt(self, num_tokens: int, num_cached: int) -> None:
+        """A prompt was taken in, ``num_cached`` of its positions without computing them."""
+        counts = self._prefix_cache
+        counts.prompts += 1
+        counts.hits += num_cached > 0
+        counts.prompt_tokens += num_tokens
+        counts.cached_tokens += num_cached
+
+    def refused_prefix(self) -> None:
+        """A stage had not kept what its master granted."""
+        self._prefix_cache.refusals += 1
 
     def token(self, now: float) -> None:
         """A token was delivered."""
@@ -205,6 +236,7 @@ class Measures:
             "decode_tokens_per_second": _rate(self._tokens, now, self._window_seconds),
             "requests_per_second": self.requests_per_second(now),
             "is_full": is_full,
+            "prefix_cache": asdict(self._prefix_cache),
             "replicas": {
                 replica.id: {
                     "prefill_tokens_per_second": self._prefill_rate.get(replica.id),

@@ -111,11 +111,12 @@ class Occupancy:
 
     def _unfinished_tokens(self, request: Request, now: float) -> float:
         assert request.binding is not None
+        tokens = request.known_tokens - request.cached_tokens
         if request.phase is Phase.RESERVING:
-            return request.known_tokens
+            return tokens
         replica = request.binding.prefill
         rate = predicted_prefill_rate(replica) / self._measures.prefill_factor(replica.id)
-        return max(request.known_tokens - rate * (now - request.opened_at), 0.0)
+        return max(tokens - rate * (now - request.opened_at), 0.0)
 
     def _foreign_now(self, replica_id: str, now: float) -> Usage:
         learned_at, usage = self._foreign.get(replica_id, (now, NOTHING))

@@ -53,12 +53,17 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedToken:
-    """A token of the answer; ``finish_reason`` (``stop`` or ``length``) on the last one."""
+    """A token of the answer; ``finish_reason`` (``stop`` or ``length``) on the last one.
+
+    ``cached_tokens``, on the first one, are leading positions of the prompt that an earlier one
+    had computed.
+    """
 
     index: int
     token_id: int
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
+    cached_tokens: int = 0
 
 
 class EngineError(Exception):

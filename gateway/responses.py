@@ -23,15 +23,24 @@ class Response(BaseModel):
         return self.model_dump_json(exclude_unset=True)
 
 
+class PromptDetails(Response):
+    """Of a prompt's tokens, those that an earlier prompt had computed."""
+
+    cached_tokens: int
+
+
 class Usage(Response):
     """Tokens of a request; a prompt counts once, whatever ``n`` is."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
     @classmethod
-    def of(cls, generations: Sequence[Generation], completion_tokens: int) -> Usage:
+    def of(
+        cls, generations: Sequence[Generation], completion_tokens: int, cached_tokens: int
+    ) -> Usage:
         """Return the usage of a request: its choices, and the tokens that they have together."""
         prompt_tokens = sum(
             len(each.prompt_ids) for each in generations if each.sampling.choice_index == 0
@@ -40,6 +49,7 @@ class Usage(Response):
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptDetails(cached_tokens=cached_tokens),
         )
 
 

@@ -71,6 +71,7 @@ class Load:
         prefill_factor: Measured over predicted seconds per prompt token.
         step_factor: Measured over predicted seconds per decode step.
         is_suspect: Lost a request a moment ago; taken only when there is no other.
+        held_tokens: Leading positions of the request's prompt that it has probably kept.
     """
 
     replica: Replica
@@ -83,6 +84,7 @@ class Load:
     prefill_factor: float = 1.0
     step_factor: float = 1.0
     is_suspect: bool = False
+    held_tokens: int = 0
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -92,6 +94,10 @@ class Load:
     def prefill_seconds(self, num_tokens: float) -> float:
         """Return the time of a prompt that is alone in the replica."""
         return self.prefill_overhead_seconds + num_tokens / self.prefill_tokens_per_second
+
+    def prompt_seconds(self, demand: Demand) -> float:
+        """Return the time of what is to be computed of a request's known tokens, likewise."""
+        return self.prefill_seconds(demand.known_tokens - self.held_tokens)
 
     def step_seconds(self, num_rows: int) -> float:
         """Measured time from one token of a request to its next, with that many bound here."""
@@ -132,13 +138,15 @@ def pairs(loads: Sequence[Load]) -> list[Pair]:
     """Return every pair that roles allow, in plan order, single replicas first.
 
     Without a replica for one of the roles, any replica does both at once: a role steers
-    routing, never ability.
+    routing, never ability. So one that decodes and has kept how the prompt begins may also
+    compute the rest.
     """
     prefills = [load for load in loads if load.replica.role is not Role.DECODE]
     decodes = [load for load in loads if load.replica.role is not Role.PREFILL]
     if not prefills or not decodes:
         return [Pair(load, load) for load in loads]
     found = [Pair(p, d) for p in prefills for d in decodes]
+    found += [Pair(d, d) for d in decodes if d.held_tokens and d.replica.role is Role.DECODE]
     return sorted(found, key=lambda pair: not pair.is_single)
 
 
@@ -218,7 +226,7 @@ def finish_seconds(pair: Pair, demand: Demand) -> float:
     """
     decode = pair.decode
     rows = (decode.own + decode.foreign).decodes + 1
-    prompt = prefill_wait_seconds(pair.prefill) + pair.prefill.prefill_seconds(demand.known_tokens)
+    prompt = prefill_wait_seconds(pair.prefill) + pair.prefill.prompt_seconds(demand)
     wait = decode_wait_seconds(decode, demand)
     begin = prompt + wait if pair.is_single else max(prompt, wait)
     return begin + demand.expected_tokens * decode.step_seconds(rows)
@@ -234,10 +242,7 @@ def lost_seconds(pair: Pair, demand: Demand) -> float:
     beside = min((prefill.own + prefill.foreign).complete, slots_of(prefill.replica))
     rows = (decode.own + decode.foreign).decodes
     slower = decode.step_seconds(rows + 1) - decode.step_seconds(rows) if rows else 0.0
-    return (
-        beside * prefill.prefill_seconds(demand.known_tokens)
-        + rows * slower * demand.expected_tokens / 2
-    )
+    return beside * prefill.prompt_seconds(demand) + rows * slower * demand.expected_tokens / 2
 
 
 def shortest_queues(loads: Sequence[Load], demand: Demand) -> Pair | None:

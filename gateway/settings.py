@@ -41,6 +41,7 @@ class Settings:
             answers slightly.
         policy: Which replicas a request goes to: ``least-added``, ``least-finish`` or ``jsq``
             (`gateway.routing.Policy`).
+        prefix_cache: Whether nodes keep the KV of prompts for later ones that begin alike.
         queue_limit: Requests that may wait; beyond it 429.
         prompts_per_client: Requests over MQTT that one client may have open; beyond it 429.
             With 0 this gateway takes none, as all but one gateway of a site should.
@@ -67,6 +68,7 @@ class Settings:
     kv_format: str = "float32"
     kv_transfer: str = "exact"
     policy: Policy = Policy.LEAST_ADDED
+    prefix_cache: bool = True
     queue_limit: int = 256
     prompts_per_client: int = 16
     max_choices: int = 16

@@ -31,7 +31,7 @@ from broker.work import (
 from nodes.groups import Group, Groups
 from nodes.outgoing import Outgoing, Timers, ToGateway, ToStage
 from nodes.progress import Admission, Complete, Prefill
-from nodes.reservations import Reservations
+from nodes.reservations import Held, Reservations
 
 
 class Conductor:
@@ -44,10 +44,11 @@ class Conductor:
         chunk_tokens: int,
         kv_credit_bytes: int,
         lookup: Callable[[str], Replica | None],
+        held: Held = lambda message: 0,
     ) -> None:
         self.replica = replica
         self.out: list[Outgoing] = []
-        self.reservations = Reservations(replica, timers.grant, kv_credit_bytes)
+        self.reservations = Reservations(replica, timers.grant, kv_credit_bytes, held)
         self.groups = Groups(replica)
         self._timers = timers
         self._chunk_tokens = chunk_tokens
@@ -87,7 +88,8 @@ class Conductor:
             return False
         kind = self.reservations.kind(key)
         if kind is not ReserveKind.DECODE and message.prefill_replica == self.replica.id:
-            self._prefills[key] = Prefill(message, waiting_since=now)
+            cached = message.cached_tokens
+            self._prefills[key] = Prefill(message, cached, cached, waiting_since=now)
         if kind is not ReserveKind.PREFILL and message.decode_replica == self.replica.id:
             self._admissions[key] = Admission(message, now, now)
         return True
@@ -161,10 +163,15 @@ class Conductor:
 
     def row_failed(self, message: RowFailed, now: float) -> None:
         """A forward pass raised on this request, or a stage could not go on with it."""
-        opened = self._opened(message.key)
-        if opened is not None:
+        key, opened = message.key, self._opened(message.key)
+        # Whoever has not kept what the master granted may say so before `Open` came here.
+        gateway = self.reservations.gateway(key) if message.uncached else None
+        if gateway is not None:
+            self.release(key, now, message.error)
+            self._tell_lost(key, gateway, LossKind.UNCACHED, message.error)
+        elif opened is not None:
             kind = LossKind.STALLED if message.retry else LossKind.FAILED
-            self._lose(message.key, opened, kind, message.error, now)
+            self._lose(key, opened, kind, message.error, now)
 
     def step_done(self, message: StepDone, now: float) -> None:
         """Tokens of a group came back round the ring."""
@@ -330,7 +337,7 @@ class Conductor:
             reason = f"KV room of {self.replica.id} ran out; it goes on from the queue"
             self._forget(youngest, reason)
             if opened is not None:
-                self._tell_lost(opened, LossKind.PREEMPTED, reason)
+                self._tell_lost(youngest, opened.gateway, LossKind.PREEMPTED, reason)
             if youngest == row.key:
                 break
         else:
@@ -345,11 +352,10 @@ class Conductor:
 
     def _lose(self, key: RequestKey, opened: Open, kind: LossKind, reason: str, now: float) -> None:
         self.release(key, now, reason)
-        self._tell_lost(opened, kind, reason)
+        self._tell_lost(key, opened.gateway, kind, reason)
 
-    def _tell_lost(self, opened: Open, kind: LossKind, reason: str) -> None:
-        lost = Lost(**_ids(opened.key), kind=kind, reason=reason)
-        self.out.append(ToGateway(opened.gateway, lost))
+    def _tell_lost(self, key: RequestKey, gateway: str, kind: LossKind, reason: str) -> None:
+        self.out.append(ToGateway(gateway, Lost(**_ids(key), kind=kind, reason=reason)))
 
     def _hand_over(self, opened: Open, *, complete: bool = True) -> None:
         prefill = self._lookup(opened.prefill_replica)

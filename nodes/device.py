@@ -136,3 +136,8 @@ class DeviceCore:
     def kv_used_tokens(self) -> int:
         """KV positions in use, over all stages."""
         return sum(stage.executor.used_tokens for stage in self.stages.values())
+
+    @property
+    def kv_kept_tokens(self) -> int:
+        """KV positions of ended requests that are kept, over all stages."""
+        return sum(stage.executor.kv.retained.tokens for stage in self.stages.values())

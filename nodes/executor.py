@@ -17,9 +17,10 @@ from broker.placement import KV_BLOCK_TOKENS
 from broker.plan import LayerRange
 from broker.work import RequestKey, TensorMeta
 from nodes.decoder import Block, attend_chunk, attend_position, chunk_mask
-from nodes.kv_cache import KvCache, Slab, first_seen
+from nodes.kv_cache import KvCache
 from nodes.kv_wire import kv_wire
 from nodes.rotary import RotaryTable
+from nodes.slab import Slab, first_seen
 from nodes.tensors import DTYPES, meta_of, to_bytes
 from nodes.weights import LayerWeights
 
@@ -50,6 +51,7 @@ class StageExecutor:
 
     Attributes:
         kinds: Of each block, as profiles name them.
+        rounds_kv: Whether KV of another replica is not what would be computed here.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class StageExecutor:
         self._head = weights.head if head else None
         self._kv_dtype = DTYPES[kv_format]
         self._wire = kv_wire(kv_transfer, self._kv_dtype)
+        self.rounds_kv = kv_transfer != "exact"
         self._layers = config.layers[layers.start : layers.end]
         self.kinds = tuple(layer.kind for layer in self._layers)
         self._rotary = {
@@ -94,6 +97,7 @@ class StageExecutor:
             kv_tokens,
             self._kv_dtype,
             self._device,
+            [layer.window for layer in config.layers],
         )
 
     # --- requests ---------------------------------------------------------------------

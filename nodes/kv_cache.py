@@ -5,20 +5,22 @@ them in place and a transfer is one copy per layer and kind. On the CPU a slab i
 addresses for all that the request may come to; memory comes page by page as positions are
 written, and goes when they leave a layer's window or the request ends. Room is counted in
 whole blocks (`broker.placement.kv_reserved_tokens`), as every master counts; a full cache
-refuses, it never grows past the limit.
+refuses, it never grows past the limit. Of ended requests the beginnings stay for prompts that
+begin alike, in room that nobody needs (`nodes.retained`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from broker.placement import KV_BLOCK_TOKENS, kv_reserved_tokens
 from broker.work import RequestKey
 from nodes.pages import Pages
+from nodes.retained import Entry, RetainedSlabs
+from nodes.slab import Beginning, Slab
 
 
 class KvFullError(Exception):
@@ -32,34 +34,16 @@ class UnknownRequestError(KeyError):
         return f"request {self.args[0]} is not open at this stage"
 
 
-@dataclass(slots=True)
-class Slab:
-    """One request's KV.
-
-    Attributes:
-        data: (layers, 2, positions, kv_heads, head_dim); keys at 0, values at 1.
-        pages: The memory of ``data``; None where the device hands out no pages.
-        capacity: Positions that are reserved, whole blocks; what may be written.
-        length: Positions that every layer has; what attention may read.
-        swept: Length at which memory behind the windows was last given back.
-    """
-
-    data: torch.Tensor
-    pages: Pages | None
-    capacity: int
-    length: int = 0
-    swept: int = 0
-
-
 class KvCache:
     """The slabs of one stage.
 
     Args:
         windows: Of each layer: positions that a query sees, itself included; None: all.
+        model_windows: Of all layers of the model; None: there are no others.
 
     Attributes:
-        limit_tokens: Positions of all requests together, whole blocks.
         used_tokens: Positions reserved now.
+        retained: What ended requests have left, in the room that is not reserved.
     """
 
     def __init__(
@@ -70,14 +54,27 @@ class KvCache:
         limit_tokens: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
+        model_windows: Sequence[int | None] | None = None,
     ) -> None:
         self._shape = (len(windows), num_kv_heads, head_dim)
-        self._sliding = [(layer, w) for layer, w in enumerate(windows) if w is not None]
+        self._windows = tuple(windows)
+        self._slides = any(window is not None for window in windows)
         self._dtype = dtype
         self._device = device or torch.device("cpu")
         self._slabs: dict[RequestKey, Slab] = {}
-        self.limit_tokens = limit_tokens
+        self._limit_tokens = limit_tokens
         self.used_tokens = 0
+        self.retained = RetainedSlabs(windows if model_windows is None else model_windows)
+
+    @property
+    def limit_tokens(self) -> int:
+        """Positions of all requests together, whole blocks."""
+        return self._limit_tokens
+
+    @limit_tokens.setter
+    def limit_tokens(self, num_tokens: int) -> None:
+        self._limit_tokens = num_tokens
+        self.retained.shrink(num_tokens - self.used_tokens)
 
     def __contains__(self, key: RequestKey) -> bool:
         return key in self._slabs
@@ -88,21 +85,36 @@ class KvCache:
         except KeyError:
             raise UnknownRequestError(key) from None
 
-    def open(self, key: RequestKey, num_tokens: int, most_tokens: int = 0) -> None:
+    def open(
+        self,
+        key: RequestKey,
+        num_tokens: int,
+        most_tokens: int = 0,
+        beginning: Beginning | None = None,
+    ) -> None:
         """Reserve ``num_tokens`` positions of a slab that can grow to ``most_tokens`` in place.
 
+        With a ``beginning`` the slab has its held positions already, and `release` keeps what
+        may serve later prompts.
+
         Raises:
-            KvFullError: The limit would be passed, or the system has no memory; nothing
-                changed.
+            KvFullError: The limit would be passed, or the system has no memory; the request
+                is not open.
+            NotHeldError: What should be held is not; nothing changed.
             ValueError: The request is open already.
         """
         if key in self._slabs:
             raise ValueError(f"request {key} is open already")
         capacity = kv_reserved_tokens(num_tokens)
-        self._check_room(capacity)
         most = min(kv_reserved_tokens(most_tokens), self.limit_tokens)
-        self._slabs[key] = self._allocate(capacity, most)
-        self.used_tokens += capacity
+        if beginning is None:
+            self._make_room(capacity)
+            slab = self._allocate(capacity, most)
+        else:
+            slab = self._begun(beginning, capacity, most)
+            slab.beginning, slab.keep = beginning, self._keep(beginning)
+        self._slabs[key] = slab
+        self.used_tokens += slab.capacity
 
     def reserve(self, key: RequestKey, num_tokens: int) -> None:
         """Make sure that ``num_tokens`` positions fit; what is written stays.
@@ -115,34 +127,74 @@ class KvCache:
         added = capacity - slab.capacity
         if added <= 0:
             return
-        self._check_room(added)
-        if capacity > slab.data.shape[2]:
-            larger = self._allocate(capacity, capacity)
-            # Not only up to the length: a transfer may have written beyond it.
-            larger.data[:, :, : slab.capacity] = slab.data[:, :, : slab.capacity]
-            slab.data, slab.pages = larger.data, larger.pages
-            self._sweep(slab)
-        slab.capacity = capacity
+        self._make_room(added)
+        self._grow(slab, capacity, capacity)
         self.used_tokens += added
 
     def set_length(self, slab: Slab, length: int) -> None:
         """Every layer has ``length`` positions; memory behind the windows goes."""
         slab.length = length
-        if self._sliding and length - slab.swept >= KV_BLOCK_TOKENS:
-            self._sweep(slab)
+        if self._slides and length - slab.swept >= KV_BLOCK_TOKENS:
+            slab.sweep(self._windows, length)
 
     def release(self, key: RequestKey) -> None:
-        """Free the request's slab; nothing happens when it has none."""
+        """Free the request's slab, but for what is kept; nothing happens when it has none."""
         slab = self._slabs.pop(key, None)
-        if slab is not None:
-            self.used_tokens -= slab.capacity
+        if slab is None:
+            return
+        self.used_tokens -= slab.capacity
+        if slab.beginning is None:
+            return
+        seen_from = min(slab.length, slab.keep)
+        prefix = slab.beginning.prefix.within(seen_from)
+        if prefix.num_tokens:
+            slab.cut(prefix.num_tokens)
+            self.retained.add(Entry(prefix, slab, slab.beginning.is_rounded, seen_from))
+            self.retained.shrink(self.limit_tokens - self.used_tokens)
 
-    def _check_room(self, added: int) -> None:
+    def _begun(self, beginning: Beginning, capacity: int, most: int) -> Slab:
+        """Return a slab that has the held positions of a prompt."""
+        held, retained = beginning.held_tokens, self.retained
+        if not held:
+            self._make_room(capacity)
+            return self._allocate(capacity, most)
+        source = retained.find(beginning.prefix, held, is_rounded=beginning.is_rounded)
+        self._make_room(capacity, source)
+        if self.used_tokens + capacity + retained.tokens <= self.limit_tokens:
+            slab = self._allocate(capacity, most)
+            slab.copy_beginning(source.slab, held, self._windows)
+            return slab
+        # Room for one of them alone: the request goes on with what was kept.
+        slab = retained.take(source)
+        slab.cut(held)
+        self._grow(slab, max(capacity, slab.capacity), most)
+        return slab
+
+    def _keep(self, beginning: Beginning) -> int:
+        """Return the position from which later prompts can go on."""
+        end = beginning.prefix.num_tokens
+        # What another replica sends is what decode sees, which may be too little.
+        is_whole = self.retained.sees_alike(end, max(beginning.received_tokens, end))
+        return end if is_whole else 0
+
+    def _make_room(self, added: int, spared: Entry | None = None) -> None:
+        """Free kept beginnings for ``added`` positions; `KvFullError` where that is too little."""
         free = self.limit_tokens - self.used_tokens
         if added > free:
             raise KvFullError(
                 f"{added} more KV positions asked, {free} of {self.limit_tokens} are free"
             )
+        self.retained.shrink(free - added, spared)
+
+    def _grow(self, slab: Slab, capacity: int, most: int) -> None:
+        """Let a slab have ``capacity`` positions, in another place if this one is too small."""
+        if capacity > slab.data.shape[2]:
+            larger = self._allocate(capacity, most)
+            # Not only up to the length: a transfer may have written beyond it.
+            larger.data[:, :, : slab.capacity] = slab.data[:, :, : slab.capacity]
+            slab.data, slab.pages = larger.data, larger.pages
+            slab.sweep(self._windows, slab.length)
+        slab.capacity = capacity
 
     def _allocate(self, capacity: int, most: int) -> Slab:
         layers, *heads = self._shape
@@ -158,22 +210,3 @@ class KvCache:
                 continue
             return Slab(pages.tensor(shape, self._dtype), pages, capacity)
         raise KvFullError(f"the system has no memory for {capacity} KV positions")
-
-    def _sweep(self, slab: Slab) -> None:
-        """Give back what no later position sees."""
-        slab.swept = slab.length
-        if slab.pages is None:
-            return
-        per_layer, per_kind, per_position = (
-            slab.data.stride(dimension) * slab.data.itemsize for dimension in range(3)
-        )
-        for layer, window in self._sliding:
-            num_bytes = first_seen(window, slab.length) * per_position
-            for kind in range(2):
-                start = layer * per_layer + kind * per_kind
-                slab.pages.forget(start, start + num_bytes)
-
-
-def first_seen(window: int | None, position: int) -> int:
-    """Return the first position that a query at ``position`` sees through a layer's window."""
-    return 0 if window is None else max(0, position + 1 - window)

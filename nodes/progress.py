@@ -14,7 +14,7 @@ class Prefill:
 
     Attributes:
         next_start: First position that stage 0 has not run yet.
-        acked: KV length of the last stage, as it reported.
+        acked: KV length of the last stage, as it reported or kept it.
     """
 
     open: Open

@@ -175,6 +175,7 @@ class Reports:
             queue_length=self._core.queue_length,
             tokens_per_second=runs.tokens_per_second(),
             kv_used_tokens=self._core.kv_used_tokens,
+            kv_kept_tokens=self._core.kv_kept_tokens,
             late_steps=vitals.pacer.late_steps,
             dropped_messages=vitals.complaints.num_dropped
             + self._core.dropped.total()

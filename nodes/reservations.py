@@ -10,6 +10,7 @@ that none stays empty while a prompt is prefilled elsewhere (decision 0016).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from broker.events import Granted, GrantState
@@ -39,11 +40,22 @@ class Reservation:
     is_complete: bool = False
 
 
+Held = Callable[[Reserve], int]
+"""Returns how many leading positions of a prompt the replica has kept."""
+
+
 class Reservations:
     """Grants, queues or refuses; queued ones are granted in order as room becomes free."""
 
-    def __init__(self, replica: Replica, grant_seconds: float, kv_credit_bytes: int) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        grant_seconds: float,
+        kv_credit_bytes: int,
+        held: Held = lambda message: 0,
+    ) -> None:
         self.replica = replica
+        self._held_tokens = held
         self._grant_seconds = grant_seconds
         self._kv_credit_bytes = kv_credit_bytes
         self._held: dict[RequestKey, Reservation] = {}
@@ -185,5 +197,6 @@ class Reservations:
                 kv_credit_bytes=self._kv_credit_bytes,
                 free_tokens=max(self.replica.kv_tokens - self.used_tokens, 0),
                 free_slots=max(free_slots(self.replica, self._usage, message.kind), 0),
+                held_tokens=self._held_tokens(message) if state is GrantState.GRANTED else 0,
             ),
         )

@@ -8,6 +8,7 @@ never merges, splits or waits for groups.
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 from broker.codec import Buffer
 from broker.events import Opened, Tokens
@@ -34,12 +35,12 @@ from broker.work import (
     StepDone,
     TensorMeta,
 )
+from nodes.beginnings import held_tokens, open_kv
 from nodes.compute import Clock, Pace
 from nodes.conductor import Conductor
 from nodes.context import Lookup, StageContext, StageSettings, UnexpectedMessageError, ids
 from nodes.executor import StageExecutor
 from nodes.jobs import StageJobs
-from nodes.kv_cache import KvFullError
 from nodes.outgoing import Outgoing
 from nodes.requests import RequestTable, StageRequest, token_row
 from nodes.streams import KvStreams
@@ -69,7 +70,12 @@ class StageCore:
         self.conductor: Conductor | None = None
         if index == 0:
             self.conductor = Conductor(
-                replica, settings.timers, executor.chunk_tokens, settings.kv_window_bytes, lookup
+                replica,
+                settings.timers,
+                executor.chunk_tokens,
+                settings.kv_window_bytes,
+                lookup,
+                partial(held_tokens, executor),
             )
         self._streams = KvStreams(self._context)
         self._jobs = StageJobs(self._context, self._streams, self.conductor, pace)
@@ -189,6 +195,11 @@ class StageCore:
                 check(sender, self.replica.stages[-1].device)
                 self._master().step_done(header, now)
                 self._launch(now)
+            case RowFailed():
+                # Perhaps before `Open` came here: it goes to the last stage first.
+                self._context.stage_of(self.replica, sender)
+                self._master().row_failed(header, now)
+                self._launch(now)
             case RequestData():
                 request = self._requests.get(header.key)
                 if request is not None:
@@ -237,10 +248,6 @@ class StageCore:
             case HandedOver():
                 check(sender, context.decode_replica(request).stages[0].device)
                 self._master().handed_over(header, now)
-            case RowFailed():
-                context.stage_of(self.replica, sender)
-                self._master().row_failed(header, now)
-                self._launch(now)
             case _:
                 raise UnexpectedMessageError(f"{type(header).__name__} is not for a stage")
 
@@ -271,10 +278,8 @@ class StageCore:
             self._context.prefill_replica(request)  # refuses an unknown one before room is taken
         if self.conductor is not None and not self.conductor.open(message, now):
             return False
-        try:
-            self._executor.open(message.key, *_kv_tokens(message, decodes))
-        except KvFullError as error:
-            failed = RowFailed(**ids(message.key), error=str(error), retry=True)
+        failed = open_kv(self._executor, message, prefills=prefills, decodes=decodes)
+        if failed is not None:
             self._context.to_stage(0, failed)
             return False
         if decodes and not prefills:
@@ -346,10 +351,3 @@ class StageCore:
             )
         if num_rows is not None and tensor.shape[0] != num_rows:
             raise UnexpectedMessageError(f"{tensor.shape[0]} activations for {num_rows} rows")
-
-
-def _kv_tokens(message: Open, decodes: bool) -> tuple[int, int]:
-    """Return the positions that a request needs at once, and those that it may come to."""
-    if not decodes:
-        return message.known_tokens, message.known_tokens
-    return message.known_tokens + 1, message.num_prompt_tokens + message.max_tokens

@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 
 from broker.codec import Buffer
+from broker.plan import LayerRange
 from broker.work import KvChunk, KvComplete, KvCredit, RowFailed
 from nodes.context import StageContext, UnexpectedMessageError, ids
 from nodes.outgoing import ToStage
@@ -24,11 +25,11 @@ class KvStreams:
         self._settings = context.settings
 
     def open_receiver(self, request: StageRequest) -> None:
-        """Expect KV of all known positions that decode will see."""
+        """Expect KV of all known positions that decode will see and that are not here."""
         own, known = self._executor.layers, request.open.known_tokens
         request.receiver = KvReceiver(
             own,
-            self._executor.first_positions(own, known),
+            self._first_positions(request, own),
             known,
             self._settings.kv_window_bytes,
         )
@@ -41,7 +42,7 @@ class KvStreams:
             if shared is not None:
                 request.senders[index] = KvSender(
                     shared,
-                    self._executor.first_positions(shared, known),
+                    self._first_positions(request, shared),
                     known,
                     self._executor.kv_entry_bytes,
                     self._settings.kv_chunk_bytes,
@@ -51,6 +52,9 @@ class KvStreams:
 
     def produce(self, request: StageRequest, start: int, end: int, now: float) -> None:
         """Positions ``[start, end)`` are in the KV: send what the credit allows."""
+        if start == request.open.cached_tokens:
+            # With the first chunk, not with `Open`, which may be faster here than there.
+            start = 0
         for index, sender in request.senders.items():
             sender.produce(start, end)
             self._pump(request, index, sender, now)
@@ -116,6 +120,12 @@ class KvStreams:
                 request.senders.clear()
                 return
             self._pump(request, index, sender, now)
+
+    def _first_positions(self, request: StageRequest, layers: LayerRange) -> list[int]:
+        """Return, for each layer, the first position that has to be sent."""
+        opened = request.open
+        seen = self._executor.first_positions(layers, opened.known_tokens)
+        return [max(first, opened.held_tokens) for first in seen]
 
     def _pump(self, request: StageRequest, index: int, sender: KvSender, now: float) -> None:
         key = request.open.key

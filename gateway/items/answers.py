@@ -86,7 +86,7 @@ def _named(choice: Any) -> str | dict[str, Any]:
 def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": usage.prompt_tokens_details.cached_tokens},
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.total_tokens,
@@ -103,7 +103,7 @@ class _Writer:
         self._head = head
         self._generations = generations
         self._num_events = 0
-        self._num_tokens = 0
+        self._num_tokens = self._num_cached = 0
         self._reason: str | None = None
         self._is_open = False
         self._items: list[Item] = []
@@ -115,6 +115,7 @@ class _Writer:
 
     def take(self, piece: Piece) -> Iterator[Chunk]:
         self._num_tokens += 1
+        self._num_cached += piece.cached_tokens
         self._reason = piece.finish_reason
         if piece.text:
             if not self._is_open or self._items[-1]["type"] != "message":
@@ -148,7 +149,7 @@ class _Writer:
     def body(self) -> ResponseBody:
         """Return the response with all that came."""
         status = "incomplete" if self._reason == "length" else "completed"
-        usage = Usage.of(self._generations, self._num_tokens)
+        usage = Usage.of(self._generations, self._num_tokens, self._num_cached)
         return body_of_response(self._head, self._request, status, output=self._items, usage=usage)
 
     def _open_message(self) -> Iterator[Chunk]:

@@ -33,7 +33,7 @@ from broker.transport import Publication
 from broker.work import Open, Release, RequestKey, Resend, Reserve, ReserveKind, Sampling, Work
 from gateway.dispatch import Actions, Dispatcher, DispatchSettings, FailedOutcome
 from gateway.fogview import FogView
-from gateway.requests import EngineError, Generation
+from gateway.requests import EngineError, GeneratedToken, Generation
 
 STEP_SECONDS = 0.05
 NUM_LAYERS = 6
@@ -155,7 +155,11 @@ class Running:
 
 
 class ScriptedFog:
-    """All nodes at once."""
+    """All nodes at once.
+
+    Attributes:
+        kept: Replica to the leading positions that it has kept, of whatever prompt.
+    """
 
     def __init__(self, *replicas: Replica) -> None:
         self.replicas = {one.id: one for one in replicas}
@@ -168,6 +172,7 @@ class ScriptedFog:
         self.received: list[tuple[dict[str, str], Any]] = []
         self.silent: set[str] = set()
         self.refusing: set[str] = set()
+        self.kept: dict[str, int] = {}
         self.out: list[tuple[str, str, Event]] = []
 
     def take(self, publication: Publication) -> None:
@@ -279,6 +284,7 @@ class ScriptedFog:
                 self._answer(name, message, GrantState.QUEUED)
 
     def _answer(self, name: str, message: Reserve, state: GrantState) -> None:
+        asked = 0 if message.prefix is None else message.prefix.num_tokens
         granted = Granted(
             request_id=message.request_id,
             attempt=message.attempt,
@@ -288,6 +294,7 @@ class ScriptedFog:
             kv_credit_bytes=4096,
             free_tokens=self.replicas[name].kv_tokens - ROOM_TOKENS * len(self.held[name]),
             free_slots=max(self._free(name, message.kind), 0),
+            held_tokens=min(self.kept.get(name, 0), asked),
         )
         self.out.append((message.gateway, self.replicas[name].stages[0].device, granted))
 
@@ -351,6 +358,7 @@ class Run:
     Attributes:
         tokens: What each client got.
         errors: How requests failed.
+        on_token: Called with every token that a client gets.
     """
 
     def __init__(
@@ -369,6 +377,7 @@ class Run:
         self.tokens: dict[str, list[int]] = {}
         self.finished: dict[str, str] = {}
         self.errors: dict[str, EngineError] = {}
+        self.on_token: Callable[[GeneratedToken], object] = lambda token: None
         self._late: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self.see(view_of(*fog.replicas.values()))
@@ -398,6 +407,7 @@ class Run:
                 assert outcome.token.index == len(self.tokens[outcome.request_id])
                 assert outcome.request_id not in self.finished
                 self.tokens[outcome.request_id].append(outcome.token.token_id)
+                self.on_token(outcome.token)
                 if outcome.token.finish_reason is not None:
                     self.finished[outcome.request_id] = outcome.token.finish_reason
 

@@ -52,6 +52,7 @@ async def test_a_chat_is_answered(api: Api, engine: FakeEngine) -> None:
         "prompt_tokens": num_prompt,
         "completion_tokens": 10,
         "total_tokens": num_prompt + 10,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 
@@ -241,6 +242,22 @@ async def test_a_stream_has_role_pieces_finish_reason_and_usage(
     assert all(chunk["usage"] is None for chunk in chunks)
     assert usage["choices"] == []
     assert usage["usage"]["completion_tokens"] == 10
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_usage_says_how_much_of_a_prompt_was_kept_once_for_all_choices(
+    api: Api, engine: FakeEngine, path: str, stream: bool
+) -> None:
+    engine.cached_tokens = 2
+    asked = QUESTION if path == CHAT else {"prompt": ["one two three", "four five six"]}
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+
+    response = await api.post(path, {**asked, **options, "n": 2})
+
+    body = events_of(response.text)[-2] if stream else response.json()
+    num_prompts = 1 if path == CHAT else 2
+    assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 2 * num_prompts}
 
 
 async def test_without_the_option_a_stream_has_no_usage(api: Api) -> None:

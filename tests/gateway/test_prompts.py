@@ -154,6 +154,7 @@ async def test_a_stream_has_the_chunks_of_http_and_then_a_summary(site: Site) ->
             "prompt_tokens": num_prompt,
             "completion_tokens": 10,
             "total_tokens": num_prompt + 10,
+            "prompt_tokens_details": {"cached_tokens": 0},
         },
     }
 

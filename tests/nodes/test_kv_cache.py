@@ -6,7 +6,8 @@ import torch
 
 from broker.placement import KV_BLOCK_TOKENS
 from broker.work import RequestKey
-from nodes.kv_cache import KvCache, KvFullError, UnknownRequestError, first_seen
+from nodes.kv_cache import KvCache, KvFullError, UnknownRequestError
+from nodes.slab import first_seen
 
 MIB: Final = 1 << 20
 KEY: Final = RequestKey("r", 0)

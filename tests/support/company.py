@@ -17,8 +17,8 @@ from broker.work import RequestKey, Sampling
 from fog.model_choice import DEMO_MODEL
 from nodes.executor import StageExecutor
 from nodes.folder import FolderTensors
-from nodes.kv_cache import first_seen
 from nodes.sampler import choose
+from nodes.slab import first_seen
 from nodes.weights import LayerWeights
 from tests.support.checkpoints import FAMILIES
 from tests.support.stages import (

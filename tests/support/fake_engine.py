@@ -23,6 +23,7 @@ class FakeEngine:
         completed: Request ids whose iterator gave its last token.
         hold_after: Tokens after which an answer waits for `go_on`; None: never.
         logprobs: Of a token, where they are asked for.
+        cached_tokens: Of each prompt.
         error: Raised instead of token ``error_at``.
         journal: What `written` finds, by entry.
         taken_over: The entries of each answer that went on.
@@ -39,6 +40,7 @@ class FakeEngine:
         self.go_on = asyncio.Event()
         self.all_closed = asyncio.Event()
         self.logprobs: Callable[[int], Logprobs] = lambda token_id: Logprobs(-0.5)
+        self.cached_tokens = 0
         self.error: Exception | None = None
         self.error_at = 0
         self.largest_tokens: int | None = None
@@ -67,6 +69,7 @@ class FakeEngine:
                     token_id,
                     self._finish(generation, ids, index),
                     self.logprobs(token_id) if is_told else None,
+                    self.cached_tokens if index == 0 else 0,
                 )
             self.completed.append(generation.request_id)
         finally:
