@@ -7,6 +7,7 @@ import pytest
 from broker.control import DeviceState, DeviceStatus
 from broker.events import LossKind
 from broker.plan import Role
+from broker.prefix import Prefix
 from broker.work import Open, Reserve, ReserveKind
 from gateway import prefixes as module
 from gateway.attempt import Request
@@ -43,6 +44,10 @@ def opened(run: Run, name: str, attempt: int = 1) -> list[Open]:
         for _, m in run.fog.received
         if isinstance(m, Open) and (m.request_id, m.attempt) == (name, attempt)
     ]
+
+
+def prefixes(run: Run, name: str) -> set[Prefix | None]:
+    return {m.prefix for m in asked(run, name)} | {m.prefix for m in opened(run, name)}
 
 
 def older(view: FogView, device: str, protocol: str = "1.0") -> FogView:
@@ -110,7 +115,7 @@ def test_with_a_device_of_an_earlier_version_nothing_is_kept(device: str) -> Non
     run.submit(generation("a", prompt=PROMPT))
     run.advance(2)
 
-    assert {m.prefix for m in [*asked(run, "a"), *opened(run, "a")]} == {None}
+    assert prefixes(run, "a") == {None}
     assert {(m.cached_tokens, m.held_tokens) for m in opened(run, "a")} == {(0, 0)}
     assert run.finished == {"a": "length"}
 
@@ -132,7 +137,7 @@ def test_switched_off_nothing_is_asked_for_or_kept() -> None:
     run.submit(generation("a", prompt=PROMPT))
     run.advance(2)
 
-    assert {m.prefix for m in [*asked(run, "a"), *opened(run, "a")]} == {None}
+    assert prefixes(run, "a") == {None}
 
 
 def test_what_was_not_there_after_all_costs_no_loss_and_is_not_asked_for_again() -> None:
