@@ -5,6 +5,7 @@
 
 The first form keeps users and passwords in DIR/credentials.json (mode 600), adds those that
 are named and missing, and runs Mosquitto, or amqtt in this process where there is none.
+It also takes devices in that join: a gateway asks for them in DIR/joins (broker/joining.py).
 The second form keeps the same file and writes DIR/mosquitto.passwords and DIR/mosquitto.acl,
 for a Mosquitto that somebody else runs, such as a container.
 
@@ -21,13 +22,16 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from broker.access import Credential
-from broker.credentials import given_passwords, load_or_create_credentials
+from broker.credentials import given_passwords, load_or_create_credentials, save_credentials
+from broker.joining import FOLDER, JoinFolder
 from broker.server import (
     ACL_FILE,
     PASSWORD_FILE,
+    Joining,
     find_mosquitto,
     run_amqtt,
     run_mosquitto,
@@ -62,13 +66,17 @@ def _run(options: argparse.Namespace) -> int:
     if options.state is None or options.port is None:
         raise ValueError("--state and --port are needed to run a broker; see --help")
     credentials = _credentials(options, options.state)
+    folder = JoinFolder(options.state / FOLDER)
+    folder.make()
+    keep = partial(save_credentials, options.state / CREDENTIALS_FILE)
+    joining = Joining(folder, credentials, keep)
     binary = find_mosquitto() if options.prefer == "mosquitto" else None
     if binary is None:
-        return run_amqtt(options.bind, options.port, credentials, options.site)
+        return run_amqtt(options.bind, options.port, credentials, options.site, joining)
     configuration = write_mosquitto_files(
         options.state, options.port, credentials, options.site, options.bind
     )
-    return run_mosquitto(binary, configuration, options.bind, options.port)
+    return run_mosquitto(binary, configuration, options.bind, options.port, options.site, joining)
 
 
 def _write_passwords(options: argparse.Namespace) -> int:

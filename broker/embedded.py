@@ -40,6 +40,17 @@ _MQTT_3_1_1: Final = 4
 _UNACCEPTABLE_VERSION: Final = b"\x20\x02\x00\x01"
 
 
+class Users:
+    """The users that a running broker goes by. Not a mapping: amqtt would copy it.
+
+    Attributes:
+        by_name: Replaced as a whole when a device joins.
+    """
+
+    def __init__(self, by_name: Mapping[str, Credential]) -> None:
+        self.by_name = by_name
+
+
 class AccessPlugin(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # amqtt has no types
     """Checks passwords and topics. amqtt makes it, and hands `Config` over."""
 
@@ -48,13 +59,13 @@ class AccessPlugin(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # am
         """What amqtt fills in from the plugin's entry in its configuration."""
 
         site: str = ""
-        credentials: dict[str, Credential] = field(default_factory=dict)
+        users: Users = field(default_factory=lambda: Users({}))
 
     config: Config
 
     async def authenticate(self, *, session: Session) -> bool:
         """Whether user and password are right; nobody is anonymous."""
-        known = self.config.credentials.get(session.username or "")
+        known = self.config.users.by_name.get(session.username or "")
         password = (session.password or "").encode()
         # Compared also for an unknown user, so that the time does not tell who exists.
         is_right = hmac.compare_digest(password, known.password.encode() if known else b"\0")
@@ -69,7 +80,7 @@ class AccessPlugin(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # am
     ) -> bool:
         """Whether the session's user may publish, subscribe to or receive ``topic``."""
         user = (session.username if session else None) or ""
-        known = self.config.credentials.get(user)
+        known = self.config.users.by_name.get(user)
         if known is None or topic is None:
             return False
         wanted = Action.WRITE if action is AmqttAction.PUBLISH else Action.READ
@@ -239,21 +250,19 @@ async def _cut_when_silent(
     writer.transport.abort()
 
 
-def amqtt_configuration(
-    bind: str, port: int, credentials: Mapping[str, Credential], site: str
-) -> dict[str, Any]:
+def amqtt_configuration(bind: str, port: int, users: Users, site: str) -> dict[str, Any]:
     """Return amqtt's configuration: one TCP listener, our access rules, nothing else."""
     host = f"[{bind}]" if ":" in bind else bind
     plugin = f"{AccessPlugin.__module__}.{AccessPlugin.__qualname__}"
     return {
         "listeners": {"default": {"type": "tcp", "bind": f"{host}:{port}"}},
-        "plugins": {plugin: {"site": site, "credentials": dict(credentials)}},
+        "plugins": {plugin: {"site": site, "users": users}},
     }
 
 
 @contextlib.asynccontextmanager
 async def embedded_broker(
-    bind: str, port: int, credentials: Mapping[str, Credential], site: str
+    bind: str, port: int, credentials: Mapping[str, Credential] | Users, site: str
 ) -> AsyncIterator[EmbeddedBroker]:
     """Serve MQTT until the block is left.
 
@@ -263,7 +272,8 @@ async def embedded_broker(
     # amqtt would log a traceback when the port is taken, and wrap the reason.
     family = socket.AF_INET6 if ":" in bind else socket.AF_INET
     socket.create_server((bind, port), family=family).close()
-    broker = EmbeddedBroker(amqtt_configuration(bind, port, credentials, site))
+    users = credentials if isinstance(credentials, Users) else Users(credentials)
+    broker = EmbeddedBroker(amqtt_configuration(bind, port, users, site))
     await broker.start()
     try:
         yield broker

@@ -25,6 +25,7 @@ from typing import Final
 
 from broker.access import Credential, mosquitto_acl, mosquitto_password_line
 from broker.credentials import load_or_create_credentials, write_private
+from broker.joining import LOOK_SECONDS, JoinFolder, take_in
 from broker.limits import DEFAULT_MAX_PAYLOAD_BYTES, PACKET_OVERHEAD_BYTES
 
 __all__ = [
@@ -152,7 +153,46 @@ def write_access_files(folder: Path, credentials: Mapping[str, Credential], site
     write_private(folder / ACL_FILE, mosquitto_acl(site, credentials.values()))
 
 
-def run_mosquitto(binary: Path, configuration: Path, bind: str, port: int) -> int:
+class Joining:
+    """Lets devices join a broker that runs.
+
+    Args:
+        folder: Where gateways ask.
+        users: Those at the start.
+        keep: Writes other users down, so that the next start knows them.
+    """
+
+    def __init__(
+        self,
+        folder: JoinFolder,
+        users: Mapping[str, Credential],
+        keep: Callable[[Mapping[str, Credential]], None],
+    ) -> None:
+        self._folder = folder
+        self._users = dict(users)
+        self._keep = keep
+
+    def look(self, apply: Callable[[Mapping[str, Credential]], None]) -> None:
+        """Answer what is asked; ``apply`` makes the broker go by other users."""
+
+        def keep_and_apply(users: Mapping[str, Credential]) -> None:
+            self._keep(users)
+            apply(users)
+
+        try:
+            self._users = take_in(self._folder, self._users, keep_and_apply)
+        except OSError as error:
+            logger.error("a device cannot join: %s", error)
+
+
+def run_mosquitto(
+    binary: Path,
+    configuration: Path,
+    bind: str,
+    port: int,
+    site: str,
+    joining: Joining | None = None,
+) -> int:
     """Run Mosquitto until it ends or a signal ends it; return the exit status for ours."""
     child = subprocess.Popen([binary, "-c", configuration], preexec_fn=_die_with_parent())
     stopped = False
@@ -172,14 +212,29 @@ def run_mosquitto(binary: Path, configuration: Path, bind: str, port: int) -> in
         child.terminate()
     else:
         logger.info("listening on %s:%s (Mosquitto, pid %s)", bind, port, child.pid)
+
+    def reload(users: Mapping[str, Credential]) -> None:
+        write_access_files(configuration.parent, users, site)
+        child.send_signal(signal.SIGHUP)
+
+    while joining is not None and child.poll() is None:
+        joining.look(reload)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(LOOK_SECONDS)
     status = child.wait()
     return 0 if stopped else status or 1
 
 
-def run_amqtt(bind: str, port: int, credentials: Mapping[str, Credential], site: str) -> int:
+def run_amqtt(
+    bind: str,
+    port: int,
+    credentials: Mapping[str, Credential],
+    site: str,
+    joining: Joining | None = None,
+) -> int:
     """Run the embedded broker in this process until a signal ends it; return the status."""
     # Only here, so that a host with Mosquitto needs no amqtt.
-    from broker.embedded import embedded_broker
+    from broker.embedded import Users, embedded_broker
 
     # It reports every MQTT 5 client that we send back to 3.1.1 as a warning, and its state
     # machine every state.
@@ -191,9 +246,18 @@ def run_amqtt(bind: str, port: int, credentials: Mapping[str, Credential], site:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        async with embedded_broker(bind, port, credentials, site):
+        users = Users(credentials)
+
+        def go_by(changed: Mapping[str, Credential]) -> None:
+            users.by_name = changed
+
+        async with embedded_broker(bind, port, users, site):
             logger.info("listening on %s:%s (amqtt, embedded, MQTT 3.1.1)", bind, port)
-            await stop.wait()
+            while not stop.is_set():
+                if joining is not None:
+                    joining.look(go_by)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
 
     try:
         asyncio.run(serve())
