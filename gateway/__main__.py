@@ -16,13 +16,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from broker.control import DeviceState, GatewayStatus
+from broker.interfaces import addresses_of, interfaces_here, judge
 from broker.mqtt import MqttTransport
 from broker.settings import process_settings
+from gateway.access.shared import RedisAccess
+from gateway.access.store import KeyFile, KeyFileError, KeyStore
 from gateway.app import create_app
 from gateway.engine import FogEngine
 from gateway.inference import Inference
 from gateway.journal import open_journal
 from gateway.ledger import DispatchSettings
+from gateway.meter import Meter
 from gateway.model import ModelRefusedError, ModelSlot
 from gateway.preparation import keep_published, prepare_model
 from gateway.prompts import Prompts
@@ -67,14 +71,28 @@ class Gateway:
                 f"the folder E2LLM_GATEWAY_STATE={settings.state} cannot be used: {error}"
             ) from error
         self._signer = UrlSigner(key, settings.base_url)
+        self._shared = RedisAccess(settings.redis, settings.site) if settings.redis else None
+        self._meter = Meter(self._shared)
+        try:
+            self._keys = KeyStore(
+                KeyFile(settings.state), self._shared, admin_key=settings.admin_key
+            )
+        except KeyFileError as error:
+            raise RefusedError(f"{error}; mend it, or restore a copy of it") from error
 
     async def run(self) -> int:
         """Serve until told to stop; return the exit status.
 
         Raises:
-            RefusedError: The port cannot be used.
+            RefusedError: The port cannot be used, or strangers could use the gateway.
         """
         settings = self._settings
+        try:
+            await self._keys.start()
+        except KeyFileError as error:
+            raise RefusedError(str(error)) from error
+        if self._keys.ring.is_open and not settings.may_be_open:
+            raise RefusedError(open_to_strangers(settings))
         try:
             listener = listen(settings.host, settings.port)
         except OSError as error:
@@ -86,10 +104,20 @@ class Gateway:
         refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         transport, engine = self._connect_later(refused)
         prompt_transport, prompts = self._prompts_later(engine)
-        app = create_app(engine, self._slot, settings, self._signer, stopping, prompts)
+        app = create_app(
+            engine,
+            self._slot,
+            settings,
+            self._signer,
+            stopping,
+            prompts,
+            keys=self._keys,
+            meter=self._meter,
+        )
         server = HttpServer(app, debug=settings.log.upper() == "DEBUG")
         serving = asyncio.create_task(server.serve([listener]))
         logger.info("listening on %s", settings.base_url)
+        advertising = asyncio.create_task(advertise(settings))
 
         async def work() -> None:
             await engine.start()
@@ -114,12 +142,15 @@ class Gateway:
         finally:
             stopping.set()
             server.should_exit = True
-            for task in (working, told):
+            for task in (working, told, advertising):
                 task.cancel()
-            await asyncio.gather(working, told, return_exceptions=True)
+            await asyncio.gather(working, told, advertising, return_exceptions=True)
             # Before the engine, whose end would look like a failure of the fog to them.
             await prompts.stop()
             await asyncio.gather(serving, engine.stop())
+            await self._keys.stop()
+            if self._shared is not None:
+                await self._shared.close()
         return 0
 
     def _connect_later(self, refused: asyncio.Future[None]) -> tuple[MqttTransport, FogEngine]:
@@ -158,7 +189,7 @@ class Gateway:
         prompts = Prompts(
             transport,
             settings.site,
-            Inference(engine, self._slot, settings),
+            Inference(engine, self._slot, settings, self._meter),
             max_body_bytes=settings.max_body_bytes,
             per_client=settings.prompts_per_client,
         )
@@ -167,6 +198,38 @@ class Gateway:
     async def _serve_model(self, engine: FogEngine) -> None:
         model = await prepare_model(self._settings, self._slot, self._software)
         await keep_published(engine, model.manifest, self._signer, self._settings.url_seconds)
+
+
+async def advertise(settings: Settings) -> None:
+    """Tell the local networks of this gateway, where it should, until cancelled."""
+    if not settings.advertise:
+        return
+    try:
+        from broker.discovery import Advertisement
+    except ModuleNotFoundError:
+        logger.error("E2LLM_GATEWAY_ADVERTISE needs: pip install 'e2llm[mdns]'; nobody is told")
+        return
+    verdicts = judge(interfaces_here())
+    for verdict in verdicts:
+        logger.info("mDNS: %s", verdict.text)
+    advertisement = Advertisement(settings.gateway_id, settings.port, settings.public_url)
+    try:
+        await asyncio.to_thread(advertisement.start, addresses_of(verdicts))
+        await asyncio.Event().wait()
+    except OSError as error:
+        logger.error("mDNS: %s; nobody is told of this gateway", error)
+    finally:
+        await asyncio.to_thread(advertisement.stop)
+
+
+def open_to_strangers(settings: Settings) -> str:
+    """Return why a gateway without keys does not start, and each remedy."""
+    return (
+        f"E2LLM_GATEWAY_HOST={settings.host} can be reached from other machines, and there is no "
+        f"API key yet. Make one: e2llm key create NAME --scope admin --state {settings.state} "
+        "(or give one in E2LLM_GATEWAY_ADMIN_KEY_FILE); or listen on 127.0.0.1; or set "
+        "E2LLM_GATEWAY_ALLOW_OPEN=true where a firewall or proxy keeps strangers out"
+    )
 
 
 async def _told_to_stop() -> None:

@@ -1,6 +1,6 @@
 """The HTTP routes by which owners say what their devices may do.
 
-There are no API keys yet: whoever reaches the gateway may use them (see `gateway.settings`).
+They need a key with the scope admin, where a gateway has keys (`gateway.access.door`).
 """
 
 from __future__ import annotations

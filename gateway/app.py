@@ -19,11 +19,17 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.access.caller import current_visit
+from gateway.access.door import Door
+from gateway.access.joining import add_join_route
+from gateway.access.routes import add_access_routes
+from gateway.access.store import KeyStore
 from gateway.administration import add_administration_routes
 from gateway.errors import ApiError, internal_error, invalid_value
 from gateway.forms import CHAT, COMPLETION
 from gateway.inference import Inference, require_model
 from gateway.items.routes import add_responses_routes
+from gateway.meter import Meter
 from gateway.model import ModelSlot
 from gateway.ollama.routes import PREFIX, OllamaError, add_ollama_routes
 from gateway.openapi import GENERATION_ERRORS, body_of, document, errors
@@ -43,6 +49,9 @@ def create_app(
     signer: UrlSigner,
     stopping: asyncio.Event,
     prompts: Prompts | None = None,
+    *,
+    keys: KeyStore,
+    meter: Meter,
 ) -> FastAPI:
     """Return the ASGI application.
 
@@ -53,14 +62,18 @@ def create_app(
         signer: Checks the URLs of weights.
         stopping: Set when the process is about to stop; ends what is open with an error.
         prompts: The same over MQTT, for what ``/readyz`` says of it.
+        keys: Who may do what.
+        meter: Counts what callers use; the one of ``prompts``, too.
     """
     app = FastAPI(title="E2LLM gateway", docs_url=None, redoc_url=None)
+    app.add_middleware(Door, keys=keys, refuse=error_response)
+    # Added last, it is the first to see a request: what the door refuses has an id as well.
     app.add_middleware(RequestIds)
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_wrong_parameter)
     app.add_exception_handler(Exception, _answer_bug)
-    serving = Serving(Inference(engine, model, settings), settings, stopping)
+    serving = Serving(Inference(engine, model, settings, meter), settings, stopping)
     _add_inference_routes(app, serving)
     _add_model_routes(app, model)
     add_tokenization_routes(app, serving, model)
@@ -68,6 +81,8 @@ def create_app(
     add_ollama_routes(app, serving, model)
     _add_state_routes(app, engine, model, prompts)
     add_administration_routes(app, engine)
+    add_access_routes(app, keys, meter)
+    add_join_route(app, settings)
     _add_weights_route(app, model, signer)
     document(app)
     return app
@@ -131,7 +146,9 @@ def _add_state_routes(
             "/fog/plan",
             "/fog/plans",
             "/fog/devices",
+            "/fog/requests",
             "/fog/requests/{id}",
+            "/fog/keys",
             "/healthz",
             "/readyz",
             "/openapi.json",
@@ -148,6 +165,9 @@ def _add_state_routes(
         content = asdict(readiness)
         if prompts is not None:
             content["details"]["prompts"] = prompts.details()
+        if not current_visit().caller.is_admin:
+            # Names of devices are nobody's business; that it is ready, and why not, is.
+            content["details"] = {}
         return JSONResponse(
             content,
             status_code=200 if readiness.ready else 503,
@@ -171,11 +191,16 @@ def _add_weights_route(app: FastAPI, slot: ModelSlot, signer: UrlSigner) -> None
     @app.head("/weights/{revision}/{file}", include_in_schema=False)
     @app.get("/weights/{revision}/{file}", responses=errors(403, 404))
     async def weights(revision: str, file: str, http: Request) -> FileResponse:
-        """Answer one file of the checkpoint, also in ranges, to who has a signed URL."""
-        try:
-            signer.check(revision, file, http.query_params, time.time())
-        except WrongSignatureError as error:
-            raise ApiError(403, str(error), code="wrong_signature") from error
+        """Answer one file of the checkpoint, also in ranges, to who has a signed URL.
+
+        Or an admin's key; that nobody needs one elsewhere does not open this.
+        """
+        caller = current_visit().caller
+        if not (caller.is_admin and caller.id):
+            try:
+                signer.check(revision, file, http.query_params, time.time())
+            except WrongSignatureError as error:
+                raise ApiError(403, str(error), code="wrong_signature") from error
         model = slot.served
         # Only what the manifest names: the folder may hold other things.
         known = model is not None and any(
@@ -208,8 +233,13 @@ class RequestIds:
 
 async def _answer_api_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    return error_response(http.url.path, error)
+
+
+def error_response(path: str, error: ApiError) -> Response:
+    """Return an error in the form that clients of a path know."""
     body = error.body()
-    if http.url.path.startswith(PREFIX):
+    if path.startswith(PREFIX):
         body = OllamaError(error=error.message).model_dump()
     return JSONResponse(body, status_code=error.status, headers=error.headers)
 

@@ -76,6 +76,16 @@ def not_ready(message: str, retry_after_seconds: int) -> ApiError:
     )
 
 
+def unauthorized(message: str) -> ApiError:
+    """Return the 401 for a request without a key that counts."""
+    return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def forbidden(message: str) -> ApiError:
+    """Return the 403 for a key that is not good for what is asked."""
+    return ApiError(403, message, code="insufficient_permissions")
+
+
 def stopping_error() -> ApiError:
     """Return the 503 for what is open when the gateway stops."""
     return ApiError(503, "the gateway is stopping", code="stopping", kind="server_error")

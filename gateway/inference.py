@@ -14,9 +14,11 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Generic
 
+from gateway.access.caller import current_visit
 from gateway.answers import Chunk, Event, answers
 from gateway.errors import ApiError, from_engine, not_ready
 from gateway.forms import CHAT, COMPLETION, Form, Pieces, RequestT
+from gateway.meter import Meter
 from gateway.model import ModelSlot, ServedModel
 from gateway.parameters import Limits, plan_generations
 from gateway.requests import (
@@ -163,12 +165,16 @@ class Inference:
         engine: Generates the tokens.
         model: Filled when the model is prepared.
         settings: Limits.
+        meter: Lets requests in, and counts what they cost; the same for HTTP and MQTT.
     """
 
-    def __init__(self, engine: Engine, model: ModelSlot, settings: Settings) -> None:
+    def __init__(
+        self, engine: Engine, model: ModelSlot, settings: Settings, meter: Meter | None = None
+    ) -> None:
         self._engine = engine
         self._model = model
         self._settings = settings
+        self._meter = meter or Meter()
 
     async def begin(
         self, content: dict[str, Any], form: Form[RequestT], num_bytes: int
@@ -181,7 +187,7 @@ class Inference:
             num_bytes: Length of the body.
 
         Raises:
-            ApiError: The request is wrong, or there is no model yet.
+            ApiError: The request is wrong, over its caller's limits, or there is no model yet.
         """
         request = check_request(content, form.request_type)
         answer_id = f"{form.id_prefix}-{secrets.token_hex(12)}"
@@ -189,9 +195,10 @@ class Inference:
         generations, model = await self._plan(
             request, form, num_bytes, answer_id, created, secrets.randbits(63)
         )
+        entry = await self._meter.admit(current_visit(), answer_id, model.name, generations)
         pieces = _pieces(self._engine, form, request, model, generations)
         head = self._head(answer_id, created, model)
-        return Answer(form, request, head, generations, pieces)
+        return Answer(form, request, head, generations, self._meter.watch(entry, pieces))
 
     async def resume(
         self,
@@ -215,7 +222,7 @@ class Inference:
         """
         form = next((form for form in forms if form.has_id(answer_id)), None)
         with _readable_journal():
-            first = await self._engine.written(f"{answer_id}-0") if form is not None else None
+            first = await self._first(answer_id) if form is not None else None
             if form is None or first is None:
                 raise ApiError(
                     404,
@@ -233,13 +240,20 @@ class Inference:
         if not form.has_id(answer_id):
             return None
         with _readable_journal():
-            first = await self._engine.written(f"{answer_id}-0")
+            first = await self._first(answer_id)
         if first is None:
             return None
         fields = first.fields
         head = {"id": answer_id, "created": int(fields["created"]), "model": fields["model"]}
         request = check_request(json.loads(fields["body"]), form.request_type)
         return Recalled(request, head, fields["status"])
+
+    async def _first(self, answer_id: str) -> Written | None:
+        """Return what the journal has of the first choice, if the caller may have it."""
+        first = await self._engine.written(f"{answer_id}-0")
+        if first is None or not current_visit().caller.may_read(first.fields.get("caller", "")):
+            return None
+        return first
 
     async def _resume(
         self,
@@ -266,9 +280,12 @@ class Inference:
         num_streams = await self._engine.take_over(entries)
         written = [await self._engine.written(entry) for entry in entries]
         generations = continued(planned, written, num_streams)
+        entry = await self._meter.admit(current_visit(), answer_id, model.name, generations)
         pieces = _pieces(Resumed(self._engine), form, request, model, generations)
+        num_known = sum(len(generation.generated) for generation in generations)
         head = self._head(answer_id, created, model)
-        return Answer(form, request, head, generations, pieces, seen)
+        watched = self._meter.watch(entry, pieces, num_known)
+        return Answer(form, request, head, generations, watched, seen)
 
     async def _plan(
         self,
@@ -294,6 +311,7 @@ class Inference:
             prompt_param=form.prompt_param,
             default_max_tokens=form.default_max_tokens,
             drawn_seed=drawn_seed,
+            caller=current_visit().caller.id,
         )
         return generations, model
 

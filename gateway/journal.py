@@ -1,4 +1,4 @@
-"""What was asked and answered, kept in Redis for an hour. The gateway's only use of Redis.
+"""What was asked and answered, kept in Redis for an hour.
 
 Redis is memory, never authority: while it is down requests go on without a journal, and
 `Journal.is_available` says so. When it comes back, live requests are written again from
@@ -6,10 +6,10 @@ their beginning. Nothing here blocks the event loop, and nothing is logged but i
 
 Keys, for other readers: ``e2llm:<site>:request:<id>`` is a hash (``body``, ``prompt_ids``,
 ``seed``, ``parameters``, ``model``, ``revision``, ``weights``, ``status``, ``started_at``,
-``created``, and ``streams``, how often it went on over another connection),
-``e2llm:<site>:request:<id>:tokens`` a list of token ids, each followed, where log
-probabilities were asked for, by a space and a JSON array: that of the token, and pairs of the
-most probable ids and theirs.
+``created``, ``caller``, who may have it again, and ``streams``, how often it went on over
+another connection), ``e2llm:<site>:request:<id>:tokens`` a list of token ids, each followed,
+where log probabilities were asked for, by a space and a JSON array: that of the token, and
+pairs of the most probable ids and theirs.
 """
 
 from __future__ import annotations
@@ -179,6 +179,7 @@ class RedisJournal:
             "status": "running",
             "started_at": f"{time.time():.3f}",
             "created": str(generation.created),
+            "caller": generation.caller,
         }
         entry = generation.journal_id
         self._entries[entry] = _Entry(

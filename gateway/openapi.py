@@ -8,6 +8,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from gateway.access.door import needed_scope
 from gateway.errors import CLIENT_CLOSED_REQUEST
 
 
@@ -42,15 +43,26 @@ def body_of(request_type: type[BaseModel]) -> dict[str, Any]:
 
 
 def document(app: FastAPI) -> None:
-    """Make the document of an app say 400 where FastAPI says 422: parameters are our errors."""
+    """Make the document of an app say what our door and our errors add to FastAPI's routes.
+
+    400 where FastAPI says 422, since parameters are our errors; 401, 403 and the key in
+    ``Authorization`` where a gateway with keys needs one.
+    """
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema = made()
-        for operations in schema["paths"].values():
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in schema["paths"].items():
             for operation in operations.values():
-                if operation["responses"].pop("422", None) is not None:
-                    operation["responses"].setdefault("400", {"description": _phrase(400)})
+                responses = operation["responses"]
+                if responses.pop("422", None) is not None:
+                    responses.setdefault("400", {"description": _phrase(400)})
+                if needed_scope(path) is not None:
+                    # Or none: a gateway without keys asks nobody for one.
+                    operation["security"] = [{"key": []}, {}]
+                    for status in (401, 403):
+                        responses.setdefault(str(status), {"description": _phrase(status)})
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

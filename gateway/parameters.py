@@ -48,6 +48,7 @@ def plan_generations(
     prompt_param: str,
     default_max_tokens: int | None,
     drawn_seed: int,
+    caller: str = "",
 ) -> list[Generation]:
     """Return one `Generation` per choice: ``n`` for each prompt, in OpenAI's order.
 
@@ -62,6 +63,7 @@ def plan_generations(
         default_max_tokens: Length of an answer when the request gives none; None: all that
             the context leaves.
         drawn_seed: Used when the request gives no seed.
+        caller: Who asks.
 
     Raises:
         ApiError: 400 that names the field and the limit.
@@ -91,6 +93,7 @@ def plan_generations(
                     deadline_seconds=limits.deadline_seconds,
                     body=body,
                     created=created,
+                    caller=caller,
                 )
             )
     return generations

@@ -27,6 +27,7 @@ from typing import Any, Final
 from broker.limits import DEFAULT_MAX_PAYLOAD_BYTES
 from broker.topics import PROMPT, REPLY
 from broker.transport import Publication, Received, Transport, TransportEvent
+from gateway.access.caller import Visit, begin_visit, mqtt_caller
 from gateway.drops import Drops
 from gateway.envelope import (
     cancelled,
@@ -198,6 +199,7 @@ class Prompts:
     async def _answer(
         self, client: str, request_id: str, content: dict[str, Any], num_bytes: int
     ) -> None:
+        begin_visit(Visit(mqtt_caller(client)))
         answer = await self._inference.begin(content, form_of(content), num_bytes)
         if not answer.is_streamed:
             self._reply(client, request_id, await answer.whole())

@@ -32,6 +32,7 @@ class Generation:
             behind them.
         generated_logprobs: Theirs, where they were asked for.
         entry: Where the journal has it; "": under its request id.
+        caller: Id of who asked, and may have the answer again; for the journal only.
     """
 
     request_id: str
@@ -44,6 +45,7 @@ class Generation:
     generated: tuple[int, ...] = ()
     generated_logprobs: tuple[Logprobs | None, ...] = ()
     entry: str = ""
+    caller: str = ""
 
     @property
     def journal_id(self) -> str:

@@ -73,6 +73,8 @@ def continued(
                 max_tokens=json.loads(known.fields["parameters"])["max_tokens"],
                 generated=known.tokens,
                 generated_logprobs=known.logprobs,
+                # An admin may read it on, and it stays its caller's.
+                caller=known.fields.get("caller", ""),
             )
         made.append(generation)
     return made

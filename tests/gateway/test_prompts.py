@@ -16,7 +16,7 @@ from broker.memory import MemoryBroker, MemoryTransport
 from broker.mqtt import MqttTransport
 from broker.topics import PROMPT, REPLY, QoS
 from broker.transport import Connected, Publication, Received, Transport
-from gateway.app import create_app
+from gateway.access.keys import Scope
 from gateway.inference import Inference
 from gateway.prompts import Prompts
 from gateway.requests import GenerationFailedError, NotReadyError, QueueFullError
@@ -38,7 +38,7 @@ def prompts_of(api: Api, transport: Transport, max_payload_bytes: int = MAX_PAYL
     return Prompts(
         transport,
         SITE,
-        Inference(api.engine, api.slot, api.settings),
+        Inference(api.engine, api.slot, api.settings, api.meter),
         max_body_bytes=MAX_BODY,
         per_client=PER_CLIENT,
         max_payload_bytes=max_payload_bytes,
@@ -107,6 +107,14 @@ async def site(api: Api) -> AsyncIterator[Site]:
 
 
 # --- answers -------------------------------------------------------------------------------
+
+
+async def test_a_prompt_needs_no_key_and_is_listed_as_its_clients(site: Site) -> None:
+    await site.api.keys.create("boss", Scope.ADMIN)
+    site.ask(CHAT)
+    await site.reply()
+    (listed,) = site.api.meter.requests()
+    assert (listed["caller"], listed["state"]) == (f"{ME} (MQTT)", "finished")
 
 
 async def test_a_chat_is_answered_in_one_message(site: Site, engine: FakeEngine) -> None:
@@ -479,7 +487,7 @@ async def test_neither_prompts_nor_answers_are_logged(
 async def test_readyz_counts_prompts_over_mqtt(site: Site, api: Api, engine: FakeEngine) -> None:
     await site.error({})
 
-    api.app = create_app(engine, api.slot, api.settings, api.signer, api.stopping, site.prompts)
+    api.app = api.make_app(site.prompts)
     details = (await api.get("/readyz")).json()["details"]
 
     assert details["prompts"] == {

@@ -11,9 +11,12 @@ import httpx2
 from fastapi import FastAPI
 
 from broker.events import Logprobs
+from gateway.access.store import KeyFile, KeyStore
 from gateway.app import create_app
+from gateway.meter import Meter
 from gateway.model import ModelSlot
 from gateway.preparation import read_model
+from gateway.prompts import Prompts
 from gateway.requests import Generation, Written
 from gateway.server import HttpServer, listen
 from gateway.settings import Settings
@@ -40,7 +43,21 @@ class Api:
             self.slot.served = read_model(settings, self.slot, "test")
         self.signer = UrlSigner(b"k" * 32, BASE_URL)
         self.stopping = asyncio.Event()
-        self.app: FastAPI = create_app(engine, self.slot, settings, self.signer, self.stopping)
+        self.keys = KeyStore(KeyFile(settings.state), admin_key=settings.admin_key)
+        self.meter = Meter()
+        self.app: FastAPI = self.make_app()
+
+    def make_app(self, prompts: Prompts | None = None) -> FastAPI:
+        return create_app(
+            self.engine,
+            self.slot,
+            self.settings,
+            self.signer,
+            self.stopping,
+            prompts,
+            keys=self.keys,
+            meter=self.meter,
+        )
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx2.AsyncClient]:
@@ -68,6 +85,7 @@ class Api:
             "weights": manifest.weights,
             "status": status,
             "created": str(generation.created),
+            "caller": generation.caller,
         }
         written = Written(fields, tuple(tokens), tuple(logprobs))
         self.engine.journal[generation.request_id] = written

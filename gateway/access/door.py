@@ -1,0 +1,107 @@
+"""Who may in: looks at the key of each HTTP request before any route sees it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as AsgiScope
+
+from gateway.access.caller import ANYBODY, NOBODY, Caller, Visit, begin_visit
+from gateway.access.keys import Key, Scope, WrongKeyError
+from gateway.access.store import KeyStore
+from gateway.errors import ApiError, forbidden, unauthorized
+
+# Health checks come without a key; weights have signed addresses (`gateway.weights`).
+_PUBLIC: Final = re.compile(r"/|/healthz|/readyz|/openapi\.json|/weights/.*")
+_USER: Final = re.compile(r"/v1/.*|/api/.*|/tokenize|/detokenize|/fog/requests/.+")
+JOIN_PATH: Final = "/fog/join"
+KEY_ADVICE: Final = "send one as Authorization: Bearer KEY"
+
+
+def needed_scope(path: str) -> Scope | None:
+    """Return what a key must be good for to go there; None: no key is needed.
+
+    What is not named is for admins, so a route that somebody forgets here is closed.
+    """
+    if path == JOIN_PATH:
+        return Scope.JOIN
+    if _PUBLIC.fullmatch(path):
+        return None
+    return Scope.USER if _USER.fullmatch(path) else Scope.ADMIN
+
+
+class Door:
+    """Lets a request in with the key that it needs; ASGI middleware.
+
+    Args:
+        app: What is behind it.
+        keys: Those that count.
+        refuse: Makes the answer to a path from an error.
+        clock: UTC seconds.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: KeyStore,
+        refuse: Callable[[str, ApiError], Response],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._refuse = refuse
+        self._clock = clock
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path: str = scope["path"]
+        try:
+            visit = self._visit(path, Headers(scope=scope).get("authorization"))
+        except ApiError as error:
+            await self._refuse(path, error)(scope, receive, send)
+            return
+        begin_visit(visit)
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start" and visit.rate_headers:
+                added = [(k.encode(), v.encode()) for k, v in visit.rate_headers.items()]
+                message = {**message, "headers": [*message["headers"], *added]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_limits)
+
+    def _visit(self, path: str, authorization: str | None) -> Visit:
+        """Return who comes in; `ApiError` 401 or 403 for who does not."""
+        needed = needed_scope(path)
+        # Who joins gets a credential for the broker: never without a token.
+        if self._keys.ring.is_open and needed is not Scope.JOIN:
+            return Visit(ANYBODY)
+        try:
+            key = self._key(authorization)
+        except ApiError:
+            if needed is not None:
+                raise
+            return Visit(NOBODY)
+        if needed is not None and not key.scope.allows(needed):
+            raise forbidden(
+                f"{path} needs a key with the scope {needed}, and {key.name!r} has {key.scope}"
+            )
+        return Visit(Caller(key.id, key.name, key.scope, key.limits), device=key.device)
+
+    def _key(self, authorization: str | None) -> Key:
+        scheme, _, text = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not text.strip():
+            raise unauthorized(f"this gateway needs an API key; {KEY_ADVICE}")
+        try:
+            return self._keys.ring.find(text.strip(), self._clock())
+        except WrongKeyError as error:
+            raise unauthorized(str(error)) from error
