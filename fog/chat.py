@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console
 
+from fog.answer import Answer
 from fog.client import FogClient, FogRequestError, Message, Question
 from fog.welcome import answer_figures
 
@@ -21,10 +24,11 @@ def run_chat(
     temperature: float = 0.0,
     max_tokens: int | None = None,
     read_line: Callable[[str], str] = input,
-) -> None:
+) -> list[dict[str, Any]]:
     """Ask what is typed, with the conversation so far, until the input ends.
 
-    ``read_line`` shows its argument and returns a line; it raises EOFError at the end.
+    ``read_line`` shows its argument and returns a line; it raises EOFError at the end. Returns
+    each question that was answered, with the answer and its figures.
 
     Raises:
         FogUnreachableError: No fog answers, or it went away.
@@ -35,34 +39,30 @@ def run_chat(
     model = client.model()
     console.print(f"{model} at {client.url}. {HELP}", markup=False, highlight=False)
     messages: list[Message] = []
+    turns: list[dict[str, Any]] = []
     while True:
         try:
             line = read_line("\n> ").strip()
         except EOFError:
             console.print()
-            return
+            return turns
         if line == "/quit":
-            return
+            return turns
         if line == "/new":
             messages = []
         elif line.startswith("/"):
             console.print(HELP, highlight=False)
         elif line:
-            messages = _turn(client, console, model, messages, line, temperature, max_tokens)
+            asked: list[Message] = [*messages, {"role": "user", "content": line}]
+            question = Question(messages=asked, max_tokens=max_tokens, temperature=temperature)
+            answer = _answer(client, console, model, question)
+            if answer is not None:
+                messages = [*asked, {"role": "assistant", "content": answer.text}]
+                turns.append({"question": line, **dataclasses.asdict(answer)})
 
 
-def _turn(
-    client: FogClient,
-    console: Console,
-    model: str,
-    messages: list[Message],
-    line: str,
-    temperature: float,
-    max_tokens: int | None,
-) -> list[Message]:
-    """Ask one question; return the conversation after it, unchanged if it failed."""
-    asked: list[Message] = [*messages, {"role": "user", "content": line}]
-    question = Question(messages=asked, max_tokens=max_tokens, temperature=temperature)
+def _answer(client: FogClient, console: Console, model: str, question: Question) -> Answer | None:
+    """Ask one question and show what comes; None if it was refused or stopped."""
 
     def show(text: str) -> None:
         console.print(text, end="", markup=False, highlight=False, soft_wrap=True, emoji=False)
@@ -72,10 +72,10 @@ def _turn(
     except FogRequestError as error:
         # For example: the conversation no longer fits. The person decides how to go on.
         console.print(f"refused: {error}", style="red", markup=False, highlight=False)
-        return messages
+        return None
     except KeyboardInterrupt:
         # Closing the connection cancelled the work on the devices.
         console.print("\n[dim](stopped)[/dim]")
-        return messages
+        return None
     console.print(f"\n[dim]{answer_figures(answer)}[/dim]", highlight=False)
-    return [*asked, {"role": "assistant", "content": answer.text}]
+    return answer

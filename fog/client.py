@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 from fog.answer import Answer, StreamedAnswer, server_sent_events
 
 URL_VARIABLE: Final = "E2LLM_URL"
+KEY_VARIABLE: Final = "E2LLM_API_KEY"
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 RESUME_SECONDS: Final = 60.0
 RESUME_PAUSE_SECONDS: Final = 0.25
@@ -86,6 +87,7 @@ class FogClient:
 
     Args:
         url: ``http://host:port`` or https.
+        key: API key, where the gateway needs one.
         timeout_seconds: For each wait on the network.
         resume_seconds: How long an answer that was cut off is asked for again; a gateway
             that was started again has it in its journal.
@@ -99,6 +101,7 @@ class FogClient:
         self,
         url: str,
         *,
+        key: str | None = None,
         timeout_seconds: float = 60.0,
         resume_seconds: float = RESUME_SECONDS,
         clock: Callable[[], float] = time.monotonic,
@@ -111,6 +114,8 @@ class FogClient:
         self._https = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port
         self._path = parts.path.rstrip("/")
+        self.key = key
+        self._identity = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._timeout = timeout_seconds
         self._resume_seconds = resume_seconds
         self._clock = clock
@@ -138,10 +143,33 @@ class FogClient:
 
     def place_device(self, device: str, verb: str) -> dict[str, Any]:
         """Ask for ``cordon``, ``drain`` or ``uncordon``; return what is asked of it now."""
-        path = f"/fog/devices/{quote(device, safe='')}/{verb}"
-        with self._request("POST", path, {}) as response:
-            placed: dict[str, Any] = _json(response.read())
-        return placed
+        return self.change("POST", f"/fog/devices/{quote(device, safe='')}/{verb}", {})
+
+    def keys(self) -> list[dict[str, Any]]:
+        """Return the body of ``GET /fog/keys``: all API keys, without what is secret in them."""
+        keys: list[dict[str, Any]] = self._get("/fog/keys")
+        return keys
+
+    def create_key(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Make an API key; ``key`` of what comes back is shown only once."""
+        return self.change("POST", "/fog/keys", wanted)
+
+    def revoke_key(self, key_id: str) -> dict[str, Any]:
+        """End an API key; return its record."""
+        return self.change("DELETE", f"/fog/keys/{quote(key_id, safe='')}")
+
+    def requests(self) -> list[dict[str, Any]]:
+        """Return the body of ``GET /fog/requests``: open ones, then the latest that ended."""
+        requests: list[dict[str, Any]] = self._get("/fog/requests")
+        return requests
+
+    def change(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Ask for a change; return what the gateway says of it."""
+        with self._request(method, path, None if body is None else dict(body)) as response:
+            changed: dict[str, Any] = _json(response.read())
+        return changed
 
     def devices(self) -> list[dict[str, Any]]:
         """Return the body of ``GET /fog/devices``."""
@@ -264,7 +292,8 @@ class FogClient:
         try:
             payload = None if body is None else json.dumps(body).encode()
             content = {"Content-Type": "application/json"} if body is not None else {}
-            connection.request(method, self._path + path, payload, {**content, **(headers or {})})
+            sent = {**self._identity, **content, **(headers or {})}
+            connection.request(method, self._path + path, payload, sent)
             response = connection.getresponse()
             if response.status != 200:
                 raise _refusal(response.status, response.read())

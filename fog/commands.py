@@ -9,17 +9,20 @@ from typing import Annotated, Final
 
 import typer
 
-from fog import planning_commands
+from fog import access_commands, planning_commands
+from fog.account import AccountError, connect, key_advice
 from fog.chaos.command import chaos
 from fog.cli import missing_module_text
-from fog.client import DEFAULT_URL, FogClient, FogRequestError, FogUnreachableError
+from fog.client import FogRequestError, FogUnreachableError
 from fog.device_commands import device
+from fog.node_commands import node
 from fog.options import (
     EXIT_FAILED,
     EXIT_UNREACHABLE,
     EXIT_USAGE,
     HeldWeightsOption,
     JsonOption,
+    KeyOption,
     StateOption,
     UrlOption,
     give_up,
@@ -29,6 +32,7 @@ from fog.workshop import bench, make_model
 
 CHAT_TIMEOUT_SECONDS: Final = 600.0
 """Silence after which a chat gives up: a large model on slow devices takes its time."""
+UNAUTHORIZED: Final = 401
 
 app = typer.Typer(
     name="e2llm",
@@ -56,7 +60,10 @@ def run() -> None:
     except FogUnreachableError as error:
         give_up(f"e2llm: {error}", EXIT_UNREACHABLE)
     except FogRequestError as error:
-        give_up(f"e2llm: the fog refused: {error}", EXIT_FAILED)
+        advice = f"; {key_advice(os.environ)}" if error.status == UNAUTHORIZED else ""
+        give_up(f"e2llm: the fog refused: {error}{advice}", EXIT_FAILED)
+    except AccountError as error:
+        give_up(f"e2llm: {error}", EXIT_USAGE)
     except OutputError as error:
         give_up(f"e2llm: {error}", EXIT_FAILED)
 
@@ -164,35 +171,57 @@ def up(
 
 @app.command()
 def chat(
-    url: UrlOption = DEFAULT_URL,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
     temperature: Annotated[
         float, typer.Option("--temperature", min=0, max=2, help="0 is greedy.")
     ] = 0.0,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")
     ] = None,
+    json_target: JsonOption = None,
 ) -> None:
     """Talk to a running fog."""
     from fog.chat import run_chat
 
-    client = FogClient(url, timeout_seconds=CHAT_TIMEOUT_SECONDS)
-    run_chat(client, make_console(), temperature=temperature, max_tokens=max_tokens)
+    client = connect(url, api_key, timeout_seconds=CHAT_TIMEOUT_SECONDS)
+    turns = run_chat(
+        client, make_console(json_target), temperature=temperature, max_tokens=max_tokens
+    )
+    write_json(json_target, turns)
 
 
 @app.command()
-def devices(url: UrlOption = DEFAULT_URL, json_target: JsonOption = None) -> None:
+def devices(
+    url: UrlOption = None, api_key: KeyOption = None, json_target: JsonOption = None
+) -> None:
     """Show the devices of a running fog."""
     from fog.tables import devices_table
 
-    current = FogClient(url).devices()
+    current = connect(url, api_key).devices()
     write_json(json_target, current)
     if json_target is None:
         make_console().print(devices_table(current))
 
 
 @app.command()
+def requests(
+    url: UrlOption = None, api_key: KeyOption = None, json_target: JsonOption = None
+) -> None:
+    """Show the requests of a gateway: those that run, and the latest that ended."""
+    from fog.access_tables import requests_table
+
+    found = connect(url, api_key).requests()
+    write_json(json_target, found)
+    if json_target is None:
+        make_console().print(requests_table(found))
+
+
+@app.command()
 def doctor(
-    fog: Annotated[Path | None, typer.Option("--fog", metavar="FILE")] = None,
+    fog: Annotated[
+        Path | None, typer.Option("--fog", metavar="FILE", help="Devices; default: six of them.")
+    ] = None,
     port: Annotated[
         int, typer.Option("--port", min=1, max=65535, help="HTTP port that `up` would use.")
     ] = 8080,
@@ -213,6 +242,22 @@ def doctor(
         raise typer.Exit(EXIT_FAILED)
 
 
+@app.command()
+def completion(
+    shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")],
+) -> None:
+    """Print a script with which a shell completes this command.
+
+    bash and zsh: source <(e2llm completion bash); fish: e2llm completion fish | source.
+    """
+    from fog.command_tree import command_tree
+    from fog.completion import SCRIPTS
+
+    if shell not in SCRIPTS:
+        give_up(f"e2llm: {shell}: use {', '.join(SCRIPTS)}", EXIT_USAGE)
+    print(SCRIPTS[shell](command_tree(app)), end="")
+
+
 app.command()(chaos)
 app.command()(planning_commands.plan)
 app.command()(planning_commands.simulate)
@@ -220,3 +265,6 @@ app.command()(planning_commands.catalogue)
 app.command("make-model")(make_model)
 app.add_typer(bench, name="bench")
 app.add_typer(device, name="device")
+app.add_typer(access_commands.key, name="key")
+app.add_typer(access_commands.token, name="token")
+app.add_typer(node, name="node")

@@ -7,8 +7,9 @@ from typing import Annotated, Final
 
 import typer
 
-from fog.client import DEFAULT_URL, FogClient
-from fog.options import EXIT_FAILED, JsonOption, UrlOption, give_up
+from fog.account import connect
+from fog.client import FogClient
+from fog.options import EXIT_FAILED, JsonOption, KeyOption, UrlOption, give_up
 from fog.output import make_console, write_json
 
 _LOOK_SECONDS: Final = 0.5
@@ -22,23 +23,34 @@ IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Name of the devic
 
 
 @device.command()
-def cordon(name: IdArgument, url: UrlOption = DEFAULT_URL, json_target: JsonOption = None) -> None:
+def cordon(
+    name: IdArgument,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    json_target: JsonOption = None,
+) -> None:
     """Give the device nothing new; what it has it keeps."""
-    _ask(name, "cordon", url, json_target, "keeps what it has and gets nothing new")
+    _ask(
+        connect(url, api_key), name, "cordon", json_target, "keeps what it has and gets nothing new"
+    )
 
 
 @device.command()
 def uncordon(
-    name: IdArgument, url: UrlOption = DEFAULT_URL, json_target: JsonOption = None
+    name: IdArgument,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    json_target: JsonOption = None,
 ) -> None:
     """Let the device be used again."""
-    _ask(name, "uncordon", url, json_target, "may be used")
+    _ask(connect(url, api_key), name, "uncordon", json_target, "may be used")
 
 
 @device.command()
 def drain(
     name: IdArgument,
-    url: UrlOption = DEFAULT_URL,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
     json_target: JsonOption = None,
     wait: Annotated[
         float,
@@ -50,7 +62,7 @@ def drain(
     Requests go on without a gap where memory allows. A device that nobody can replace keeps
     its layers; `e2llm plan --history` says so.
     """
-    client = FogClient(url)
+    client = connect(url, api_key)
     placed = client.place_device(name, "drain")
     deadline = time.monotonic() + wait
     while stages := _stages(client, name):
@@ -66,8 +78,8 @@ def drain(
         make_console().print(f"{name} holds nothing and may be switched off.", highlight=False)
 
 
-def _ask(name: str, verb: str, url: str, json_target: str | None, meaning: str) -> None:
-    placed = FogClient(url).place_device(name, verb)
+def _ask(client: FogClient, name: str, verb: str, json_target: str | None, meaning: str) -> None:
+    placed = client.place_device(name, verb)
     write_json(json_target, placed)
     if json_target is None:
         make_console().print(f"{name} {meaning}.", highlight=False)

@@ -9,7 +9,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from broker.architecture import WEIGHT_FORMATS
-from fog.client import URL_VARIABLE
+from fog.client import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE
 from fog.output import target_problem
 
 EXIT_FAILED: Final = 1
@@ -32,8 +32,21 @@ def _check_weights(weights: str | None) -> str | None:
 
 
 UrlOption = Annotated[
-    str,
-    typer.Option("--url", envvar=URL_VARIABLE, help="Address of the fog's gateway."),
+    str | None,
+    typer.Option(
+        "--url",
+        envvar=URL_VARIABLE,
+        help=f"Address of the fog's gateway; default: that of the configuration, or {DEFAULT_URL}.",
+    ),
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        envvar=KEY_VARIABLE,
+        help="API key, where the gateway needs one; others see it in the list of processes, "
+        "unless it comes from the environment or the configuration.",
+    ),
 ]
 JsonOption = Annotated[
     str | None,

@@ -10,11 +10,12 @@ from typing import Annotated, Final
 
 import typer
 
-from fog.client import DEFAULT_URL, FogClient
+from fog.account import connect
 from fog.options import (
     EXIT_FAILED,
     EXIT_USAGE,
     JsonOption,
+    KeyOption,
     PlannedModelOption,
     UrlOption,
     WeightsOption,
@@ -84,7 +85,8 @@ SeedOption = Annotated[
 
 
 def plan(
-    url: UrlOption = DEFAULT_URL,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
     fog: Annotated[
         Path | None,
         typer.Option("--fog", metavar="FILE", help="Plan these devices; no fog needs to run."),
@@ -133,7 +135,7 @@ def plan(
         give_up(
             "e2llm: --explain, --model, --weights, --ttft and --tpot need --fog FILE", EXIT_USAGE
         )
-    client = FogClient(url)
+    client = connect(url, api_key)
     if history:
         from fog.history import history_view
 

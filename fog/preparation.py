@@ -88,4 +88,6 @@ def prepare(
         base_environ=os.environ,
         weights=options.weights,
         wires=wires,
+        # A gateway with keys asks `up` for one too. Without, a key would close it to all.
+        admin_key=secrets.token_urlsafe(24) if folder.api_keys.is_file() else None,
     )

@@ -21,6 +21,7 @@ _BYTES: Final = {
     **{f"{p}iB": 1024.0**n for n, p in enumerate(("K", "M", "G", "T"), start=1)},
 }
 _SECONDS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_LONG_SECONDS: Final = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES_PER_SECOND: Final = {
     "bit/s": 1 / 8,
     **{f"{p}bit/s": 1e3**n / 8 for n, p in enumerate(("k", "M", "G"), start=1)},
@@ -69,6 +70,11 @@ def parse_memory(value: object) -> Memory:
 def parse_seconds(value: object) -> float:
     """Parse a delay such as ``"5 ms"``; 0 is allowed."""
     return _parse(value, _SECONDS, '"5 ms"', minimum_excluded=None)
+
+
+def parse_duration(value: object) -> float:
+    """Parse a time to wait or to last, such as ``"90 min"``; it must be greater than 0."""
+    return _parse(value, _LONG_SECONDS, '"90 min" or "7 d"', minimum_excluded=0.0)
 
 
 def parse_bytes_per_second(value: object) -> float:

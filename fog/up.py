@@ -77,7 +77,15 @@ def run_up(options: UpOptions, console: Console) -> int:
             soft_wrap=True,
         )
         devices = frozenset(device.id for device in config.devices)
-        run = FogRun(options, build_specs(plan), folder, model.question, console, devices)
+        run = FogRun(
+            options,
+            build_specs(plan),
+            folder,
+            model.question,
+            console,
+            devices,
+            key=plan.admin_key,
+        )
         return asyncio.run(run.run())
 
 
@@ -88,6 +96,7 @@ class FogRun:
         specs: The processes; one is named ``gateway`` and listens on the port in ``options``.
         question: Asked when the fog is ready, unless ``options`` has another one.
         devices: Ids of the devices among the processes.
+        key: API key for the gateway, where it needs one.
     """
 
     def __init__(
@@ -98,6 +107,8 @@ class FogRun:
         question: str,
         console: Console,
         devices: Collection[str] = (),
+        *,
+        key: str | None = None,
     ) -> None:
         self._options = options
         self._devices = devices
@@ -105,7 +116,7 @@ class FogRun:
         self._question = options.once if options.once is not None else question
         self._console = console
         self._client = FogClient(
-            f"http://{LOOPBACK}:{options.port}", timeout_seconds=options.timeout_seconds
+            f"http://{LOOPBACK}:{options.port}", key=key, timeout_seconds=options.timeout_seconds
         )
         self._started_at = time.monotonic()
         self._states = {spec.name: ProcessState.WAITING for spec in specs}

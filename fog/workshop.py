@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Annotated, Final
@@ -10,7 +11,7 @@ import typer
 
 from broker.architecture import WEIGHT_FORMATS
 from fog.options import EXIT_FAILED, EXIT_USAGE, JsonOption, give_up
-from fog.output import make_console
+from fog.output import make_console, write_json
 
 # Of `fog.shapes`, which takes long to import.
 SHAPES: Final = ("qwen2.5-0.5b", "tinyllama-1.1b", "llama-3.2-1b", "qwen3-0.6b", "qwen3-moe-small")
@@ -37,7 +38,9 @@ def engine(
             help=f"One of {', '.join(WEIGHT_FORMATS)}; default: all. May be repeated.",
         ),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=1)] = 2,
+    threads: Annotated[
+        int, typer.Option("--threads", min=1, help="What each engine computes with.")
+    ] = 2,
     quick: Annotated[
         bool, typer.Option("--quick", help="One shape in int8, fewer batches and rounds.")
     ] = False,
@@ -84,6 +87,7 @@ def make_model(
     like: Annotated[str, typer.Option("--like", metavar="SHAPE", help=f"{_SHAPES_HELP}.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new or empty folder.")],
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the weights.")] = 0,
+    json_target: JsonOption = None,
 ) -> None:
     """Write a checkpoint of a real shape with random weights, to measure speed with."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
@@ -95,7 +99,7 @@ def make_model(
     config = shapes().get(like)
     if config is None:
         give_up(f"e2llm: --like {like}: no such shape{suggest(like, list(shapes()))}", EXIT_USAGE)
-    console = make_console()
+    console = make_console(json_target)
     total = made_model.checkpoint_bytes(config)
     columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
     try:
@@ -112,6 +116,7 @@ def make_model(
         give_up(f"e2llm: cannot write {where}: {error.strerror}; {remedy}", EXIT_FAILED)
     except OSError as error:
         give_up(f"e2llm: cannot write {out}: {error.strerror or error}", EXIT_FAILED)
+    write_json(json_target, {"folder": str(out), "shape": like, **dataclasses.asdict(made)})
     console.print(
         f"{like} with random weights in {out}: {made.num_parameters / 1e6:.0f} million parameters, "
         f"{made.num_bytes / 1e9:.2f} GB in {made.num_files} file{'s' * (made.num_files > 1)}.\n"

@@ -8,7 +8,14 @@ from typing import Annotated, Final
 import typer
 
 from fog.client import URL_VARIABLE
-from fog.options import EXIT_FAILED, EXIT_USAGE, HeldWeightsOption, JsonOption, give_up
+from fog.options import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    HeldWeightsOption,
+    JsonOption,
+    KeyOption,
+    give_up,
+)
 from fog.output import make_console, write_json
 
 DEFAULT_SCENARIO: Final = "short"
@@ -33,6 +40,7 @@ def chaos(
         str | None,
         typer.Option("--url", envvar=URL_VARIABLE, help="A fog that runs already, with --state."),
     ] = None,
+    api_key: KeyOption = None,
     state: Annotated[
         Path | None,
         typer.Option("--state", metavar="DIR", help="State folder of its `e2llm up --chaos`."),
@@ -63,6 +71,7 @@ def chaos(
         options = ChaosOptions(
             scenario=load_scenario(path, seed=seed),
             url=(url or DEFAULT_URL) if attached else None,
+            key=api_key if attached else None,
             state=state,
             compose=compose,
             fog=fog or DEFAULT_FOG,

@@ -95,6 +95,7 @@ class Load:
 
     Attributes:
         outcomes: Of the requests that have ended, in that order.
+        key: API key, where the gateway needs one.
     """
 
     url: str
@@ -102,6 +103,7 @@ class Load:
     num_streams: int
     clock: Callable[[], float] = time.monotonic
     outcomes: list[Outcome] = field(default_factory=list)
+    key: str | None = None
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
@@ -127,6 +129,7 @@ class Load:
     def _run(self) -> None:
         client = FogClient(
             self.url,
+            key=self.key,
             timeout_seconds=PATIENCE_SECONDS,
             resume_seconds=PATIENCE_SECONDS,
             clock=self.clock,

@@ -47,6 +47,7 @@ class ChaosOptions:
 
     Attributes:
         url: Of a fog that runs already; None: one is started for the run.
+        key: API key for it, where it needs one.
         state: State folder of a fog that runs already under ``e2llm up --chaos``.
         compose: Folder of a compose file whose fog runs already.
         fog, weights: Of the fog that is started.
@@ -55,6 +56,7 @@ class ChaosOptions:
 
     scenario: Scenario
     url: str | None = None
+    key: str | None = None
     state: Path | None = None
     compose: Path | None = None
     fog: Path
@@ -81,7 +83,8 @@ def run_chaos(options: ChaosOptions, console: Console) -> Report:
         if url is None or testbed is None:
             url, state = stack.enter_context(_own_fog(options, console))
             testbed = LocalFog(state, links)
-        return _run(options.scenario, url, testbed, choose_model(options.model).source, console)
+        client = FogClient(url, key=options.key)
+        return _run(options.scenario, client, testbed, choose_model(options.model).source, console)
 
 
 def _attached(options: ChaosOptions, links: dict[str, float]) -> FaultyFog | None:
@@ -95,8 +98,9 @@ def _attached(options: ChaosOptions, links: dict[str, float]) -> FaultyFog | Non
     return LocalFog(folder, links)
 
 
-def _run(scenario: Scenario, url: str, testbed: FaultyFog, model: str, console: Console) -> Report:
-    client = FogClient(url)
+def _run(
+    scenario: Scenario, client: FogClient, testbed: FaultyFog, model: str, console: Console
+) -> Report:
     plan = client.plan()
     bodies = make_bodies(
         client.model(),
@@ -122,8 +126,8 @@ def _run(scenario: Scenario, url: str, testbed: FaultyFog, model: str, console: 
         def clock() -> float:
             return time.monotonic() - began
 
-        load = Load(url, jobs, scenario.streams, clock)
-        watch = Watch(FogClient(url, timeout_seconds=5.0), clock)
+        load = Load(client.url, jobs, scenario.streams, clock, key=client.key)
+        watch = Watch(FogClient(client.url, key=client.key, timeout_seconds=5.0), clock)
         faults = progress.add_task("faults", total=len(scenario.faults))
         answers = progress.add_task("answers", total=None)
 

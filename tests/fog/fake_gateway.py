@@ -62,6 +62,12 @@ DEVICES: list[dict[str, Any]] = [
     },
     {"id": "pi", "state": "sleeping", "stages": []},
 ]
+KEYS: list[dict[str, Any]] = [
+    {"id": "1", "name": "lamp [kitchen]", "scope": "user", "state": "good", "concurrency": 2}
+]
+REQUESTS: list[dict[str, Any]] = [
+    {"id": "chatcmpl-7", "caller": "lamp", "state": "answering", "answer_tokens": 5, "seconds": 1.5}
+]
 PIECES = (("Twelve", [7]), ("", [8]), (".", [9]))
 
 
@@ -71,9 +77,11 @@ class Behaviour:
 
     Attributes:
         cut_after: Pieces after which each stream breaks, one after the other; then none.
+        key: API key that every request needs; None: none.
         resumed: Answer id and ``Last-Event-ID`` of streams that went on.
     """
 
+    key: str | None = None
     refusals: int = 0
     problem: str | None = None
     chat_template: bool = True
@@ -95,7 +103,18 @@ def make_server(port: int, behaviour: Behaviour) -> ThreadingHTTPServer:
             self.end_headers()
             self.wfile.write(payload)
 
+        def _is_refused(self) -> bool:
+            if behaviour.key in (
+                None,
+                (self.headers["Authorization"] or "").removeprefix("Bearer "),
+            ):
+                return False
+            self._send(401, {"error": {"message": "incorrect API key", "param": None}})
+            return True
+
         def do_GET(self) -> None:
+            if self._is_refused():
+                return
             if self.path == "/readyz" and behaviour.refusals > 0:
                 behaviour.refusals -= 1
                 reason = behaviour.problem or "2 of 6 devices have measured"
@@ -109,6 +128,8 @@ def make_server(port: int, behaviour: Behaviour) -> ThreadingHTTPServer:
                 "/fog/plans": [{"version": 3, "outcome": "adopted", "reason": "the first plan"}],
                 "/fog/devices": DEVICES,
                 "/v1/models": {"data": [{"id": "tiny"}]},
+                "/fog/keys": KEYS,
+                "/fog/requests": REQUESTS,
             }
             if self.path.startswith("/fog/requests/"):
                 self._resume()
@@ -120,6 +141,15 @@ def make_server(port: int, behaviour: Behaviour) -> ThreadingHTTPServer:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             behaviour.asked.append((self.path, body))
+            if self._is_refused():
+                return
+            if self.path == "/fog/join":
+                # As a server that is something else: JSON, but no credential.
+                self._send(200, {})
+                return
+            if self.path == "/fog/keys":
+                self._send(200, {"key": "e2llm-1-secret", "id": "1", **body})
+                return
             if self.path.startswith("/fog/devices/"):
                 _, _, _, device, verb = self.path.split("/")
                 known = any(entry["id"] == device for entry in DEVICES)
@@ -141,6 +171,11 @@ def make_server(port: int, behaviour: Behaviour) -> ThreadingHTTPServer:
             if chat:
                 self._event({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
             self._stream(0, chat=chat)
+
+        def do_DELETE(self) -> None:
+            known = self.path == "/fog/keys/1"
+            missing = {"error": {"message": "no such key", "param": None}}
+            self._send(200 if known else 404, KEYS[0] if known else missing)
 
         def _resume(self) -> None:
             position = self.headers["Last-Event-ID"]

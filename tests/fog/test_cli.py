@@ -31,17 +31,9 @@ from fog.state import StateFolder
 from fog.up import EXIT_INTERRUPTED, EXIT_OK, FogNotReadyError, FogRun, run_up
 from tests.fog import fake_gateway
 from tests.fog.fake_gateway import PLAN, Behaviour, serve
+from tests.support.command_line import e2llm
 
 SLEEP = "import time; time.sleep(60)"
-
-
-def e2llm(
-    *arguments: str, environ: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fog", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **(environ or {})}
-    )
 
 
 def test_an_unknown_weight_format_is_refused_before_anything_is_started(tmp_path: Path) -> None:
