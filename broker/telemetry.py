@@ -128,6 +128,21 @@ class Telemetry(Control, frozen=True, kw_only=True):
         ]
         | None
     ) = None
+    kv_chunks_sent: (
+        Annotated[_Count, _says("1", "KV chunks sent to other devices since the node started")]
+        | None
+    ) = None
+    kv_chunks_received: (
+        Annotated[
+            _Count,
+            _says(
+                "1",
+                "KV chunks that came from other devices since the node started; summed over a fog "
+                "at rest as many as were sent, unless the broker dropped some",
+            ),
+        ]
+        | None
+    ) = None
 
 
 FIELDS: Final[Mapping[str, Any]] = {field.name: field.type for field in fields(Telemetry)}

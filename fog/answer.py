@@ -18,6 +18,7 @@ class Answer:
         longest_pause_seconds: Longest time between two tokens; 0 for fewer than two.
         paused_at: When that began, by the client's clock.
         prompt_token_ids: The prompt, where the gateway was asked for token ids.
+        token_times: When each token came, by the client's clock.
     """
 
     text: str
@@ -28,6 +29,7 @@ class Answer:
     longest_pause_seconds: float = 0.0
     paused_at: float = 0.0
     prompt_token_ids: list[int] = field(default_factory=list)
+    token_times: list[float] = field(default_factory=list)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -51,6 +53,7 @@ class StreamedAnswer:
     pause_seconds: float = 0.0
     paused_at: float = 0.0
     prompt_token_ids: list[int] = field(default_factory=list)
+    token_times: list[float] = field(default_factory=list)
 
     def take(self, chunk: Mapping[str, Any], now: float) -> str:
         """Add one stream chunk and return its text."""
@@ -61,6 +64,7 @@ class StreamedAnswer:
             piece = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
             new_ids = choice.get("token_ids") or ()
             self.token_ids.extend(new_ids)
+            self.token_times.extend(now for _ in new_ids)
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
             text += piece
             # The first chunk of a chat only names the role. A token may have no text yet.
@@ -86,6 +90,7 @@ class StreamedAnswer:
             longest_pause_seconds=self.pause_seconds,
             paused_at=self.paused_at,
             prompt_token_ids=self.prompt_token_ids,
+            token_times=self.token_times,
         )
 
 

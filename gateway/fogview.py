@@ -17,6 +17,7 @@ from broker.control import (
     DeviceStatus,
     ModelManifest,
 )
+from broker.placement import formats
 from broker.plan import Loaded, Plan, PlannerStatus, PlanState, Replica
 from broker.telemetry import Reading, Telemetry, merged
 
@@ -167,11 +168,12 @@ class FogView:
     def serving(self) -> Plan | None:
         """The active plan, unless it is for another model than the one that is served.
 
-        Token ids of one model mean nothing to another.
+        Token ids of one model mean nothing to another, and in other formats it gives other
+        answers than this gateway says.
         """
         if self.active is None or self.model is None:
             return self.active
-        return self.active if self.active.revision == self.model.revision else None
+        return self.active if formats(self.active) == formats(self.model) else None
 
     @property
     def replicas(self) -> tuple[Replica, ...]:

@@ -187,6 +187,13 @@ class Conductor:
                 )
                 self._continue(row, now)
 
+    def dismiss(self, reason: str, now: float) -> None:
+        """Send all that is here back to the queue: this replica is to make room."""
+        for key in self.live:
+            opened = self._opened(key)
+            assert opened is not None, "what is live was opened"
+            self._lose(key, opened, LossKind.PREEMPTED, reason, now)
+
     def gateway_lost(self, gateway: str, now: float) -> None:
         """Release all that a lost gateway holds."""
         for key in self.reservations.keys_of(gateway):

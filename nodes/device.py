@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from broker.codec import Buffer
 from broker.plan import Plan, Replica
-from broker.work import Data
+from broker.work import Data, KvChunk
 from nodes.compute import Pace
 from nodes.context import StageSettings, UnexpectedMessageError
 from nodes.executor import StageExecutor
@@ -28,6 +28,8 @@ class DeviceCore:
 
     Attributes:
         running: The stage whose job runs, or ran last; what ``pace`` is called for.
+        kv_chunks_sent: KV chunks that left for other devices.
+        kv_chunks_received: KV chunks that came from others, wanted or not.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class DeviceCore:
         self.stages: dict[StageKey, StageCore] = {}
         self.dropped: Counter[str] = Counter()
         self.running: StageKey | None = None
+        self.kv_chunks_sent = self.kv_chunks_received = 0
         self._pace = pace
         self._replicas: OrderedDict[str, Replica] = OrderedDict()
         self._turns: list[StageKey] = []
@@ -78,6 +81,8 @@ class DeviceCore:
         Raises:
             UnexpectedMessageError: It was dropped.
         """
+        if sender != self.device and isinstance(header, KvChunk):
+            self.kv_chunks_received += 1
         core = self.stages.get(stage)
         if core is None:
             raise UnexpectedMessageError(f"stage {stage[1]} of {stage[0]} is not held here")
@@ -115,6 +120,7 @@ class DeviceCore:
                 return leaving
             for message in batch:
                 if not isinstance(message, ToStage) or message.device != self.device:
+                    self.kv_chunks_sent += isinstance(message.header, KvChunk)
                     leaving.append(message)
                     continue
                 try:

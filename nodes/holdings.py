@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 DRAIN_SECONDS: Final = 60.0
 """A stage that is no longer assigned is dropped when idle, or after this."""
 
+HANDOVER_SECONDS: Final = 3.0
+"""Where new layers wait for the memory of such a stage, what runs there goes on elsewhere after
+this: a long answer must not hold up the fog (decision 0032)."""
+
 RETRY_SECONDS: Final = 10.0
 """A load that failed is tried again after this: the gateway may have been away."""
 
@@ -173,6 +177,8 @@ class Holdings:
                 del self._draining[key]
                 if not self._draining:
                     self._order(now)  # frees the layers that nobody needs now
+            elif self._waits_for_memory and now - since >= HANDOVER_SECONDS:
+                stage.dismiss("its layers make room for others; it goes on from the queue", now)
         if self._retry_at is not None and now >= self._retry_at:
             self._order(now)
 
@@ -203,6 +209,10 @@ class Holdings:
 
     # --- private ---------------------------------------------------------------------------
 
+    @property
+    def _waits_for_memory(self) -> bool:
+        return self._assignment is not None and self._assignment.frees_first
+
     def _has(self, spec: StageSpec) -> bool:
         built = self._built.get(spec.key)
         return self._held.get(spec.key) == spec or (built is not None and built[0] == spec)
@@ -216,7 +226,7 @@ class Holdings:
         missing = tuple(spec for spec in wanted if not self._has(spec))
         if missing or self._state is not LoadState.LOADED:
             self._state, self._error = LoadState.LOADING, None
-        if assignment.frees_first and self._draining:
+        if self._waits_for_memory and self._draining:
             return  # `tick` comes back when the last of them has drained
         manifest = self._manifests.get(assignment.revision)
         if manifest is None:

@@ -176,6 +176,8 @@ class Reports:
             tokens_per_second=runs.tokens_per_second(),
             kv_used_tokens=self._core.kv_used_tokens,
             kv_kept_tokens=self._core.kv_kept_tokens,
+            kv_chunks_sent=self._core.kv_chunks_sent,
+            kv_chunks_received=self._core.kv_chunks_received,
             late_steps=vitals.pacer.late_steps,
             dropped_messages=vitals.complaints.num_dropped
             + self._core.dropped.total()

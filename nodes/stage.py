@@ -7,6 +7,7 @@ never merges, splits or waits for groups.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from functools import partial
 
@@ -68,6 +69,7 @@ class StageCore:
         self._executor = executor
         self._timers = settings.timers
         self.conductor: Conductor | None = None
+        self._dismissed_at = -math.inf
         if index == 0:
             self.conductor = Conductor(
                 replica,
@@ -153,6 +155,16 @@ class StageCore:
                 if stuck is not None:
                     self._jobs.send_stored(stuck, position)
             self._launch(now)
+
+    def dismiss(self, reason: str, now: float) -> None:
+        """Let the requests that are open go on elsewhere, so that the stage becomes idle."""
+        if self.conductor is not None:
+            self.conductor.dismiss(reason, now)
+        elif now - self._dismissed_at >= self._timers.repeat:
+            self._dismissed_at = now
+            for request in self._requests:
+                failed = RowFailed(**ids(request.open.key), error=reason, retry=True)
+                self._context.to_stage(0, failed)
 
     def gateway_lost(self, gateway: str, now: float) -> None:
         """Free what a lost gateway holds."""

@@ -94,6 +94,8 @@ class Load:
     """Streams that ask one request after the other until they are told to stop.
 
     Attributes:
+        num_requests: After so many in all they stop by themselves; None: never.
+        patience_seconds: How long a client goes on asking before it calls its request lost.
         outcomes: Of the requests that have ended, in that order.
         key: API key, where the gateway needs one.
     """
@@ -102,6 +104,8 @@ class Load:
     jobs: Sequence[Job]
     num_streams: int
     clock: Callable[[], float] = time.monotonic
+    num_requests: int | None = None
+    patience_seconds: float = PATIENCE_SECONDS
     outcomes: list[Outcome] = field(default_factory=list)
     key: str | None = None
 
@@ -121,6 +125,10 @@ class Load:
     def stop(self, timeout_seconds: float = PATIENCE_SECONDS + 60) -> int:
         """Let the requests that run end; return how many did not within the time."""
         self._stop.set()
+        return self.wait(timeout_seconds)
+
+    def wait(self, timeout_seconds: float) -> int:
+        """Wait until all streams have stopped; return how many did not within the time."""
         deadline = time.monotonic() + timeout_seconds
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -129,13 +137,16 @@ class Load:
     def _run(self) -> None:
         client = FogClient(
             self.url,
-            key=self.key,
-            timeout_seconds=PATIENCE_SECONDS,
-            resume_seconds=PATIENCE_SECONDS,
+key=self.key,
+            timeout_seconds=self.patience_seconds,
+            resume_seconds=self.patience_seconds,
             clock=self.clock,
         )
         while not self._stop.is_set():
-            job = self.jobs[next(self._numbers) % len(self.jobs)]
+            number = next(self._numbers)
+            if self.num_requests is not None and number >= self.num_requests:
+                return
+            job = self.jobs[number % len(self.jobs)]
             self.outcomes.append(self._ask(client, job))
 
     def _ask(self, client: FogClient, job: Job) -> Outcome:
@@ -155,7 +166,7 @@ class Load:
                 error = f"HTTP {problem.status}: {problem}"
                 if problem.status not in _COME_AGAIN:
                     break
-            if answer is not None or self.clock() - began_at >= PATIENCE_SECONDS:
+            if answer is not None or self.clock() - began_at >= self.patience_seconds:
                 break
             num_refused += 1
             time.sleep(PAUSE_SECONDS)

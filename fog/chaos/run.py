@@ -161,7 +161,7 @@ def _run(
     if director.error is not None:
         raise ChaosError(str(director.error))
     weights = str(plan.get("weights", "float32"))
-    judged = _judge(load.outcomes, ties(model, weights))
+    judged = judge_all(load.outcomes, ties(model, weights))
     incidents = _explained(director.incidents, load.outcomes, watch)
     return Report(
         seed=scenario.seed,
@@ -175,7 +175,8 @@ def _run(
     )
 
 
-def _judge(outcomes: Sequence[Outcome], gap_of: Callable[[Job], Gap] | None) -> list[Judged]:
+def judge_all(outcomes: Sequence[Outcome], gap_of: Callable[[Job], Gap] | None) -> list[Judged]:
+    """Compare each answer with the undisturbed one; see `fog.chaos.replay.ties` for ``gap_of``."""
     judged = []
     for outcome in outcomes:
         if outcome.answer is None:

@@ -19,6 +19,7 @@ from broker.control import (
     ModelManifest,
     Placement,
 )
+from broker.placement import formats
 from broker.plan import Loaded, LoadState
 from broker.quiet import is_quiet
 from broker.telemetry import Telemetry
@@ -39,7 +40,6 @@ from planner.live.events import (
 )
 from planner.live.inputs import UnusableProfileError, device_spec
 from planner.live.presence import Presence
-from planner.live.target import formats
 from planner.model import DeviceSpec, ModelSpec
 
 

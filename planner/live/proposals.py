@@ -46,8 +46,8 @@ class Proposal:
     """The next plan.
 
     Attributes:
-        record: What was compared, and why this plan; without a time.
-        text: The same in one line, for the log.
+        record: What was compared, and why this plan; without time and version.
+        text: The same in one line, for the log, without the version.
     """
 
     plan: Plan
@@ -104,7 +104,6 @@ def propose(question: Question) -> Proposal:
         trigger=question.trigger,
         outcome="kept" if _is_same(plan, running) else "adopted",
         reason=decision.reason,
-        version=question.version,
         considered=[
             *([] if as_it_is is None else [_considered("running", as_it_is)]),
             _considered("best", best),
@@ -112,7 +111,7 @@ def propose(question: Question) -> Proposal:
     )
     what = "keeps the replicas" if decision.is_kept else "plans"
     text = (
-        f"plan {question.version}: {question.trigger}; {what}: {decision.reason}; "
+        f"{question.trigger}; {what}: {decision.reason}; "
         f"{len(plan.replicas)} replicas on {_num_devices(plan)} devices, "
         f"{plan.predicted.requests_per_second or 0.0:.3g} requests per second; "
         f"{plan.optimality}{note}"

@@ -84,6 +84,11 @@ class Rollout:
         return self._way[-1] if self._way else self.latest
 
     @property
+    def final_version(self) -> int:
+        """Version of `current`, or that it will have at the end of the way."""
+        return self.version + len(self._way)
+
+    @property
     def is_changing(self) -> bool:
         """Whether the fog is on its way from one plan to another."""
         return self.coming is not None or bool(self._way)

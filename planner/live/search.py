@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec.structs
 
-from broker.placement import kv_reserved_tokens
+from broker.placement import formats, kv_reserved_tokens
 from broker.plan import IdleDevice, Plan
 from broker.transport import Publication
 from planner.live.demand import RULE, Demand
@@ -17,7 +17,7 @@ from planner.live.knowledge import Knowledge
 from planner.live.proposals import Proposal, Question, propose
 from planner.live.rollout import Rollout
 from planner.live.settings import PlannerSettings
-from planner.live.target import fitted_workload, formats, is_for
+from planner.live.target import fitted_workload, is_for
 from planner.live.triggers import changes, drift_text, hop_text
 from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec, Objective, Workload
 
@@ -217,13 +217,17 @@ class Search:
             return []
         self._found = None
         at = self._knowledge.utc_seconds
-        self._history.add(found.text, msgspec.structs.replace(found.record, at=at))
         if found.record.outcome == "adopted":
             self._adopted.append(now)
         self._planned_with = dict(usable)
         self._knowledge.planned_speeds = dict(plan.speeds)
         plan = msgspec.structs.replace(plan, created_at=at)
-        return self._rollout.start(plan, self._knowledge, model, now)
+        published = self._rollout.start(plan, self._knowledge, model, now)
+        # Other plans may come first; what was decided is the last of them.
+        version = self._rollout.final_version
+        record = msgspec.structs.replace(found.record, at=at, version=version)
+        self._history.add(f"plan {version}: {found.text}", record)
+        return published
 
     def give_up_found(self, why: str) -> None:
         """What was found is not carried out."""

@@ -8,6 +8,7 @@ from typing import Final
 
 from broker.architecture import UnsupportedModelError
 from broker.control import ModelManifest
+from broker.placement import formats
 from broker.plan import Plan
 from planner.live.inputs import model_spec
 from planner.model import ModelSpec, Workload
@@ -43,14 +44,6 @@ def chosen_model(manifests: Mapping[str, ModelManifest], name: str | None) -> Mo
         return model_spec(wanted[0])
     except UnsupportedModelError as error:
         raise NoModelError(f"the model {wanted[0].name} cannot be planned: {error}") from error
-
-
-def formats(target: ModelManifest | ModelSpec | Plan) -> tuple[str, str, str, str]:
-    """Return revision, weights, KV format and KV transfer of a model, or a plan for one.
-
-    Where one of them differs, no stage of one plan can go on with a request of the other.
-    """
-    return target.revision, target.weights, target.kv_format, target.kv_transfer
 
 
 def is_for(plan: Plan, model: ModelSpec) -> bool:

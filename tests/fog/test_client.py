@@ -40,6 +40,7 @@ def test_an_answer_is_streamed_with_its_token_ids_and_times(
     assert answer.ttft_seconds == 2
     assert answer.tpot_seconds == 1
     assert answer.tokens_per_second == 1
+    assert answer.token_times == [2, 3, 4]
     ((path, body),) = behaviour.asked
     assert path == "/v1/chat/completions"
     assert body["max_tokens"] == 8

@@ -157,6 +157,13 @@ def test_a_plan_for_another_model_serves_nothing() -> None:
     assert view.with_model(other).complete_replicas == ()
 
 
+@pytest.mark.parametrize("field", ["weights", "kv_format", "kv_transfer"])
+def test_a_plan_in_other_formats_than_the_model_is_served_in_serves_nothing(field: str) -> None:
+    other = msgspec.structs.replace(MODEL, **{field: "int8"})
+
+    assert view_of(TWO).with_model(other).complete_replicas == ()
+
+
 def test_a_device_whose_status_was_cleared_is_forgotten() -> None:
     view = view_of(TWO).without_device("c")
 

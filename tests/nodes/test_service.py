@@ -9,7 +9,7 @@ import pytest
 
 from broker import codec
 from broker.control import DeviceState, DeviceStatus, GatewayStatus, ModelManifest, TensorOffer
-from broker.events import Granted, GrantState, Lost, Tokens
+from broker.events import Granted, GrantState, LossKind, Lost, Tokens
 from broker.plan import LayerRange, LoadState, Replica
 from broker.registry import parse_config
 from broker.topics import (
@@ -28,7 +28,7 @@ from broker.topics import (
 )
 from broker.work import Open, Release, Reserve, ReserveKind, Sampling
 from nodes.checkpoint import TensorSource
-from nodes.holdings import DRAIN_SECONDS, RETRY_SECONDS
+from nodes.holdings import DRAIN_SECONDS, HANDOVER_SECONDS, RETRY_SECONDS
 from nodes.shelf import Shelf
 from nodes.weights import LayerWeights
 from tests.support.checkpoints import manifest_of, write_checkpoint
@@ -350,6 +350,21 @@ def test_where_memory_does_not_hold_both_nothing_is_loaded_before_the_old_stage_
     rig.run(0.5)
     assert (rig.loaded.state, rig.loaded.stages) == (LoadState.LOADED, [f"{coming.id}/1"])
     assert not held & set(rig.loaded.tensors)
+
+
+def test_an_answer_that_goes_on_for_long_gives_way_where_its_memory_is_waited_for(
+    rig: NodeRig, manifest: ModelManifest
+) -> None:
+    busy_replica(rig, manifest)
+    coming = make_replica(manifest, [("x", LayerRange(0, 3)), ("pi", LayerRange(3, 5))])
+    rig.publish(PLAN, rig.plan(manifest, coming, version=2))
+    rig.assign(manifest, [(coming, 1)], frees_first=True)
+    rig.run(HANDOVER_SECONDS - 0.5)
+    assert rig.loaded.state is LoadState.LOADING
+    rig.run(1.0)
+    assert (rig.loaded.state, rig.loaded.stages) == (LoadState.LOADED, [f"{coming.id}/1"])
+    (lost,) = [event for event in rig.events() if isinstance(event, Lost)]
+    assert (lost.request_id, lost.kind) == ("slow", LossKind.PREEMPTED)
 
 
 def test_a_coming_stage_is_loaded_beside_the_serving_one(

@@ -117,6 +117,37 @@ def test_a_chunk_at_the_kv_length_runs_and_a_repeated_one_gets_the_stored_result
     assert middle.executor.length(KEY) == 4
 
 
+def test_a_stage_that_must_go_asks_the_master_to_send_its_requests_elsewhere(fog: SmallFog) -> None:
+    middle = stage(fog, 1)
+    middle.handle("g", opening(fog, prompt_ids=()), b"", 0.0)
+    middle.dismiss("its layers make room", 1.0)
+    middle.dismiss("its layers make room", 1.1)
+    (asked,) = headers(middle.drain(), RowFailed)
+    assert isinstance(asked, ToStage)
+    assert (asked.stage, asked.device) == (0, "a")
+    assert asked.header == RowFailed(
+        request_id="q", attempt=0, error="its layers make room", retry=True
+    )
+    middle.handle("a", Release(request_id="q", attempt=0), b"", 1.2)
+    assert middle.is_idle
+
+
+def test_kv_chunks_are_counted_where_they_leave_and_where_they_arrive(source: Source) -> None:
+    replicas = [
+        make_replica((2, 5), ("a", "b"), Role.PREFILL),
+        # The second stage needs no message for what its own device has.
+        make_replica((3, 5), ("c", "b"), Role.DECODE),
+    ]
+    fog = SmallFog(CONFIG, source, replicas, chunk_tokens=4)
+    fog.ask("q", (3, 4, 5, 6, 7, 8), *replicas, max_tokens=3)
+    fog.run()
+    sent = {name: core.kv_chunks_sent for name, core in fog.devices.items()}
+    received = {name: core.kv_chunks_received for name, core in fog.devices.items()}
+    assert sent["a"] > 0
+    assert sum(sent.values()) == sum(received.values())
+    assert (sent["c"], received["a"], received["b"]) == (0, 0, 0)
+
+
 def test_a_chunk_beyond_the_kv_length_asks_once_for_a_repeat_from_there(fog: SmallFog) -> None:
     middle = stage(fog, 1)
     middle.handle("g", opening(fog, prompt_ids=()), b"", 0.0)

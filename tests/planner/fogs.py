@@ -39,6 +39,7 @@ CONFIG: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+FAST_LINK = Link(latency_seconds=0.0005, bytes_per_second=1e8)
 
 
 def manifest(revision: str = "rev-1", name: str = "demo", **formats: Any) -> ModelManifest:
@@ -68,7 +69,7 @@ def device(
         "blocks": {kind: layer_times(seconds * (1 + i)) for i, kind in enumerate(kinds)},
         "embedding": layer_times(seconds * 0.05),
         "head": layer_times(seconds * 0.5),
-        "link": Link(latency_seconds=0.0005, bytes_per_second=1e8),
+        "link": FAST_LINK,
     }
     return DeviceSpec(**{**values, **changes})
 
@@ -137,6 +138,7 @@ def profile(
     memory_bytes: int = 1_100_000,
     revision: str = "rev-1",
     session: int = 1,
+    link: Link = FAST_LINK,
     **changes: Any,
 ) -> DeviceProfile:
     return DeviceProfile(
@@ -148,7 +150,7 @@ def profile(
         blocks={"full": layer_times(seconds)},
         embedding=layer_times(seconds * 0.05),
         head=layer_times(seconds * 0.5),
-        link=Link(latency_seconds=0.0005, bytes_per_second=1e8),
+        link=link,
         chunk_tokens=128,
         **changes,
     )

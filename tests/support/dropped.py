@@ -2,10 +2,11 @@
 
 from typing import Final
 
+from broker.address import BrokerAddress
 from broker.mqtt import MqttTransport
-from broker.topics import PLANNER_USER, QoS
+from broker.topics import QoS
 from broker.transport import Connected, Received
-from tests.support.bus import BrokerProcess, wait_for
+from tests.support.bus import wait_for
 
 _DROPPED: Final = "$SYS/broker/publish/messages/dropped"
 _UPTIME: Final = "$SYS/broker/uptime"
@@ -14,13 +15,16 @@ _UPTIME: Final = "$SYS/broker/uptime"
 class DroppedMessages:
     """Follows Mosquitto's counter of dropped messages from the broker's start.
 
+    Args:
+        planner: The broker's address with the planner's credential, which may read it.
+
     Mosquitto publishes the counter when it has changed, and what it retains expires after
     60 s: who subscribes later hears nothing of a counter that stays what it is. So this
     client must be there within the first minute.
     """
 
-    def __init__(self, broker: BrokerProcess) -> None:
-        self._client = MqttTransport(broker.address(PLANNER_USER), "dropped-messages")
+    def __init__(self, planner: BrokerAddress) -> None:
+        self._client = MqttTransport(planner, "dropped-messages")
         self._client.subscribe([(topic, QoS.AT_MOST_ONCE) for topic in (_DROPPED, _UPTIME)])
         self._client.connect()
         wait_for(self._client, Connected)

@@ -205,7 +205,7 @@ class RealFog(ServiceFog):
     async def start(self) -> None:
         """Start everything and connect."""
         self.broker.start()
-        self._dropped = DroppedMessages(self.broker)
+        self._dropped = DroppedMessages(self.broker.address(PLANNER_USER))
         for device in self.devices:
             self.start_node(device)
         planner = MqttTransport(self.broker.address(PLANNER_USER), PLANNER_USER)

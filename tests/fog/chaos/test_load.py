@@ -49,6 +49,17 @@ def test_streams_ask_one_request_after_the_other_and_end_what_runs(url: str) -> 
         assert outcome.answer.token_ids == outcome.job.undisturbed.token_ids == [7, 8, 9]
 
 
+def test_streams_stop_by_themselves_after_so_many_requests(url: str) -> None:
+    jobs = answer_undisturbed(FogClient(url), make_bodies("tiny", 1, 3, 0.5, 2), lambda done: None)
+    load = Load(url, jobs, num_streams=3, num_requests=5)
+
+    load.start()
+    hanging = load.wait(timeout_seconds=30)
+
+    assert hanging == 0
+    assert len(load.outcomes) == 5
+
+
 def test_what_is_refused_for_good_and_what_fails_in_the_middle_is_lost(
     url: str, behaviour: Behaviour
 ) -> None:

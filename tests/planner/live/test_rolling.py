@@ -130,6 +130,8 @@ def test_a_fog_without_room_for_both_plans_serves_in_every_step() -> None:
     assert "one replica after the other" in serving[0].trigger
     assert "one replica after the other" not in bench.plan.trigger
     assert not bench.control.rollout.is_changing
+    # What was decided is the last of them.
+    assert bench.history.decisions[-1].version == bench.plan.version
 
 
 def test_running_requests_have_time_to_end_before_their_replica_goes() -> None:
