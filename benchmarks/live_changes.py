@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
-from benchmarks.live_fog import LOOK_SECONDS, LiveFog, Plan, devices_of, is_settled, live_fog
+from benchmarks.live_fog import (
+    LOOK_SECONDS,
+    LiveFog,
+    Plan,
+    devices_of,
+    is_settled,
+    live_fog,
+    text_of,
+)
 from benchmarks.live_load import MeasuredLoad, Window
 from benchmarks.live_parts import Found, Lab, default_fog, device_of
 from broker.conditions import Condition
+from fog.config import FogConfig
 from fog.quantities import parse_memory
 from tests.planner.live.noise import decisions_under_noise, steady_fog
 
@@ -48,19 +58,19 @@ def slow(lab: Lab) -> Found:
     found = Found()
     config = default_fog()
     with live_fog(lab.folder, config) as fog, MeasuredLoad(fog.url, lab.jobs(fog)) as load:
-        before = _steady(fog, load)
+        before = _steady(fog, load, found)
         fog.suffer(SLOWED, Condition(slowdown=TIMES))
         found.figures |= _until_planned(fog, "slower", lambda speed: speed < 2 / TIMES)
-        after = _steady(fog, load)
+        after = _steady(fog, load, found)
         fog.suffer(SLOWED, Condition())
         back = _until_planned(fog, "faster", lambda speed: speed > 1 / 2)
         found.figures |= {f"back_{name}": seconds for name, seconds in back.items()}
-        again = _steady(fog, load)
+        again = _steady(fog, load, found)
         is_used = SLOWED in devices_of(fog.client.plan())
         found.processes(fog)
     slowed = device_of(config, SLOWED)
     slowed = replace(slowed, slowdown=TIMES * slowed.slowdown)
-    fresh = _fresh(lab, default_fog(slowed))
+    fresh = _fresh(lab, default_fog(slowed), found)
     rates = {name: load.tokens_per_second(w) for name, w in
              (("before", before), ("slowed", after), ("again", again))}  # fmt: skip
     _note_rates(found, {**rates, "fresh_slowed": fresh})
@@ -83,7 +93,7 @@ def switch(lab: Lab) -> Found:
     with live_fog(lab.folder, config) as fog, MeasuredLoad(fog.url, lab.jobs(fog)) as load:
         fog.settle(CALM_SECONDS, PATIENCE_SECONDS)
         usual = load.window(AFTER_SECONDS)
-        windows, rolling = [], 0
+        windows = []
         for verb, is_wanted in (("drain", False), ("uncordon", True)):
             begin = time.monotonic()
             fog.client.place_device(DRAINED, verb)
@@ -102,7 +112,6 @@ def switch(lab: Lab) -> Found:
     for name, gap in zip(("usual", "drain", "uncordon"), gaps, strict=True):
         found.figures[f"longest_gap_{name}_seconds"] = round(gap, 3)
     found.answers(load.findings())
-    found.at_most("changes for which memory had no room", rolling, 0)
     found.at_most("longest gap between two tokens", max(gaps[1:]), 1.0)
     return found
 
@@ -115,17 +124,17 @@ def grow(lab: Lab) -> Found:
         live_fog(lab.folder, config, later=COMING) as fog,
         MeasuredLoad(fog.url, lab.jobs(fog)) as load,
     ):
-        four = _steady(fog, load)
+        four = _steady(fog, load, found)
         fog.start(*COMING)
         joined = fog.wait("both are used", lambda p: is_settled(p) and devices_of(p) >= {*COMING},
                           PATIENCE_SECONDS)  # fmt: skip
-        six = _steady(fog, load)
+        six = _steady(fog, load, found)
         fog.leave(*COMING)
         left = fog.wait("none is used", lambda p: is_settled(p) and not devices_of(p) & {*COMING},
                         PATIENCE_SECONDS)  # fmt: skip
-        after = _steady(fog, load)
+        after = _steady(fog, load, found)
         found.processes(fog)
-    fresh = _fresh(lab, config)
+    fresh = _fresh(lab, config, found)
     found.figures |= {"joined_seconds": round(joined, 2), "left_seconds": round(left, 2)}
     rates = {name: load.tokens_per_second(w) for name, w in
              (("four", four), ("six", six), ("four_again", after))}  # fmt: skip
@@ -135,20 +144,21 @@ def grow(lab: Lab) -> Found:
     return found
 
 
-def _steady(fog: LiveFog, load: MeasuredLoad) -> Window:
+def _steady(fog: LiveFog, load: MeasuredLoad, found: Found) -> Window:
     """Wait until the plan stays the same, and return a while after that."""
     fog.settle(CALM_SECONDS, PATIENCE_SECONDS)
+    found.figures.setdefault("plans", []).append(text_of(fog.client.plan()))
     return load.window(WINDOW_SECONDS)
 
 
-def _fresh(lab: Lab, config: Any) -> float:
+def _fresh(lab: Lab, config: FogConfig, found: Found) -> float:
     """Return the rate of a fog that was started as it is."""
     with live_fog(lab.folder, config) as fog, MeasuredLoad(fog.url, lab.jobs(fog)) as load:
-        window = _steady(fog, load)
+        window = _steady(fog, load, found)
     return load.tokens_per_second(window)
 
 
-def _until_planned(fog: LiveFog, change: str, is_so: Any) -> dict[str, float]:
+def _until_planned(fog: LiveFog, change: str, is_so: Callable[[float], bool]) -> dict[str, float]:
     """Return after how long a plan for a device's new speed was made, and served."""
     began = time.time()
     switched = fog.wait(

@@ -227,3 +227,12 @@ def is_settled(plan: Plan) -> bool:
 def devices_of(plan: Plan) -> set[str]:
     """Return the devices with a stage."""
     return {stage["device"] for replica in plan["replicas"] for stage in replica["stages"]}
+
+
+def text_of(plan: Plan) -> str:
+    """Return who does what, in one line."""
+    replicas = [
+        f"{replica['role']}: " + " + ".join(stage["device"] for stage in replica["stages"])
+        for replica in plan["replicas"]
+    ]
+    return f"plan {plan['version']}, {'; '.join(sorted(replicas))}"
