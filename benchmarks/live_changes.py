@@ -10,6 +10,7 @@ from typing import Final
 
 from benchmarks.live_fog import (
     LOOK_SECONDS,
+    ON_THE_WAY,
     LiveFog,
     Plan,
     devices_of,
@@ -104,14 +105,13 @@ def switch(lab: Lab) -> Found:
             found.figures[f"{verb}_seconds"] = round(fog.wait(verb, is_done, PATIENCE_SECONDS), 2)
             time.sleep(AFTER_SECONDS)
             windows.append(Window(begin, time.monotonic()))
-        rolling = sum(
-            "one replica after" in entry["trigger"] for entry in fog.client.plan_history()
-        )
+        rolling = [trigger for trigger in fog.triggers if ON_THE_WAY in trigger]
         found.processes(fog)
     gaps = [load.longest_gap(window) for window in (usual, *windows)]
     for name, gap in zip(("usual", "drain", "uncordon"), gaps, strict=True):
         found.figures[f"longest_gap_{name}_seconds"] = round(gap, 3)
     found.answers(load.findings())
+    found.at_most("changes for which memory had no room", len(rolling), 0)
     found.at_most("longest gap between two tokens", max(gaps[1:]), 1.0)
     return found
 

@@ -50,6 +50,7 @@ class LiveFog:
         broker: ``mosquitto`` or ``amqtt``.
 
     Attributes:
+        triggers: Of the plans that `wait` saw.
         peaks: Process name to the most memory (RSS) that it was seen with, bytes.
     """
 
@@ -69,6 +70,7 @@ class LiveFog:
             LOOPBACK, plan.broker_port, PLANNER_USER, plan.passwords[PLANNER_USER]
         )
         self.devices = [device.id for device in config.devices]
+        self.triggers: set[str] = set()
         self.peaks: dict[str, int] = {}
         self._state = state
         self._later = frozenset(later)
@@ -129,7 +131,9 @@ class LiveFog:
         began = time.monotonic()
         while (waited := time.monotonic() - began) < patience:
             with contextlib.suppress(FogRequestError, FogUnreachableError):
-                if condition(self.client.plan()):
+                plan = self.client.plan()
+                self.triggers.add(plan["trigger"])
+                if condition(plan):
                     return waited
             time.sleep(LOOK_SECONDS)
         raise TimeoutError(f"waited {patience:g} s in vain until {what}: {self.client.plan()}")
