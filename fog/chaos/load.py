@@ -137,7 +137,7 @@ class Load:
     def _run(self) -> None:
         client = FogClient(
             self.url,
-key=self.key,
+            key=self.key,
             timeout_seconds=self.patience_seconds,
             resume_seconds=self.patience_seconds,
             clock=self.clock,

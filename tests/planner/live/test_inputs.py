@@ -22,6 +22,7 @@ from planner.live.settings import PlannerSettings
 from planner.live.target import NoModelError, chosen_model, fitted_workload
 from planner.model import Bucket, DeviceSpec, Objective, Roles, Workload
 from tests.planner import fogs
+from tests.planner.live.noise import STEADY
 from tests.support.checkpoints import FAMILIES
 
 MODEL = model_spec(fogs.manifest())
@@ -98,26 +99,7 @@ def test_a_profile_that_does_not_fit_is_refused_by_name(
 
 
 def test_every_field_of_telemetry_can_be_read() -> None:
-    full = Telemetry(
-        cpu_load_ratio=0.5,
-        memory_available_bytes=1,
-        temperature_celsius=-5.0,
-        battery_ratio=1.0,
-        speed_ratio=0.9,
-        stage_seconds={"r": 0.1},
-        queue_length=0,
-        link_latency_seconds=0.0,
-        link_bytes_per_second=1.0,
-        tokens_per_second=3.0,
-        kv_used_tokens=4,
-        dropped_messages=5,
-        late_steps=6,
-        memory_used_bytes=7,
-        is_charging=False,
-        core_wait_ratio=0.1,
-        stage_rows={"r": 2.5},
-        prefill_token_seconds={"r": 0.01},
-    )
+    full = Telemetry(**STEADY)
     assert None not in msgspec.structs.astuple(full)
     assert parse_telemetry(msgspec.json.encode(full)) == (full, ())
 
