@@ -14,12 +14,15 @@ from msgspec import Struct, field
 
 from broker.quiet import parse_quiet_hours
 
-PROTOCOL_VERSION = "1.1"
+PROTOCOL_VERSION = "1.2"
 """Major.minor of the contract; peers of another major version are left out of plans.
 
 The minor version grows when messages get fields. Neighbours must work together: a recording of
 the version before is played to this one (`tests/pipeline/recordings`).
 """
+
+GRAMMAR_VERSION = "1.2"
+"""The first version whose last stages choose tokens by a grammar; an earlier one ignores it."""
 
 
 class Control(Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -91,6 +94,8 @@ class ModelManifest(Control, frozen=True, kw_only=True):
         tensor_key: Signs what nodes ask of each other, see `nodes.tensor_urls`; a new one comes
             with every fresh URL. Empty: nodes hand nothing on.
         hub: Where else the files are; None: nowhere.
+        tokenizer: ``tokenizer.json``, read by last stages when a first request brings a
+            grammar; None: there is none, as from a gateway of an earlier version.
     """
 
     name: str
@@ -106,6 +111,13 @@ class ModelManifest(Control, frozen=True, kw_only=True):
     expires_at: float | None = None
     tensor_key: str = ""
     hub: HubPlace | None = None
+    tokenizer: TensorInfo | None = None
+
+    @property
+    def files(self) -> list[str]:
+        """The files that nodes read from, each once, sorted."""
+        tokenizer = () if self.tokenizer is None else (self.tokenizer,)
+        return sorted({info.file for info in (*self.tensors.values(), *tokenizer)})
 
 
 class DeviceStatus(Control, frozen=True, kw_only=True):
@@ -121,6 +133,18 @@ class DeviceStatus(Control, frozen=True, kw_only=True):
     protocol: str = PROTOCOL_VERSION
     software: str = ""
     pid: int | None = None
+
+    def speaks(self, version: str) -> bool:
+        """Whether the device speaks ``version`` of the contract, or a later minor one."""
+        return _numbers(self.protocol)[:1] == _numbers(version)[:1] and (
+            _numbers(self.protocol) >= _numbers(version)
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the parts of a version; none where it is not of numbers."""
+    parts = version.split(".")
+    return tuple(int(part) for part in parts) if all(map(str.isdecimal, parts)) else ()
 
 
 class PrefillTime(Struct, frozen=True, array_like=True):

@@ -72,6 +72,9 @@ class Sampling(Struct, frozen=True, kw_only=True):
         min_tokens: Tokens before which no EOS is chosen.
         top_logprobs: How many of the most probable tokens are told, with their log
             probabilities, beside each chosen one; None: nothing is told.
+        grammar: What the answer's text must be, in the dialect of Lark that llguidance reads;
+            "": anything. An end token is chosen only where the text is complete by it. A node
+            of an earlier version of the contract would ignore it, see `GRAMMAR_VERSION`.
     """
 
     temperature: float = 0.0
@@ -88,6 +91,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     min_tokens: int = 0
     top_logprobs: int | None = None
+    grammar: str = ""
 
 
 # --- gateway -> stages, on `work` -------------------------------------------------------
@@ -202,9 +206,13 @@ class Forward(RequestData, frozen=True, tag="forward"):
 
 
 class PrefillProgress(RequestData, frozen=True, tag="prefill_progress"):
-    """Last prefill stage -> prefill master: the last stage's KV length."""
+    """Last prefill stage -> prefill master: the last stage's KV length.
+
+    With ``is_preparing`` the token comes as soon as its grammar is there: silence is no loss.
+    """
 
     end_position: int
+    is_preparing: bool = False
 
 
 class FirstToken(RequestData, frozen=True, tag="first_token"):

@@ -30,6 +30,7 @@ EXTRA_OF: Final = {
     "fastapi": "gateway",
     "uvicorn": "gateway",
     "pydantic": "gateway",
+    "llguidance": "gateway",
     "tokenizers": "gateway",
     "jinja2": "gateway",
     "huggingface_hub": "gateway",

@@ -68,11 +68,12 @@ class Admission:
             if request.not_before > now:
                 continue
             demand = request.demand(ledger.measures.answer_tokens)
-            known = ledger.prefixes.loads(loads, request, ledger.view)
+            usable = ledger.usable(request, loads)
+            known = ledger.prefixes.loads(usable, request, ledger.view)
             pair = choose_pair(known, demand, ledger.settings.policy)
             if pair is not None:
                 return request, pair
-            if demand.total_tokens <= ledger.largest_complete:
+            if usable and demand.total_tokens <= ledger.largest_complete:
                 return None  # Its turn, but no room now: those behind it must not overtake.
         return None
 
@@ -84,7 +85,7 @@ class Admission:
         for request in ledger.queue:
             if request.joined is None or not known.issuperset(request.joined):
                 request.joined = None
-                loads = ledger.loads(answering, now)
+                loads = ledger.usable(request, ledger.loads(answering, now))
                 demand = request.demand(ledger.measures.answer_tokens)
                 pair = shortest_queues(loads, demand)
                 if pair is not None:
@@ -212,7 +213,7 @@ class Admission:
             return True
         if len(request.answered) < len(request.binding.replicas):
             return False
-        loads = ledger.loads(ledger.complete, now, without=request)
+        loads = ledger.usable(request, ledger.loads(ledger.complete, now, without=request))
         loads = list(ledger.prefixes.loads(loads, request, ledger.view))
         demand = request.demand(ledger.measures.answer_tokens)
         best = choose_pair(loads, demand, ledger.settings.policy)

@@ -203,9 +203,7 @@ def _add_weights_route(app: FastAPI, slot: ModelSlot, signer: UrlSigner) -> None
                 raise ApiError(403, str(error), code="wrong_signature") from error
         model = slot.served
         # Only what the manifest names: the folder may hold other things.
-        known = model is not None and any(
-            info.file == file for info in model.manifest.tensors.values()
-        )
+        known = model is not None and file in model.manifest.files
         if model is None or not known or revision != model.manifest.revision:
             raise ApiError(404, f"no file {file} in revision {revision}", code="not_found")
         return FileResponse(model.folder / file, media_type="application/octet-stream")

@@ -26,6 +26,7 @@ from gateway.requests import (
     EngineError,
     Generation,
     GenerationFailedError,
+    NotReadyError,
     QueueFullError,
     TooLargeError,
 )
@@ -70,6 +71,7 @@ class Dispatcher:
         Raises:
             QueueFullError: Too many requests wait.
             TooLargeError: No replica of the plan can hold it.
+            NotReadyError: It has a grammar, which no replica of the plan can follow.
             ValueError: No prompt, no token to generate, or an id that is in use.
         """
         if not generation.prompt_ids or generation.max_tokens <= len(generation.generated):
@@ -78,6 +80,8 @@ class Dispatcher:
             raise ValueError(f"request id {generation.request_id} is in use")
         if error := self._too_large(len(generation.prompt_ids), generation.max_tokens):
             raise error
+        if generation.sampling.grammar and (reason := self._lacks_grammars()):
+            raise NotReadyError(reason)
         if self.num_waiting >= self._ledger.settings.queue_limit:
             raise QueueFullError(
                 f"{self.num_waiting} requests wait already, which is this gateway's limit",
@@ -219,6 +223,17 @@ class Dispatcher:
             f"{known_tokens} tokens and an answer of up to {max_tokens} are {total} in all; "
             f"the largest request that fits has {largest}",
             largest,
+        )
+
+    def _lacks_grammars(self) -> str | None:
+        """Return why nobody can choose tokens by a grammar; None: somebody can, or no plan is."""
+        view = self._ledger.view
+        if not view.complete_replicas or any(map(view.knows_grammars, view.complete_replicas)):
+            return None
+        names = dict.fromkeys(replica.stages[-1].device for replica in view.complete_replicas)
+        return (
+            f"{', '.join(names)}, where tokens are chosen, cannot hold an answer to a grammar; "
+            "install the release of the gateway there"
         )
 
     def _retry_after_seconds(self, now: float) -> int:

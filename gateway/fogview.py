@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from broker.control import (
+    GRAMMAR_VERSION,
     DeviceControl,
     DeviceProfile,
     DeviceState,
@@ -192,6 +193,11 @@ class FogView:
             and device.holds(f"{replica.id}/{index}")
             for index, stage in enumerate(replica.stages)
         )
+
+    def knows_grammars(self, replica: Replica) -> bool:
+        """Whether the device that chooses tokens in a replica follows a grammar."""
+        status = self._device(replica.stages[-1].device).status
+        return status is not None and status.speaks(GRAMMAR_VERSION)
 
     @property
     def planned_prompt_tokens(self) -> int:

@@ -18,6 +18,7 @@ from gateway.access.caller import current_visit
 from gateway.answers import Chunk, Event, answers
 from gateway.errors import ApiError, from_engine, not_ready
 from gateway.forms import CHAT, COMPLETION, Form, Pieces, RequestT
+from gateway.grammar import plan_grammar
 from gateway.meter import Meter
 from gateway.model import ModelSlot, ServedModel
 from gateway.parameters import Limits, plan_generations
@@ -312,6 +313,7 @@ class Inference:
             default_max_tokens=form.default_max_tokens,
             drawn_seed=drawn_seed,
             caller=current_visit().caller.id,
+            grammar=await plan_grammar(request, form.tools(request, model), model),
         )
         return generations, model
 

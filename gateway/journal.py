@@ -169,8 +169,11 @@ class RedisJournal:
                 {
                     "max_tokens": generation.max_tokens,
                     "deadline_seconds": generation.deadline_seconds,
-                    # Built-in types with text keys, since a logit bias has integers.
-                    "sampling": msgspec.to_builtins(generation.sampling, str_keys=True),
+                    # Built-in types with text keys, since a logit bias has integers; without
+                    # the grammar, which follows from the body and may be long.
+                    "sampling": msgspec.to_builtins(
+                        msgspec.structs.replace(generation.sampling, grammar=""), str_keys=True
+                    ),
                 }
             ),
             "model": model.name if model is not None else "",

@@ -236,6 +236,12 @@ class Ledger:
         others = (request for request in self.requests.values() if request is not without)
         return self.occupancy.loads(replicas, others, now)
 
+    def usable(self, request: Request, loads: Sequence[Load]) -> Sequence[Load]:
+        """Return the loads of replicas that can carry out what a request asks for."""
+        if not request.generation.sampling.grammar:
+            return loads
+        return [load for load in loads if self.view.knows_grammars(load.replica)]
+
     def answering(self, now: float) -> tuple[Replica, ...]:
         """Return the complete replicas of which no device is silent; all, if there is none."""
         found = tuple(r for r in self.complete if self.silent_device((r,), now) is None)

@@ -93,6 +93,7 @@ def prepare_manifest(
         kv_format=kv_format,
         kv_transfer=kv_transfer,
         folder=str(checkpoint.folder),
+        tokenizer=_tokenizer(checkpoint.folder / "tokenizer.json"),
     )
     size = len(encode_control(manifest))
     if size > DEFAULT_MAX_PAYLOAD_BYTES - _ADDRESSES_BYTES:
@@ -114,6 +115,21 @@ def revision(config: dict[str, object], tensors: dict[str, TensorInfo]) -> str:
     ]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_DIGITS]
+
+
+def _tokenizer(path: Path) -> TensorInfo | None:
+    """Describe the whole file, for nodes that choose tokens by a grammar."""
+    if not path.is_file():
+        return None
+    data = path.read_bytes()
+    return TensorInfo(
+        file=path.name,
+        offset=0,
+        num_bytes=len(data),
+        dtype="U8",
+        shape=(len(data),),
+        checksum=hashlib.sha256(data).hexdigest(),
+    )
 
 
 def _problems(checkpoint: Checkpoint, needed: Iterable[str]) -> Iterable[str]:

@@ -27,6 +27,8 @@ class ErrorBody(BaseModel):
     error: Fault
 
 
+_COMPONENT: Final = "#/components/schemas/{model}"
+
 GENERATION_ERRORS: Final = (400, 404, 409, 413, 429, CLIENT_CLOSED_REQUEST, 500, 503, 504)
 """What a request for text may be answered with instead."""
 
@@ -38,7 +40,9 @@ def errors(*statuses: int, model: type[BaseModel] = ErrorBody) -> dict[int | str
 
 def body_of(request_type: type[BaseModel]) -> dict[str, Any]:
     """Return the description of a body that a route reads by hand, for ``openapi_extra``."""
-    schema = {"application/json": {"schema": request_type.model_json_schema()}}
+    schema = {
+        "application/json": {"schema": request_type.model_json_schema(ref_template=_COMPONENT)}
+    }
     return {"requestBody": {"required": True, "content": schema}}
 
 
@@ -55,6 +59,9 @@ def document(app: FastAPI) -> None:
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, operations in schema["paths"].items():
             for operation in operations.values():
+                # References lead from the root of the document, not of a body.
+                for content in operation.get("requestBody", {}).get("content", {}).values():
+                    schema["components"]["schemas"] |= content["schema"].pop("$defs", {})
                 responses = operation["responses"]
                 if responses.pop("422", None) is not None:
                     responses.setdefault("400", {"description": _phrase(400)})

@@ -49,6 +49,7 @@ def plan_generations(
     default_max_tokens: int | None,
     drawn_seed: int,
     caller: str = "",
+    grammar: str = "",
 ) -> list[Generation]:
     """Return one `Generation` per choice: ``n`` for each prompt, in OpenAI's order.
 
@@ -64,6 +65,7 @@ def plan_generations(
             the context leaves.
         drawn_seed: Used when the request gives no seed.
         caller: Who asks.
+        grammar: That the answers must follow; "": none.
 
     Raises:
         ApiError: 400 that names the field and the limit.
@@ -89,7 +91,7 @@ def plan_generations(
                     request_id=f"{answer_id}-{len(generations)}",
                     prompt_ids=prompt_ids,
                     max_tokens=max_tokens,
-                    sampling=_sampling(request, model, seed, choice),
+                    sampling=_sampling(request, model, seed, choice, grammar),
                     deadline_seconds=limits.deadline_seconds,
                     body=body,
                     created=created,
@@ -99,7 +101,9 @@ def plan_generations(
     return generations
 
 
-def _sampling(request: GenerationRequest, model: ServedModel, seed: int, choice: int) -> Sampling:
+def _sampling(
+    request: GenerationRequest, model: ServedModel, seed: int, choice: int, grammar: str
+) -> Sampling:
     defaults = model.defaults
     return Sampling(
         temperature=_given(request.temperature, defaults.temperature),
@@ -117,6 +121,7 @@ def _sampling(request: GenerationRequest, model: ServedModel, seed: int, choice:
         ignore_eos=bool(request.ignore_eos),
         min_tokens=request.min_tokens or 0,
         top_logprobs=request.num_top_logprobs,
+        grammar=grammar,
     )
 
 

@@ -13,6 +13,7 @@ from gateway.bodies import Body, check_body, problem
 from gateway.errors import invalid_value
 from gateway.foreign import refuse_foreign
 from gateway.messages import Message
+from gateway.response_format import ResponseFormat, check_format
 from gateway.tools.schemas import Tool, ToolChoice, check_choice
 
 MAX_STOP_STRINGS: Final = 16
@@ -110,6 +111,7 @@ class GenerationRequest(Body):
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
     return_token_ids: bool | None = None
+    response_format: Annotated[ResponseFormat | None, BeforeValidator(check_format)] = None
     user: str | None = None
 
     @property

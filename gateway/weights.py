@@ -80,8 +80,7 @@ class UrlSigner:
 
 def with_urls(manifest: ModelManifest, signer: UrlSigner, expires: int) -> ModelManifest:
     """Return the manifest with a signed URL for each file that it names, and a fresh key."""
-    files = sorted({info.file for info in manifest.tensors.values()})
-    urls = {file: [signer.url(manifest.revision, file, expires)] for file in files}
+    urls = {file: [signer.url(manifest.revision, file, expires)] for file in manifest.files}
     return msgspec.structs.replace(
         manifest,
         urls=urls,

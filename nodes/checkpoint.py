@@ -98,6 +98,9 @@ class TensorSource:
             TensorError, GivenUpError: As `load_tensor` does.
         """
         info, _ = self._describe(name)
+        self._fetch(name, info)
+
+    def _fetch(self, name: str, info: TensorInfo) -> None:
         cache = self._supply.cache
         if self._folder is not None or cache is None or cache.find(info) is not None:
             return
@@ -124,6 +127,17 @@ class TensorSource:
             return torch.empty(info.shape, dtype=dtype)
         return torch.frombuffer(data, dtype=dtype).view(info.shape)
 
+    def load_tokenizer(self) -> bytes:
+        """Return the content of ``tokenizer.json``; raises as `load_tensor` does."""
+        info = self._manifest.tokenizer
+        if info is None:
+            raise MissingTensorError(
+                f"model {self._manifest.name} comes without its tokenizer.json; install the "
+                "release of this node on the gateway as well"
+            )
+        _check_place(info.file, info)
+        return bytes(self._read(info.file, info))
+
     def _describe(self, name: str) -> tuple[TensorInfo, torch.dtype]:
         info = self._manifest.tensors.get(name)
         if info is None:
@@ -138,7 +152,7 @@ class TensorSource:
             return self._read_folder(self._folder, name, info)
         data = self._read_cache(name, info)
         if data is None:
-            self.fetch(name)
+            self._fetch(name, info)
             data = self._read_cache(name, info)
         if data is None:
             landing = MemoryLanding(info)
@@ -196,12 +210,16 @@ def _check(name: str, info: TensorInfo) -> torch.dtype:
             f"tensor {name}: {info.num_bytes} bytes for shape {info.shape} of {info.dtype}, "
             f"expected {expected}; the file's header is damaged, fetch {info.file} again"
         )
-    # The manifest comes over the network: neither may lead out of its folder.
+    _check_place(name, info)
+    return dtype
+
+
+def _check_place(name: str, info: TensorInfo) -> None:
+    """Refuse what would lead out of a folder: the manifest comes over the network."""
     if Path(info.file).name != info.file:
         raise DamagedTensorError(f"tensor {name}: {info.file!r} is not the name of a file")
     if not CHECKSUM.fullmatch(info.checksum):
         raise DamagedTensorError(f"tensor {name}: {info.checksum!r} is not a SHA-256 checksum")
-    return dtype
 
 
 def _is_intact(data: bytearray, info: TensorInfo) -> bool:

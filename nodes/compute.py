@@ -172,6 +172,8 @@ class StageCompute:
         if length == row.position:
             if request.receiver is not None and not request.receiver.is_complete:
                 return "kv incomplete"
+            if not request.can_choose:
+                return "grammar not there yet"
             return "run" if self._learn_token(request, row) else "unknown token"
         if length == row.position + 1 and request.last_position == row.position:
             return "stored"
@@ -241,7 +243,14 @@ class StageCompute:
     def _choose(self, request: StageRequest, logits: Tensor, position: int) -> int:
         opened = request.open
         sampling, index = opened.sampling, len(request.generated)
-        token = choose(logits, sampling, opened.prompt_ids, request.generated, position)
+        token = choose(
+            logits,
+            sampling,
+            opened.prompt_ids,
+            request.generated,
+            position,
+            request.allowed(len(logits)),
+        )
         if sampling.top_logprobs is not None:
             request.logprobs[index] = logprobs_of(logits, token, sampling.top_logprobs)
         request.generated.append(token)

@@ -111,10 +111,17 @@ class Conductor:
             for stage in range(len(self.replica.stages)):
                 self._to_stage(stage, Release(**_ids(key), reason=reason))
 
-    def prefill_progress(self, key: RequestKey, end: int, now: float) -> None:
-        """The last stage's KV of a prompt has grown."""
+    def prefill_progress(
+        self, key: RequestKey, end: int, now: float, *, is_preparing: bool = False
+    ) -> None:
+        """The last stage's KV of a prompt has grown, or it still prepares to choose a token."""
         prefill = self._prefills.get(key)
-        if prefill is not None and end > prefill.acked:
+        if prefill is None:
+            return
+        if is_preparing:
+            prefill.waiting_since = now
+            prefill.repeats = 0
+        if end > prefill.acked:
             if prefill.next_start - prefill.acked <= self._chunk_tokens:
                 seconds = now - prefill.waiting_since
                 self._chunk_seconds = 0.8 * self._chunk_seconds + 0.2 * seconds

@@ -12,6 +12,7 @@ from broker.events import Event
 from broker.plan import Replica
 from broker.work import Data, RequestKey
 from nodes.executor import StageExecutor
+from nodes.grammars import GrammarMaker
 from nodes.outgoing import Outgoing, Timers, ToGateway, ToStage
 from nodes.requests import RequestTable, StageRequest
 
@@ -50,11 +51,13 @@ class StageContext:
         executor: StageExecutor,
         lookup: Lookup,
         settings: StageSettings,
+        grammars: GrammarMaker | None = None,
     ) -> None:
         self.replica = replica
         self.index = index
         self.executor = executor
         self.settings = settings
+        self.grammars = grammars
         self.requests = RequestTable(settings.timers.remember)
         self.dropped: Counter[str] = Counter()
         self.out: list[Outgoing] = []

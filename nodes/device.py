@@ -14,6 +14,7 @@ from broker.work import Data, KvChunk
 from nodes.compute import Pace
 from nodes.context import StageSettings, UnexpectedMessageError
 from nodes.executor import StageExecutor
+from nodes.grammars import GrammarMaker
 from nodes.outgoing import Outgoing, ToStage
 from nodes.stage import StageCore
 
@@ -60,11 +61,17 @@ class DeviceCore:
         """Return a replica that some plan named, or None."""
         return self._replicas.get(replica_id)
 
-    def hold(self, replica: Replica, index: int, executor: StageExecutor) -> None:
-        """A stage is loaded and can serve."""
+    def hold(
+        self,
+        replica: Replica,
+        index: int,
+        executor: StageExecutor,
+        grammars: GrammarMaker | None = None,
+    ) -> None:
+        """A stage is loaded and can serve; ``grammars`` are its model's."""
         self._replicas.setdefault(replica.id, replica)
         self.stages[replica.id, index] = StageCore(
-            replica, index, executor, self.replica, self.settings, self._pace
+            replica, index, executor, self.replica, self.settings, self._pace, grammars
         )
 
     def drop(self, key: StageKey) -> None:

@@ -84,7 +84,7 @@ class Fetcher:
         self._count("cache", landing.position)
         if landing.is_intact():
             return
-        sources = self._supply.sources(self._manifest, self._positions[name], info)
+        sources = self._supply.sources(self._manifest, self._positions.get(name), info)
         tries: Counter[str] = Counter()
         givers: dict[str, Source] = {}
         problems: list[str] = []

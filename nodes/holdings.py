@@ -13,6 +13,7 @@ from broker.control import ModelManifest
 from broker.plan import Assignment, Loaded, LoadState, ReadFrom
 from nodes.device import DeviceCore, StageKey
 from nodes.executor import StageExecutor
+from nodes.grammars import GrammarMaker
 from nodes.loader import (
     LoadEvent,
     LoadFailed,
@@ -42,17 +43,24 @@ class Holdings:
     Args:
         core: Serves the stages.
         want: Gives an order to the loader.
+        grammars: Returns what makes the grammars of a model, given its newest manifest.
 
     Attributes:
         kv_tokens: KV positions of each assigned stage.
     """
 
     def __init__(
-        self, core: DeviceCore, want: Callable[[LoadOrder], None], session: Callable[[], int]
+        self,
+        core: DeviceCore,
+        want: Callable[[LoadOrder], None],
+        session: Callable[[], int],
+        grammars: Callable[[Callable[[], ModelManifest]], GrammarMaker],
     ) -> None:
         self._core = core
         self._want = want
         self._session = session
+        self._make_grammars = grammars
+        self._grammars: dict[str, GrammarMaker] = {}
         self._manifests: dict[str, ModelManifest] = {}
         self._assignment: Assignment | None = None
         self._wanted: dict[StageKey, StageSpec] = {}
@@ -127,7 +135,8 @@ class Holdings:
                 logger.error("the plan gives stage %d of %s to others", spec.stage, replica.id)
                 continue
             self._core.drop(key)
-            self._core.hold(replica, spec.stage, executor)
+            grammars = self._grammars_of(spec.revision) if spec.head else None
+            self._core.hold(replica, spec.stage, executor, grammars)
             self._held[key] = spec
         self._limit_kv()
 
@@ -244,6 +253,14 @@ class Holdings:
                 keep=tuple(self._held.values()),
             )
         )
+
+    def _grammars_of(self, revision: str) -> GrammarMaker:
+        """Return what makes a model's grammars, one for all its stages; others are forgotten."""
+        served = {revision, *(spec.revision for spec in self._held.values())}
+        self._grammars = {name: made for name, made in self._grammars.items() if name in served}
+        if revision not in self._grammars:
+            self._grammars[revision] = self._make_grammars(lambda: self._manifests[revision])
+        return self._grammars[revision]
 
     def _limit_kv(self) -> None:
         """Room for KV may change while a replica lives; requests that are open stay."""

@@ -112,6 +112,19 @@ class StageJobs:
             header = Forward(**ids(request.open.key), start_position=stored.start, tensor=meta)
             self._context.to_stage(self._context.index + 1, header, to_bytes(stored.output))
 
+    def go_on(self, request: StageRequest) -> None:
+        """Do what waited for the request's grammar, which is there now."""
+        request.is_held_up = False
+        if request.receiver is not None:
+            self._streams.report_complete(request)
+        elif request.chunks and self._ends_prefill(request, request.chunks[-1].end):
+            try:
+                self._compute.first_token(request, request.chunks[-1].output)
+            except Exception as error:  # one bad request must not stop the stage
+                self._fail(request.open.key, error)
+                return
+            self._report_prefill(request)
+
     # --- prefill -------------------------------------------------------------------------------
 
     def _chunk_waits(self) -> bool:
@@ -165,7 +178,8 @@ class StageJobs:
     ) -> Iterator[None]:
         try:
             output = yield from self._compute.chunk(request, start, hidden, end, now)
-            if self._context.is_last and end == request.open.known_tokens:
+            if self._ends_prefill(request, end) and request.can_choose:
+                request.is_held_up = False
                 self._compute.first_token(request, output)
         except ReleasedError:
             self._context.dropped["released"] += 1
@@ -176,10 +190,15 @@ class StageJobs:
         self.send_stored(request, start, only_first=True)
         self._streams.produce(request, start, end, now())
 
+    def _ends_prefill(self, request: StageRequest, end: int) -> bool:
+        return self._context.is_last and end == request.open.known_tokens
+
     def _report_prefill(self, request: StageRequest) -> None:
         key, opened = request.open.key, request.open
         end = self._context.executor.length(key)
-        self._context.to_stage(0, PrefillProgress(**ids(key), end_position=end))
+        waits = not request.can_choose
+        progress = PrefillProgress(**ids(key), end_position=end, is_preparing=waits)
+        self._context.to_stage(0, progress)
         index = opened.num_generated_tokens
         if len(request.generated) <= index:
             return

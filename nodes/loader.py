@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from broker.plan import LayerRange, ReadFrom
 from nodes.checkpoint import TensorSource
 from nodes.exchange import Exchange
 from nodes.executor import StageExecutor
+from nodes.grammars import Beside, GrammarMaker, in_thread
 from nodes.hardware import give_memory_back
 from nodes.kernels import Int8Kernel, choose_int8_kernel
 from nodes.read_ahead import ReadAhead
@@ -134,6 +135,7 @@ class Loader:
         threads: Threads that torch may use for conversions.
         supply: Where tensors come from; None: the manifest's places alone.
         shelf: Told what has come; None: nothing is handed on.
+        beside: Runs what makes grammars.
 
     Attributes:
         exchange: For the node's loop, which hears from others and announces the shelf.
@@ -146,6 +148,7 @@ class Loader:
         *,
         supply: Supply | None = None,
         shelf: Shelf | None = None,
+        beside: Beside = in_thread,
     ) -> None:
         self.events: queue.SimpleQueue[LoadEvent] = queue.SimpleQueue()
         self._cache_folder = cache_folder
@@ -153,6 +156,7 @@ class Loader:
             folder = None if cache_folder is None else TensorCache(cache_folder / "weights")
             supply = Supply(folder)
         self._supply = supply
+        self._beside = beside
         self.exchange = Exchange(supply.neighbours, shelf)
         self._log = ReadLog()
         self._threads = threads
@@ -171,6 +175,12 @@ class Loader:
         with self._changed:
             self._order = order
             self._changed.notify()
+
+    def grammars(self, manifest: Callable[[], ModelManifest]) -> GrammarMaker:
+        """Return what makes the grammars of a model, from its newest manifest."""
+        return GrammarMaker(
+            lambda: TensorSource(manifest(), self._supply).load_tokenizer(), self._beside
+        )
 
     def stop(self) -> None:
         """Give up what runs, at the next tensor."""

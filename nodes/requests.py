@@ -8,12 +8,19 @@ tokens, so that a gateway that missed the end can ask for it again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from broker.events import Logprobs, TokenRow
 from broker.work import Open, RequestKey, StepResult
 from nodes.transfer import KvReceiver, KvSender
+
+if TYPE_CHECKING:
+    from nodes.grammar import Grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,8 @@ class StageRequest:
         generated: At the last stage, all tokens of the answer so far.
         logprobs: Of the tokens that were chosen here, by index, where they were asked for.
         asked_at: When a repeat was last asked for, so that a burst asks once.
+        grammar: At the last stage, what the answer must be; None: anything.
+        is_held_up: What comes next waits for the grammar.
     """
 
     open: Open
@@ -51,9 +60,26 @@ class StageRequest:
     senders: dict[int, KvSender] = field(default_factory=dict)
     receiver: KvReceiver | None = None
     asked_at: float = -1.0
+    grammar: Future[Grammar] | None = None
+    is_held_up: bool = False
 
     def __post_init__(self) -> None:
         self.generated = list(self.open.generated_ids)
+
+    @property
+    def can_choose(self) -> bool:
+        """Whether its grammar, if it has one, is there."""
+        return self.grammar is None or self.grammar.done()
+
+    def allowed(self, vocab_size: int) -> NDArray[np.bool_] | None:
+        """Return the tokens that may come next by the grammar; None: all.
+
+        Raises:
+            Exception: The grammar could not be made, or does not lead here.
+        """
+        if self.grammar is None:
+            return None
+        return self.grammar.result(timeout=0).allowed(self.generated, vocab_size)
 
     def finish_after(self, token_id: int) -> str | None:
         """Return why the answer ends with ``token_id``, already in ``generated``, or None."""

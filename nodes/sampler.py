@@ -5,9 +5,9 @@ answer is the same alone, in a batch, however the model is split, and after a fa
 Gumbel noise to the log-probabilities and taking the largest is an exact draw from them
 (Gumbel 1954; "Gumbel-max").
 
-Order of processing, as in vLLM and transformers: logit bias, repetition penalty (prompt and
-answer), presence and frequency penalty (answer only), no EOS before ``min_tokens``,
-temperature, top-k, top-p, min-p.
+Order of processing, as in vLLM and transformers: what a grammar leaves, logit bias, repetition
+penalty (prompt and answer), presence and frequency penalty (answer only), no EOS before
+``min_tokens``, temperature, top-k, top-p, min-p.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from broker.work import Sampling
 
 Floats = NDArray[np.float64]
 Words = NDArray[np.uint64]
+Flags = NDArray[np.bool_]
 
 _MASK: Final = (1 << 64) - 1
 _GOLDEN: Final = 0x9E3779B97F4A7C15
@@ -38,6 +39,7 @@ def choose(
     prompt_ids: Sequence[int],
     generated_ids: Sequence[int],
     position: int,
+    allowed: Flags | None = None,
 ) -> int:
     """Return the token id at ``position``; ties go to the lowest id.
 
@@ -47,12 +49,13 @@ def choose(
         prompt_ids: The request's prompt.
         generated_ids: Its answer so far.
         position: Absolute position of the token, prompt included; part of the noise.
+        allowed: (vocab,), the tokens that a grammar leaves; None: all.
 
     Raises:
         SamplingError: Logits are not numbers, an id is outside the vocabulary, or nothing
             is left to choose from.
     """
-    ids, scores = scored(logits, sampling, prompt_ids, generated_ids, position)
+    ids, scores = scored(logits, sampling, prompt_ids, generated_ids, position, allowed)
     return int(ids[np.argmax(scores)])
 
 
@@ -62,6 +65,7 @@ def scored(
     prompt_ids: Sequence[int],
     generated_ids: Sequence[int],
     position: int,
+    allowed: Flags | None = None,
 ) -> tuple[NDArray[np.int64], Floats]:
     """Return the ids that may be chosen, ascending, and their scores: the largest wins.
 
@@ -71,6 +75,8 @@ def scored(
     # Minus infinity is a token that the model rules out.
     if not (values < np.inf).all():
         raise SamplingError("the model's logits are not numbers; its weights may be damaged")
+    if allowed is not None:
+        values[~allowed] = -np.inf
     _penalise(values, sampling, prompt_ids, generated_ids)
     largest = values.max()
     if not np.isfinite(largest):

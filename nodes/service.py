@@ -116,7 +116,7 @@ class NodeService:
         self._canary = canary
         self._complaints = Complaints(logger)
         self.core = DeviceCore(connections.device, StageSettings(), self._pace)
-        self.holdings = Holdings(self.core, loader.want, lambda: presence.session)
+        self.holdings = Holdings(self.core, loader.want, lambda: presence.session, loader.grammars)
         self._reports = Reports(
             connections,
             presence,

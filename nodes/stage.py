@@ -41,6 +41,7 @@ from nodes.compute import Clock, Pace
 from nodes.conductor import Conductor
 from nodes.context import Lookup, StageContext, StageSettings, UnexpectedMessageError, ids
 from nodes.executor import StageExecutor
+from nodes.grammars import GrammarMaker
 from nodes.jobs import StageJobs
 from nodes.outgoing import Outgoing
 from nodes.requests import RequestTable, StageRequest, token_row
@@ -53,6 +54,7 @@ class StageCore:
     Args:
         lookup: Returns the replica of an id that any known plan names, or None.
         pace: Called after each computation, before its result leaves.
+        grammars: Makes grammars, at a last stage; None: none can be made.
     """
 
     def __init__(
@@ -63,8 +65,9 @@ class StageCore:
         lookup: Lookup,
         settings: StageSettings,
         pace: Pace = lambda cost: None,
+        grammars: GrammarMaker | None = None,
     ) -> None:
-        self._context = StageContext(replica, index, executor, lookup, settings)
+        self._context = StageContext(replica, index, executor, lookup, settings, grammars)
         self._requests = self._context.requests
         self._executor = executor
         self._timers = settings.timers
@@ -146,6 +149,8 @@ class StageCore:
                 self._end(request.open.key, now)
             else:
                 self._streams.tick(request, now)
+                if request.is_held_up and request.can_choose:
+                    self._jobs.go_on(request)
         if self.conductor is not None:
             groups, prefills = self.conductor.tick(now)
             for group in groups:
@@ -247,7 +252,8 @@ class StageCore:
                 self._streams.take_credit(sender, request, header, now)
             case PrefillProgress():
                 check(sender, self.replica.stages[-1].device)
-                self._master().prefill_progress(header.key, header.end_position, now)
+                end, waits = header.end_position, header.is_preparing
+                self._master().prefill_progress(header.key, end, now, is_preparing=waits)
             case FirstToken():
                 check(sender, context.prefill_replica(request).stages[-1].device)
                 self._master().first_token(header, now)
@@ -283,6 +289,10 @@ class StageCore:
             raise UnexpectedMessageError(f"open does not name replica {self.replica.id}")
         if (self.conductor or self._context.is_last) and not message.prompt_ids:
             raise UnexpectedMessageError("open without prompt ids at a first or last stage")
+        grammars = self._context.grammars
+        wants_grammar = self._context.is_last and bool(message.sampling.grammar)
+        if wants_grammar and grammars is None:
+            raise UnexpectedMessageError("open with a grammar at a stage that can make none")
         request = StageRequest(message, now)
         if prefills and not decodes:
             self._streams.open_senders(request, now)
@@ -297,6 +307,8 @@ class StageCore:
         if decodes and not prefills:
             # After the room: its map is as long as the prompt, whatever that claims to be.
             self._streams.open_receiver(request)
+        if wants_grammar and grammars is not None:
+            request.grammar, request.is_held_up = grammars.make(message.sampling), True
         self._requests.add(request)
         return True
 

@@ -92,8 +92,8 @@ class KvStreams:
             self.report_complete(request)
 
     def report_complete(self, request: StageRequest) -> None:
-        """Tell the master that every layer has every position, if so."""
-        if request.receiver is not None and request.receiver.is_complete:
+        """Tell the master that every layer has every position, and tokens can be chosen, if so."""
+        if request.receiver is not None and request.receiver.is_complete and request.can_choose:
             header = KvComplete(**ids(request.open.key), stage=self._context.index)
             self._context.to_stage(0, header)
 

@@ -77,16 +77,19 @@ class Supply:
     reader: RangeReader = field(default_factory=RangeReader)
     hub: HubAccess | None = None
 
-    def sources(self, manifest: ModelManifest, position: int, info: TensorInfo) -> list[Source]:
+    def sources(
+        self, manifest: ModelManifest, position: int | None, info: TensorInfo
+    ) -> list[Source]:
         """Return all who may have a tensor.
 
         Args:
             manifest: Of the model.
-            position: Of the tensor among the model's sorted names.
+            position: Of the tensor among the model's sorted names; None: it is none of them,
+                and no neighbour hands it on.
             info: Of the tensor.
         """
         found = []
-        if manifest.tensor_key:
+        if manifest.tensor_key and position is not None:
             found = [
                 Source(
                     name=f"neighbour {neighbour.device}",

@@ -43,6 +43,7 @@ ONE_PLACE: Final = {
     "deap": ("planner/groupings/evolve.py",),
     "fastapi": ("gateway/",),
     "highspy": ("planner/bounds/prices.py",),
+    "llguidance": ("nodes/grammar.py", "gateway/constraints.py"),
     "paho": ("broker/mqtt.py",),
     "redis": ("planner/live/store.py", "gateway/journal.py", "gateway/access/shared.py"),
     "starlette": ("gateway/",),
@@ -62,6 +63,7 @@ COMES_WITH: Final = {
     "httpx2": "huggingface_hub",
     "pydantic_core": "pydantic",
     "starlette": "fastapi",
+    "typing_extensions": "pydantic",
     "tqdm": "huggingface_hub",
 }
 

@@ -16,7 +16,6 @@ _REFUSED: Final[dict[str, tuple[Any, ...]]] = {
     "max_tool_calls": (),
     "previous_response_id": (),
     "prompt": (),
-    "text": ({}, {"format": {"type": "text"}}),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
@@ -46,6 +45,7 @@ class ResponsesRequest(Body):
     top_p: float | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    text: dict[str, Any] | None = None
     stream: bool | None = None
     background: bool | None = None
     user: str | None = None
@@ -70,6 +70,7 @@ class ResponsesRequest(Body):
             "top_p": self.top_p,
             "tools": None if self.tools is None else [_tool(tool) for tool in self.tools],
             "tool_choice": _choice(self.tool_choice),
+            "response_format": _format(self.text),
             "stream": self.stream,
             "user": self.user,
         }
@@ -119,6 +120,14 @@ def _content(value: Any, where: str) -> Any:
             raise invalid_value(where, f"{where} has a part that is no text: {kind!r}")
         parts.append({"type": "text", "text": part.get("text")})
     return parts
+
+
+def _format(text: dict[str, Any] | None) -> Any:
+    """Return the format of the text as a chat has it: a schema stands a level deeper there."""
+    wanted = (text or {}).get("format")
+    if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+        return wanted
+    return {"type": "json_schema", "json_schema": {k: v for k, v in wanted.items() if k != "type"}}
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from gateway.answers import Chunk, Piece, tallies
+from gateway.answers import Chunk, Piece, ShownCall, Tally, tallies
 from gateway.forms import CHAT, COMPLETION, Form
 from gateway.framing import JsonLines
 from gateway.requests import Generation
@@ -20,11 +21,25 @@ Pieces = AsyncGenerator[Piece, None]
 Clock = Callable[[], int]
 
 
+class CalledOllamaFunction(Response):
+    """What is called; the arguments are an object, not its text."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class OllamaCall(Response):
+    """A call of a tool."""
+
+    function: CalledOllamaFunction
+
+
 class OllamaMessage(Response):
     """The assistant's message, or what a line adds to it."""
 
     role: str
     content: str
+    tool_calls: list[OllamaCall] | None = None
 
 
 class OllamaAnswer(Response):
@@ -89,6 +104,8 @@ class _Writer:
         stopwatch = _Stopwatch()
         [tally] = await tallies(stopwatch.timed(pieces), 1)
         made = line(head["model"], tally.text, is_chat=self.is_chat, done=True)
+        if made.message is not None and (calls := _complete(tally.calls)):
+            made.message.tool_calls = calls
         stopwatch.write_into(made, generations[0], tally.finish_reason)
         return made
 
@@ -100,16 +117,32 @@ class _Writer:
         pieces: Pieces,
     ) -> AsyncGenerator[Chunk, None]:
         stopwatch = _Stopwatch()
-        reason: str | None = None
+        tally = Tally()
         async with aclosing(stopwatch.timed(pieces)) as timed:
             async for piece in timed:
-                reason = piece.finish_reason
+                tally.add(piece)
                 if piece.text:
                     text = line(head["model"], piece.text, is_chat=self.is_chat)
                     yield Chunk(text.json_text(), piece.choice)
         last = line(head["model"], "", is_chat=self.is_chat, done=True)
-        stopwatch.write_into(last, generations[0], reason)
+        if last.message is not None and (calls := _complete(tally.calls)):
+            called = line(head["model"], "", is_chat=True)
+            called.message = OllamaMessage(role="assistant", content="", tool_calls=calls)
+            yield Chunk(called.json_text())
+        stopwatch.write_into(last, generations[0], tally.finish_reason)
         yield Chunk(last.json_text())
+
+
+def _complete(calls: Sequence[ShownCall]) -> list[OllamaCall]:
+    """Return the calls whose arguments are an object; one that was cut off has none."""
+    found = []
+    for call in calls:
+        with suppress(ValueError):
+            function = CalledOllamaFunction(
+                name=call.name or "", arguments=json.loads(call.arguments)
+            )
+            found.append(OllamaCall(function=function))
+    return found
 
 
 class _Stopwatch:
@@ -132,7 +165,8 @@ class _Stopwatch:
     def write_into(self, answer: OllamaAnswer, generation: Generation, reason: str | None) -> None:
         now = self._clock()
         first = self._first or now
-        answer.done_reason = reason
+        # Ollama has no word for an end by a call.
+        answer.done_reason = "stop" if reason == "tool_calls" else reason
         answer.total_duration = now - self._began
         answer.load_duration = 0
         answer.prompt_eval_count = len(generation.prompt_ids)
@@ -151,6 +185,7 @@ def _form_of(ours: Form[Any], request_type: type[Any], writer: _Writer) -> Form[
         encode=ours.encode,
         collect=writer.collect,
         stream=writer.stream,
+        tools=ours.tools,
     )
 
 

@@ -34,7 +34,7 @@ def show_body(model: ServedModel) -> dict[str, Any]:
             f"{family}.block_count": model.config.num_layers,
             f"{family}.embedding_length": model.config.hidden_size,
         },
-        "capabilities": ["completion"],
+        "capabilities": ["completion", *(["tools"] if model.tool_format is not None else [])],
         "modified_at": datetime.fromtimestamp(model.created, UTC).isoformat(),
     }
 

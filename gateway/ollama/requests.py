@@ -24,8 +24,6 @@ _OPTIONS: Final = {
 }
 # Fields that would change the answer: the values with which they do not.
 _REFUSED: Final[dict[str, tuple[Any, ...]]] = {
-    "format": ("",),
-    "tools": ([],),
     "think": (False,),
     "images": ([],),
     "suffix": ("",),
@@ -45,6 +43,12 @@ def _check_options(value: Any) -> Any:
     return value
 
 
+def _check_format(value: Any) -> Any:
+    if value in (None, "", "json") or isinstance(value, dict):
+        return value
+    raise problem("must be json or a JSON schema")
+
+
 class OllamaRequest(Body):
     """What both kinds have in common; streamed unless told otherwise, as Ollama does."""
 
@@ -55,6 +59,7 @@ class OllamaRequest(Body):
     options: Annotated[dict[str, Any], BeforeValidator(_check_options)] = Field(
         default_factory=dict
     )
+    format: Annotated[str | dict[str, Any] | None, BeforeValidator(_check_format)] = None
 
     def common(self) -> dict[str, Any]:
         """Return the fields of ours that do not depend on the kind; `ApiError` 400."""
@@ -74,6 +79,8 @@ class OllamaRequest(Body):
                 )
             if num_predict > 0:
                 fields["max_tokens"] = num_predict
+        if self.format:
+            fields["response_format"] = _response_format(self.format)
         return fields | {
             "model": self.model.removesuffix(_LATEST),
             "stream": self.stream is not False,
@@ -84,12 +91,15 @@ class OllamaChat(OllamaRequest):
     """``POST /api/chat``."""
 
     messages: list[dict[str, Any]] = Field(default_factory=list)
+    tools: list[dict[str, Any]] | None = None
 
     def ours(self) -> dict[str, Any]:
         """Return the body of a chat completion; `ApiError` 400 for what is not supported."""
         for index, message in enumerate(self.messages):
             _refuse(message, {"images": ([],)}, f"messages[{index}].")
-        return self.common() | {"messages": [_with_text(message) for message in self.messages]}
+        tools = {"tools": self.tools} if self.tools else {}
+        messages = [_with_text(message) for message in self.messages]
+        return self.common() | tools | {"messages": messages}
 
 
 class OllamaGenerate(OllamaRequest):
@@ -120,6 +130,12 @@ class OllamaShow(Body):
         """The model that is asked about, as it is called here."""
         found = self.model or self.name
         return found.removesuffix(_LATEST) if found else None
+
+
+def _response_format(wanted: str | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(wanted, str):
+        return {"type": "json_object"}
+    return {"type": "json_schema", "json_schema": {"name": "format", "schema": wanted}}
 
 
 def _with_text(message: dict[str, Any]) -> dict[str, Any]:

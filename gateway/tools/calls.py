@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from gateway.tools.forced import Callee, Mark
+
 # The usual order, in which arguments can be passed on before the call is complete.
 _HEAD: Final = re.compile(
     r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
@@ -66,8 +68,39 @@ class ToolFormat(Protocol):
     def opening(self, name: str | None) -> str:
         """Return how an answer begins that must be a call, of one function or of any."""
 
+    def grammar(self, callees: Sequence[Callee], mark: Mark, *, is_named: bool) -> str:
+        """Return the grammar of what follows the opening, see `ObjectCalls.grammar`."""
+
     def call_id(self, digest: str) -> str:
         """Return the id of a call, from hexadecimal digits that are its own."""
+
+
+class Nesting:
+    """How deep in objects and lists a text of JSON is, character by character."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self._in_string = False
+        self._is_escaped = False
+
+    def take(self, char: str) -> bool:
+        """Take the next character; return whether it can be a part of an object or a list."""
+        if self._in_string:
+            if self._is_escaped:
+                self._is_escaped = False
+            elif char == "\\":
+                self._is_escaped = True
+            elif char == '"':
+                self._in_string = False
+        elif char == '"':
+            self._in_string = True
+        elif char in "{[":
+            self.depth += 1
+        elif char in "}]":
+            self.depth -= 1
+        else:
+            return self.depth > 0 or char.isspace()
+        return True
 
 
 class CallScanner:
@@ -80,9 +113,7 @@ class CallScanner:
         self._index = index
         self._buffer = ""
         self._scanned = 0
-        self._depth = 0
-        self._in_string = False
-        self._is_escaped = False
+        self._nesting = Nesting()
         self._has_name = False
         self._sent = -1
         self._arguments_end: int | None = None
@@ -123,28 +154,17 @@ class CallScanner:
 
     def _scan(self) -> int | None:
         """Go on to the end of the object; return where that is, None if it is still to come."""
+        nesting = self._nesting
         for at in range(self._scanned, len(self._buffer)):
-            char = self._buffer[at]
             self._scanned = at + 1
-            if self._in_string:
-                if self._is_escaped:
-                    self._is_escaped = False
-                elif char == "\\":
-                    self._is_escaped = True
-                elif char == '"':
-                    self._in_string = False
-            elif char == '"':
-                self._in_string = True
-            elif char in "{[":
-                self._depth += 1
-            elif char in "}]":
-                self._depth -= 1
-                if self._depth == 1 and self._sent >= 0 and self._arguments_end is None:
-                    self._arguments_end = at + 1
-                if self._depth <= 0:
-                    return at + 1
-            elif not self._depth and not char.isspace():
+            before = nesting.depth
+            if not nesting.take(self._buffer[at]):
                 return at  # No object begins here.
+            if nesting.depth < before:
+                if nesting.depth == 1 and self._sent >= 0 and self._arguments_end is None:
+                    self._arguments_end = at + 1
+                if nesting.depth <= 0:
+                    return at + 1
         return None
 
     def _whole(self, text: str) -> list[CallPart]:

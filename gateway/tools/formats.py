@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.tools import hermes, llama3, mistral
+from gateway.tools import hermes, llama3, mistral, mistral_args
 from gateway.tools.calls import ToolFormat
 
 
@@ -11,7 +11,8 @@ def tool_format(template: str) -> ToolFormat | None:
     if hermes.OPENING in template:
         return hermes.Hermes()
     if mistral.MARKER in template:
-        return mistral.Mistral()
+        is_newer = mistral_args.ARGS in template
+        return mistral_args.MistralArgs() if is_newer else mistral.Mistral()
     # Llama's templates tell the model how to answer, in the first message with tools.
     if llama3.MARKER in template or '"parameters": dictionary of argument name' in template:
         return llama3.Llama3()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Final
 
 from gateway.tools.calls import ToolReader
+from gateway.tools.forced import Callee, Mark, ObjectCalls
 from gateway.tools.marked import MarkedReader
 
 OPENING: Final = "<tool_call>"
 _CLOSING: Final = "</tool_call>"
+_CALLS: Final = ObjectCalls(
+    "arguments", between=("\n", _CLOSING, "\n", OPENING, "\n"), end=("\n", _CLOSING)
+)
 
 
 class Hermes:
@@ -24,9 +27,10 @@ class Hermes:
         return MarkedReader(OPENING, _CLOSING)
 
     def opening(self, name: str | None) -> str:
-        if name is None:
-            return f'{OPENING}\n{{"name": "'
-        return f'{OPENING}\n{{"name": {json.dumps(name)}, "arguments":'
+        return f"{OPENING}\n{_CALLS.head(name)}"
+
+    def grammar(self, callees: Sequence[Callee], mark: Mark, *, is_named: bool) -> str:
+        return _CALLS.grammar(callees, mark, is_named=is_named)
 
     def call_id(self, digest: str) -> str:
         return f"call_{digest[:24]}"

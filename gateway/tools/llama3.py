@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Final
 
 from gateway.tools.calls import CallScanner, Parsed, ToolReader
+from gateway.tools.forced import Callee, Mark, ObjectCalls
 
 MARKER: Final = "<|python_tag|>"
+_CALLS: Final = ObjectCalls("parameters", between=("; ",))
 
 
 class Llama3:
@@ -22,9 +23,10 @@ class Llama3:
         return Llama3Reader()
 
     def opening(self, name: str | None) -> str:
-        if name is None:
-            return '{"name": "'
-        return f'{{"name": {json.dumps(name)}, "parameters":'
+        return _CALLS.head(name)
+
+    def grammar(self, callees: Sequence[Callee], mark: Mark, *, is_named: bool) -> str:
+        return _CALLS.grammar(callees, mark, is_named=is_named)
 
     def call_id(self, digest: str) -> str:
         return f"call_{digest[:24]}"

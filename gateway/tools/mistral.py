@@ -1,15 +1,16 @@
-"""Mistral: ``[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]``."""
+"""Older Mistral: ``[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]``."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Final
 
 from gateway.tools.calls import ToolReader
+from gateway.tools.forced import Callee, Mark, ObjectCalls
 from gateway.tools.marked import MarkedReader
 
 MARKER: Final = "[TOOL_CALLS]"
+_CALLS: Final = ObjectCalls("arguments", between=(", ",), end=("]",))
 
 
 class Mistral:
@@ -23,9 +24,10 @@ class Mistral:
         return MarkedReader(MARKER, is_list=True)
 
     def opening(self, name: str | None) -> str:
-        if name is None:
-            return f'{MARKER}[{{"name": "'
-        return f'{MARKER}[{{"name": {json.dumps(name)}, "arguments":'
+        return f"{MARKER}[{_CALLS.head(name)}"
+
+    def grammar(self, callees: Sequence[Callee], mark: Mark, *, is_named: bool) -> str:
+        return _CALLS.grammar(callees, mark, is_named=is_named)
 
     def call_id(self, digest: str) -> str:
         # Its templates refuse ids of any other length.

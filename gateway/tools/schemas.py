@@ -11,6 +11,7 @@ from pydantic import Field
 from gateway.bodies import Body, problem
 from gateway.errors import ApiError, invalid_value
 from gateway.tools.calls import ToolFormat
+from gateway.tools.forced import Callee
 
 _NAME: Final = r"^[A-Za-z0-9_.-]{1,64}$"
 
@@ -21,6 +22,7 @@ class Function(Body):
     name: Annotated[str, Field(pattern=_NAME)]
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class Tool(Body):
@@ -31,7 +33,7 @@ class Tool(Body):
 
     def for_template(self) -> dict[str, Any]:
         """Return it as chat templates expect it."""
-        return self.model_dump(exclude_none=True)
+        return self.model_dump(exclude_none=True, exclude={"function": {"strict"}})
 
 
 class FunctionName(Body):
@@ -67,10 +69,15 @@ class ToolUse:
     Attributes:
         format: How the model writes calls.
         opening: How the answer must begin, so that it is a call; "" leaves it to the model.
+        forced: The functions of which one must be called, each with the field of the request
+            that describes its arguments.
+        is_named: The request names the one.
     """
 
     format: ToolFormat
     opening: str = ""
+    forced: tuple[tuple[str, Callee], ...] = ()
+    is_named: bool = False
 
 
 def tool_use(
@@ -104,5 +111,18 @@ def tool_use(
         name = choice.function.name
         if name not in {tool.function.name for tool in tools}:
             raise invalid_value("tool_choice", f"tool_choice names {name!r}, which is no tool")
-        return ToolUse(known, known.opening(name))
-    return ToolUse(known, known.opening(None) if choice == "required" else "")
+        return ToolUse(known, known.opening(name), _callees(tools, name), is_named=True)
+    if choice == "required":
+        return ToolUse(known, known.opening(None), _callees(tools))
+    return ToolUse(known)
+
+
+def _callees(tools: Sequence[Tool], only: str | None = None) -> tuple[tuple[str, Callee], ...]:
+    """Return the functions with where they stand; of several with one name the first counts."""
+    found: dict[str, tuple[str, Callee]] = {}
+    for index, tool in enumerate(tools):
+        function = tool.function
+        if only in (None, function.name):
+            where = f"tools[{index}].function.parameters"
+            found.setdefault(function.name, (where, Callee(function.name, function.parameters)))
+    return tuple(found.values())

@@ -209,7 +209,6 @@ async def test_an_unknown_model_is_not_found(api: Api) -> None:
     [
         ("functions", [{"name": "f"}], []),
         ("function_call", {"name": "f"}, "auto"),
-        ("response_format", {"type": "json_object"}, {"type": "text"}),
         ("audio", {"voice": "x"}, None),
         ("modalities", ["audio"], ["text"]),
         ("best_of", 2, 1),

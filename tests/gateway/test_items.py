@@ -134,7 +134,7 @@ async def test_an_error_in_a_stream_is_its_last_event(api: Api, engine: FakeEngi
         ({"input": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ({"max_output_tokens": 0}, "max_completion_tokens"),
         ({"previous_response_id": "resp-1"}, "previous_response_id"),
-        ({"text": {"format": {"type": "json_object"}}}, "text"),
+        ({"text": {"format": {"type": "xml"}}}, "response_format.type"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"stream": True, "background": True}, "stream"),
     ],

@@ -89,8 +89,8 @@ async def test_an_empty_prompt_loads_the_model(api: Api, engine: FakeEngine) -> 
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"format": "json"}, "format"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"format": "xml"}, "format"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"think": True}, "think"),
         ({"messages": [{"role": "user", "content": "x", "images": ["..."]}]}, "messages[0].images"),
         ({"options": {"mirostat": 2}}, "options.mirostat"),

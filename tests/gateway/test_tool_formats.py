@@ -11,6 +11,7 @@ from gateway.tools.formats import tool_format
 from gateway.tools.hermes import Hermes
 from gateway.tools.llama3 import Llama3
 from gateway.tools.mistral import Mistral
+from gateway.tools.mistral_args import MistralArgs
 
 
 @dataclass
@@ -76,6 +77,28 @@ ANSWERS: dict[str, tuple[ToolFormat, str, Read]] = {
         MISTRAL + ', {"name": "now", "arguments": {}}]',
         Read("", CALLS),
     ),
+    "mistral args": (
+        MistralArgs(),
+        f"Let me see.[TOOL_CALLS]weather[ARGS]{WEATHER}[TOOL_CALLS]now[ARGS]{{}}",
+        Read("Let me see.", CALLS),
+    ),
+    "mistral args with ids": (
+        MistralArgs(),
+        f"[TOOL_CALLS]weather[CALL_ID]VvvODy9mT[ARGS] {WEATHER}\n"
+        "[TOOL_CALLS]now[CALL_ID]b[ARGS]{}",
+        Read("", CALLS),
+    ),
+    "mistral args cut off": (
+        MistralArgs(),
+        '[TOOL_CALLS]now[ARGS]{"a": "b',
+        Read("", [["now", '{"a": "b']]),
+    ),
+    "mistral args cut off in the name": (
+        MistralArgs(),
+        "[TOOL_CALLS]no",
+        Read("[TOOL_CALLS]no"),
+    ),
+    "mistral args text": (MistralArgs(), "[TOOL is none [", Read("[TOOL is none [")),
     "mistral text": (Mistral(), "[TOOL is none [", Read("[TOOL is none [")),
 }
 
@@ -114,6 +137,7 @@ def test_an_answer_that_must_be_a_call_goes_on_behind_its_opening(
     [
         ("{% if tools %}<tool_call>{% endif %}", Hermes),
         ("[TOOL_CALLS]", Mistral),
+        ("[TOOL_CALLS]{{ name }}[ARGS]", MistralArgs),
         ("<|python_tag|>", Llama3),
         ("{{ messages }}", type(None)),
     ],

@@ -91,7 +91,9 @@ async def test_a_url_signed_with_another_key_is_refused(api: Api) -> None:
     assert (await api.get(url.removeprefix(BASE_URL))).status_code == 403
 
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "..", "absent.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["config.json", "tokenizer_config.json", "..", "absent.safetensors"]
+)
 async def test_only_files_of_the_manifest_are_given(api: Api, file: str) -> None:
     assert (await api.get(signed(api, file=file))).status_code == 404
 

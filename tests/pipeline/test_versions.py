@@ -21,6 +21,7 @@ from broker.topics import (
     DEVICE_PROFILE,
     DEVICE_STATUS,
     DEVICE_TELEMETRY,
+    DEVICE_TENSORS,
     GATEWAY_EVENTS,
     MODEL,
     PLAN,
@@ -30,8 +31,11 @@ from broker.topics import (
     Topic,
 )
 from broker.transport import Publication
+from broker.work import Sampling
+from gateway.requests import NotReadyError
 from nodes.connections import Connections
 from planner.live.inputs import model_spec
+from tests.support.checkpoints import BYTE_OFFSET, EOS_ID
 from tests.support.recording import (
     DEVICES,
     NUM_TOKENS,
@@ -45,11 +49,11 @@ from tests.support.recording import (
 )
 from tests.support.stepped_fog import GATEWAY, SteppedFog
 
-PREVIOUS = Path(__file__).parent / "recordings" / "protocol-1.0.jsonl"
+PREVIOUS = Path(__file__).parent / "recordings" / "protocol-1.1.jsonl"
 FRAMES = (STAGE_WORK, GATEWAY_EVENTS)
 CONTROLS: tuple[Topic[Any], ...] = (
     MODEL, DEVICE_STATUS, DEVICE_PROFILE, DEVICE_LOADED, DEVICE_ASSIGNMENT, PLAN, PLAN_HISTORY,
-    PLANNER_STATUS,
+    PLANNER_STATUS, DEVICE_TENSORS,
 )  # fmt: skip
 
 
@@ -134,6 +138,8 @@ def test_every_recorded_message_can_be_read(turns: Sequence[Turn]) -> None:
     unread = []
     for message in (message for turn in turns for message in turn.messages):
         payload = bytes(message.payload)
+        if not payload:  # cleared
+            continue
         if DEVICE_TELEMETRY.match(message.topic):
             assert parse_telemetry(payload).refused == ()
             continue
@@ -214,6 +220,9 @@ def test_a_planner_of_today_takes_over_the_plan_of_the_last_version(
 # --- upgrades -----------------------------------------------------------------------------
 
 
+GRAMMAR = Sampling(grammar='start: "ab"', eos_token_ids=(EOS_ID,))
+
+
 class EarlierNode(Connections):
     """A node that speaks the last version."""
 
@@ -292,3 +301,33 @@ def test_in_the_middle_of_an_upgrade_both_versions_serve_in_one_replica(
     statuses = [fog.view.devices[device].status for device in "ab"]
     assert len({status.protocol for status in statuses if status is not None}) == 2
     assert fog.done == {"q"}
+
+
+def test_a_grammar_goes_to_devices_that_follow_it_and_to_no_others(
+    manifest: ModelManifest,
+) -> None:
+    room = model_spec(manifest).stage_bytes(0, 3, 256)
+    fog = SteppedFog(manifest, dict.fromkeys("abcd", room), load_seconds=0.5)
+    fog.stop_node("d")
+    fog.start_node("d", 2_000, EarlierNode)
+    for _ in fog.run(15):
+        pass
+    chosen_by = {replica.stages[-1].device for replica in fog.view.complete_replicas}
+    assert len(chosen_by) == 2
+    assert "d" in chosen_by
+
+    for number in range(8):
+        fog.ask(f"q{number}", prompt("greedy"), 8, GRAMMAR)
+    for _ in fog.run(20):
+        pass
+    assert fog.failed == {}
+    answers = {tuple(token for token, _ in answer) for answer in fog.tokens.values()}
+    assert answers == {(*(BYTE_OFFSET + byte for byte in b"ab"), EOS_ID)}
+
+    for device in chosen_by - {"d"}:
+        fog.stop_node(device)
+    for _ in fog.run(2):
+        pass
+    assert fog.view.complete_replicas
+    with pytest.raises(NotReadyError, match="cannot hold an answer to a grammar"):
+        fog.ask("late", prompt("greedy"), 8, GRAMMAR)

@@ -14,7 +14,7 @@ from tests.support.gateway_api import Api, settings_for
 from tests.support.model_folder import write_model_folder
 
 
-async def test_a_node_without_the_folder_reads_every_tensor_from_its_gateway(
+async def test_a_node_without_the_folder_reads_every_tensor_and_the_tokenizer_from_its_gateway(
     tmp_path: Path,
 ) -> None:
     folder = write_model_folder(tmp_path / "model")
@@ -29,6 +29,8 @@ async def test_a_node_without_the_folder_reads_every_tensor_from_its_gateway(
         read = {
             name: await asyncio.to_thread(source.load_tensor, name) for name in manifest.tensors
         }
+        tokenizer = await asyncio.to_thread(source.load_tokenizer)
+    assert tokenizer == (folder / "tokenizer.json").read_bytes()
     expected = load_file(folder / "model.safetensors")
     assert set(read) == set(expected)
     assert all(torch.equal(read[name], expected[name]) for name in expected)

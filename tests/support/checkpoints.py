@@ -409,9 +409,21 @@ def manifest_of(folder: Path, /, name: str = "tiny", **changes: Any) -> ModelMan
         "config": config,
         "tensors": tensors,
         "folder": str(folder),
+        "tokenizer": _whole(folder / "tokenizer.json"),
         **changes,
     }
     return ModelManifest(**values)
+
+
+def _whole(path: Path) -> TensorInfo | None:
+    if not path.is_file():
+        return None
+    data = path.read_bytes()
+    checksum = hashlib.sha256(data).hexdigest()
+    return TensorInfo(
+        file=path.name, offset=0, num_bytes=len(data), dtype="U8", shape=(len(data),),
+        checksum=checksum,
+    )  # fmt: skip
 
 
 def _tensors_in(path: Path) -> dict[str, TensorInfo]:

@@ -36,6 +36,7 @@ from nodes.compute import Pace
 from nodes.context import StageSettings, UnexpectedMessageError
 from nodes.device import DeviceCore
 from nodes.executor import StageExecutor
+from nodes.grammars import GrammarMaker
 from nodes.outgoing import Timers, ToGateway, ToStage
 from nodes.stage import StageCore
 from nodes.weights import LayerWeights
@@ -114,6 +115,7 @@ class SmallFog:
         tick_seconds: float = 0.0,
         weights: str = "float32",
         kv_format: str = "float32",
+        grammars: GrammarMaker | None = None,
     ) -> None:
         self.config: ModelConfig = parse_config(manifest_config)
         self.replicas = list(replicas)
@@ -162,7 +164,7 @@ class SmallFog:
                     chunk_tokens=chunk_tokens,
                     kv_format=kv_format,
                 )
-                core.hold(replica, index, executor)
+                core.hold(replica, index, executor, grammars if stage.head else None)
         for core in self.devices.values():
             core.learn(self.plan)
 

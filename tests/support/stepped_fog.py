@@ -50,7 +50,7 @@ class SlowLoader(Loader):
     """Carries an order out when the clock says so; the newest one wins, as in the real one."""
 
     def __init__(self, load_seconds: float) -> None:
-        super().__init__()
+        super().__init__(beside=lambda work: work())
         self.now = 0.0
         self._load_seconds = load_seconds
         self._waiting: tuple[float, LoadOrder] | None = None
@@ -135,15 +135,22 @@ class SteppedFog:
         path = topic.path(SITE, **names)
         self._bus.publish(Publication(path, payload, topic.qos, topic.retained))
 
-    def ask(self, request_id: str, prompt_ids: Sequence[int], max_tokens: int) -> None:
-        """Submit a request; half of them are sampled."""
+    def ask(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        max_tokens: int,
+        sampling: Sampling | None = None,
+    ) -> None:
+        """Submit a request; half of those that do not say how are sampled."""
         self.tokens[request_id] = []
         sampled = len(self.tokens) % 2 == 0
         generation = Generation(
             request_id=request_id,
             prompt_ids=tuple(prompt_ids),
             max_tokens=max_tokens,
-            sampling=Sampling(
+            sampling=sampling
+            or Sampling(
                 temperature=0.8 if sampled else 0.0, seed=len(self.tokens), ignore_eos=True
             ),
         )
