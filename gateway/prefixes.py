@@ -17,7 +17,7 @@ from gateway.attempt import Request
 from gateway.fogview import DeviceView, FogView
 from gateway.routing import Load
 
-FIRST_VERSION: Final = (1, 1)
+FIRST_VERSION: Final = "1.1"
 """Of the protocol in which stages keep beginnings; those of an earlier one are not asked to."""
 MOST_CHUNKS: Final = 1 << 16
 """Chunks of which this gateway remembers who has them; older ones are forgotten."""
@@ -79,7 +79,4 @@ class Prefixes:
 
 def _keeps(device: DeviceView | None) -> bool:
     """Whether a device speaks a version of the protocol in which it keeps beginnings."""
-    if device is None or device.status is None:
-        return False
-    numbers = device.status.protocol.split(".")
-    return all(map(str.isdecimal, numbers)) and tuple(map(int, numbers)) >= FIRST_VERSION
+    return device is not None and device.status is not None and device.status.speaks(FIRST_VERSION)
