@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -217,10 +218,14 @@ def run_mosquitto(
         write_access_files(configuration.parent, users, site)
         child.send_signal(signal.SIGHUP)
 
-    while joining is not None and child.poll() is None:
-        joining.look(reload)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(LOOK_SECONDS)
+    def let_join(joining: Joining) -> None:
+        while child.poll() is None:
+            joining.look(reload)
+            time.sleep(LOOK_SECONDS)
+
+    if joining is not None:
+        # Beside the wait for its end: that with a time-out would wake up all the time.
+        threading.Thread(target=let_join, args=(joining,), name="joins", daemon=True).start()
     status = child.wait()
     return 0 if stopped else status or 1
 

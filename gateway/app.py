@@ -66,7 +66,7 @@ def create_app(
         meter: Counts what callers use; the one of ``prompts``, too.
     """
     app = FastAPI(title="E2LLM gateway", docs_url=None, redoc_url=None)
-    app.add_middleware(Door, keys=keys, refuse=error_response)
+    app.add_middleware(Door, keys=keys, own_url=settings.public_url, refuse=error_response)
     # Added last, it is the first to see a request: what the door refuses has an id as well.
     app.add_middleware(RequestIds)
     app.add_exception_handler(ApiError, _answer_api_error)

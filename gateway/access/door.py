@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -16,6 +17,7 @@ from gateway.access.caller import ANYBODY, NOBODY, Caller, Visit, begin_visit
 from gateway.access.keys import Key, Scope, WrongKeyError
 from gateway.access.store import KeyStore
 from gateway.errors import ApiError, forbidden, unauthorized
+from gateway.settings import is_address, is_loopback
 
 # Health checks come without a key; weights have signed addresses (`gateway.weights`).
 _PUBLIC: Final = re.compile(r"/|/healthz|/readyz|/openapi\.json|/weights/.*")
@@ -36,12 +38,37 @@ def needed_scope(path: str) -> Scope | None:
     return Scope.USER if _USER.fullmatch(path) else Scope.ADMIN
 
 
+def is_foreign(origin: str | None, host: str, own: str | None) -> bool:
+    """Whether a request comes from a page of somebody else in a browser of this network.
+
+    Without keys, what a browser may reach any page that it shows may change: a page's requests
+    need no key that it would have to know. Browsers say in ``Origin`` whose page it is.
+
+    Args:
+        origin: That header; None: it is no browser, or a page of ours that only reads.
+        host: The header ``Host``. A name in it proves nothing: its owner may let it point here.
+        own: The gateway's public URL.
+    """
+    if origin is None:
+        return False
+    try:
+        asking = urlsplit(origin).hostname or ""
+    except ValueError:
+        return True
+    if is_loopback(asking):
+        return False
+    if own is not None and asking == urlsplit(own).hostname:
+        return False
+    return not (is_address(asking) and asking == urlsplit(f"//{host}").hostname)
+
+
 class Door:
     """Lets a request in with the key that it needs; ASGI middleware.
 
     Args:
         app: What is behind it.
         keys: Those that count.
+        own_url: The gateway's public URL, where it has one.
         refuse: Makes the answer to a path from an error.
         clock: UTC seconds.
     """
@@ -51,11 +78,13 @@ class Door:
         app: ASGIApp,
         *,
         keys: KeyStore,
+        own_url: str | None,
         refuse: Callable[[str, ApiError], Response],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._app = app
         self._keys = keys
+        self._own_url = own_url
         self._refuse = refuse
         self._clock = clock
 
@@ -65,7 +94,7 @@ class Door:
             return
         path: str = scope["path"]
         try:
-            visit = self._visit(path, Headers(scope=scope).get("authorization"))
+            visit = self._visit(path, Headers(scope=scope))
         except ApiError as error:
             await self._refuse(path, error)(scope, receive, send)
             return
@@ -79,14 +108,19 @@ class Door:
 
         await self._app(scope, receive, send_with_limits)
 
-    def _visit(self, path: str, authorization: str | None) -> Visit:
+    def _visit(self, path: str, headers: Headers) -> Visit:
         """Return who comes in; `ApiError` 401 or 403 for who does not."""
         needed = needed_scope(path)
         # Who joins gets a credential for the broker: never without a token.
         if self._keys.ring.is_open and needed is not Scope.JOIN:
+            if is_foreign(headers.get("origin"), headers.get("host", ""), self._own_url):
+                raise forbidden(
+                    "a gateway without API keys answers no page of another site in a browser; "
+                    "make a key"
+                )
             return Visit(ANYBODY)
         try:
-            key = self._key(authorization)
+            key = self._key(headers.get("authorization"))
         except ApiError:
             if needed is not None:
                 raise

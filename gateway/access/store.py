@@ -128,6 +128,9 @@ class KeyStore:
     Raises:
         KeyFileError: The copy is damaged.
         ValueError: ``admin_key`` is too short.
+
+    Attributes:
+        ring: The keys that count, that of the settings among them.
     """
 
     def __init__(
@@ -143,15 +146,8 @@ class KeyStore:
         self._given = None if admin_key is None else given_key(admin_key)
         self._clock = clock
         self._stamp = file.stamp
-        self._ring = file.read()
+        self._go_by(file.read())
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def ring(self) -> KeyRing:
-        """The keys that count, that of the settings among them."""
-        if self._given is None:
-            return self._ring
-        return KeyRing({**self._ring.keys, GIVEN_ID: self._given})
 
     async def start(self) -> None:
         """Learn what other gateways know, and begin to keep up."""
@@ -201,10 +197,15 @@ class KeyStore:
         stamp = self._file.stamp
         if stamp != self._stamp:
             self._stamp = stamp
-            self._ring = self._ring.merged(self._file.read())
+            self._go_by(self._ring.merged(self._file.read()))
         known = await self._shared.exchange(self._ring)
         if known is not None:
             self._take(known)
+
+    def _go_by(self, ring: KeyRing) -> None:
+        self._ring = ring
+        given = {} if self._given is None else {GIVEN_ID: self._given}
+        self.ring = KeyRing({**ring.keys, **given})
 
     async def _change(self, ring: KeyRing) -> None:
         self._take(ring)
@@ -216,7 +217,8 @@ class KeyStore:
         merged = self._ring.merged(ring).pruned(self._clock())
         if merged.keys != self._ring.keys:
             # First on disk: a key that a gateway told somebody must outlive it.
-            self._ring = self._file.update(lambda copy: copy.merged(merged).pruned(self._clock()))
+            now = self._clock()
+            self._go_by(self._file.update(lambda copy: copy.merged(merged).pruned(now)))
             self._stamp = self._file.stamp
 
     async def _keep_up(self) -> None:

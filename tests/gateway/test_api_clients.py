@@ -9,6 +9,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from gateway.access.keys import Limits, Scope
 from gateway.requests import QueueFullError
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_api import MODEL, Api
@@ -43,6 +44,24 @@ async def test_the_openai_client_gets_a_whole_answer(client: openai.AsyncOpenAI)
     assert answer.usage.completion_tokens == 14
     assert answer._request_id
     assert answer._request_id.startswith("req_")
+
+
+async def test_the_openai_client_knows_a_wrong_key_a_wrong_scope_and_a_limit(
+    api: Api, url: str
+) -> None:
+    await api.keys.create("boss", Scope.ADMIN)
+    key, _ = await api.keys.create("me", Scope.USER, limits=Limits(requests_per_minute=1))
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.AuthenticationError, match="incorrect API key"):
+            await client.models.list()
+        client.api_key = key
+        raw = await client.chat.completions.with_raw_response.create(model=MODEL, messages=QUESTION)
+        assert raw.headers["x-ratelimit-remaining-requests"] == "0"
+        with pytest.raises(openai.RateLimitError) as limited:
+            await client.chat.completions.create(model=MODEL, messages=QUESTION)
+        with pytest.raises(openai.PermissionDeniedError):
+            await client.get(f"{url}/fog/devices", cast_to=object)
+    assert limited.value.code == "rate_limit_exceeded"
 
 
 async def test_the_openai_client_reads_a_stream(client: openai.AsyncOpenAI) -> None:

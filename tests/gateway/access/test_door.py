@@ -87,6 +87,39 @@ async def test_without_keys_everybody_may_everything_whatever_key_they_send(api:
         assert (await ask(api, "GET", "/fog/devices", key)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("origin", "host", "status"),
+    [
+        (None, "fog.example", 200),
+        ("http://localhost:3000", "127.0.0.1:8080", 200),
+        ("http://127.0.0.1:8080", "127.0.0.1:8080", 200),
+        ("http://[::1]:8080", "[::1]:8080", 200),
+        ("http://192.168.1.5:8080", "192.168.1.5:8080", 200),
+        ("https://evil.example", "127.0.0.1:8080", 403),
+        ("http://evil.example:8080", "evil.example:8080", 403),
+        ("http://192.168.1.66", "192.168.1.5:8080", 403),
+        ("null", "127.0.0.1:8080", 403),
+        ("http://[", "127.0.0.1:8080", 403),
+    ],
+)
+async def test_an_open_gateway_answers_no_page_of_another_site(
+    api: Api, origin: str | None, host: str, status: int
+) -> None:
+    headers = {"Host": host} | ({} if origin is None else {"Origin": origin})
+    async with api.client() as client:
+        response = await client.post(CHAT, headers=headers, json=QUESTION)
+    assert response.status_code == status
+
+
+async def test_with_keys_a_page_needs_one_as_everybody_does(api: Api) -> None:
+    headers = {"Authorization": f"Bearer {await key_for(api, Scope.ADMIN)}"}
+    async with api.client() as client:
+        response = await client.get(
+            "/v1/models", headers={**headers, "Origin": "https://a.example"}
+        )
+    assert response.status_code == 200
+
+
 async def test_a_token_to_join_is_no_key(api: Api) -> None:
     await key_for(api, Scope.ADMIN)
     text, _ = await api.keys.create("pi", Scope.JOIN, expires_at=1e12)
