@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -128,6 +129,7 @@ class Fetcher:
             self.pause(0.0)
 
         manner = MANNERS[source.kind]
+        began, before = time.monotonic(), landing.position
         self._supply.reader.read(
             source.url,
             source.first_byte + landing.position,
@@ -137,6 +139,8 @@ class Fetcher:
             timeout_seconds=manner.timeout_seconds,
             token=source.token,
         )
+        seconds = time.monotonic() - began
+        self._supply.book.measure(source, landing.position - before, seconds)
 
     def _count(self, source: str, num_bytes: int) -> None:
         if num_bytes:

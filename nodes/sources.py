@@ -1,7 +1,8 @@
-"""Whom to ask for a tensor's bytes, one range at a time: who is nearest, awake and free.
+"""Whom to ask for a tensor's bytes, one range at a time: who is nearest, fast, awake and free.
 
-Who breaks off, refuses or gives damaged bytes is not asked again for a while, unless nobody
-else is left. Reads no bytes itself.
+Nearer ones go first unless a farther one was measured to be much faster. Who breaks off, refuses
+or gives damaged bytes is not asked again for a while, unless nobody else is left. Reads no bytes
+itself.
 """
 
 from __future__ import annotations
@@ -11,11 +12,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from math import inf
 from typing import Final
 
 _FIRST_REST_SECONDS: Final = 30.0
 _LONGEST_REST_SECONDS: Final = 600.0
 _LOOK_SECONDS: Final = 0.1
+# Less is mostly latency and says little of the rate.
+_MEASURED_BYTES: Final = 1 << 18
+# So much faster must a farther source be; among those of a kind a slower one is left.
+_MUCH: Final = 2.0
+# What an old LAN gives. Below it, it is worth a range to see whether a farther one is faster.
+_SLOW_BYTES_PER_SECOND: Final = 10e6
+# Links and what else runs there change: after that, a rate is measured again.
+_RATE_SECONDS: Final = 60.0
 
 
 class Kind(IntEnum):
@@ -80,6 +90,8 @@ class SourceBook:
         self._busy: dict[str, int] = {}
         self._troubles: dict[str, int] = {}
         self._rests_until: dict[str, float] = {}
+        # When it was measured, and bytes per second.
+        self._rates: dict[str, tuple[float, float]] = {}
 
     def lease(
         self, sources: Sequence[Source], check: Callable[[], None] | None = None
@@ -115,6 +127,14 @@ class SourceBook:
             self._troubles.pop(source.name, None)
             self._rests_until.pop(source.name, None)
 
+    def measure(self, source: Source, num_bytes: int, seconds: float) -> None:
+        """A range came in that time, while the source was leased."""
+        if num_bytes >= _MEASURED_BYTES and seconds > 0:
+            with self._changed:
+                # Ranges that are read at once share what the link gives.
+                rate = num_bytes / seconds * max(self._busy.get(source.name, 0), 1)
+                self._rates[source.name] = self._clock(), rate
+
     def distrust(self, source: Source) -> None:
         """It failed: it rests, each time twice as long."""
         with self._changed:
@@ -128,12 +148,27 @@ class SourceBook:
             self._changed.notify_all()
 
     def _best(self, sources: Sequence[Source]) -> Source | None:
-        candidates = [source for source in sources if not self._is_resting(source)] or sources
+        awake = [source for source in sources if not self._is_resting(source)] or sources
+        candidates = self._fast_enough(awake)
         kind = min(source.kind for source in candidates)
         places = MANNERS[kind].places
         return next(
             (s for s in candidates if s.kind is kind and self._busy.get(s.name, 0) < places), None
         )
+
+    def _fast_enough(self, sources: Sequence[Source]) -> Sequence[Source]:
+        """Return all but those that others are known, or worth a try, to be faster than."""
+        rates = {source.name: self._rate(source) for source in sources}
+        known = [rate for rate in rates.values() if rate is not None]
+        fastest = max(known, default=0.0)
+        least = fastest / _MUCH
+        if len(known) < len(rates):
+            least = max(least, _SLOW_BYTES_PER_SECOND)
+        return [s for s in sources if (rate := rates[s.name]) is None or rate >= least]
+
+    def _rate(self, source: Source) -> float | None:
+        measured_at, rate = self._rates.get(source.name, (-inf, 0.0))
+        return rate if self._clock() - measured_at < _RATE_SECONDS else None
 
     def _is_resting(self, source: Source) -> bool:
         return self._clock() < self._rests_until.get(source.name, 0.0)

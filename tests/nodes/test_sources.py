@@ -105,3 +105,64 @@ def lease_once(book: SourceBook, sources: tuple[Source, ...]) -> Source | None:
     assert source is not None
     book.release(source)
     return source
+
+
+# --- rates ----------------------------------------------------------------------------------
+
+
+def measure(book: SourceBook, source: Source, megabytes_per_second: float) -> None:
+    book.measure(source, 1 << 20, (1 << 20) / (megabytes_per_second * 1e6))
+
+
+def test_a_slow_neighbour_gives_way_to_a_gateway_that_is_much_faster(book: SourceBook) -> None:
+    measure(book, A, 1.0)
+    # Nobody knows yet whether the gateway is: that is worth a range.
+    assert lease_once(book, (GATEWAY, A)) is GATEWAY
+    measure(book, GATEWAY, 1.9)
+    assert lease_once(book, (GATEWAY, A)) is A
+    measure(book, GATEWAY, 2.1)
+    assert lease_once(book, (GATEWAY, A)) is GATEWAY
+
+
+def test_a_neighbour_as_fast_as_a_lan_is_asked_without_trying_others(book: SourceBook) -> None:
+    measure(book, A, 30.0)
+    assert lease_once(book, (HUB, GATEWAY, A)) is A
+
+
+def test_of_several_neighbours_a_much_slower_one_is_left_out(book: SourceBook) -> None:
+    measure(book, A, 12.0)
+    measure(book, B, 100.0)
+    assert lease_once(book, (A, B)) is B
+    measure(book, A, 60.0)
+    assert lease_once(book, (A, B)) is A
+
+
+def test_a_rate_is_measured_again_after_a_minute(book: SourceBook, clock: Clock) -> None:
+    measure(book, A, 1.0)
+    measure(book, GATEWAY, 50.0)
+    assert lease_once(book, (GATEWAY, A)) is GATEWAY
+    clock.now += 60
+    assert lease_once(book, (GATEWAY, A)) is A
+
+
+def test_ranges_that_are_read_at_once_share_one_link(book: SourceBook) -> None:
+    measure(book, A, 20.0)
+    for _ in range(4):
+        assert book.lease((GATEWAY,)) is GATEWAY
+    measure(book, GATEWAY, 11.0)
+    assert lease_once(book, (A, HUB)) is A
+    for _ in range(4):
+        book.release(GATEWAY)
+    assert lease_once(book, (A, GATEWAY)) is GATEWAY
+
+
+def test_a_few_bytes_say_nothing_of_a_rate(book: SourceBook) -> None:
+    book.measure(A, 4096, 1.0)
+    assert lease_once(book, (GATEWAY, A)) is A
+
+
+def test_a_slow_source_is_asked_when_the_fast_one_rests(book: SourceBook) -> None:
+    measure(book, A, 1.0)
+    measure(book, GATEWAY, 50.0)
+    book.distrust(GATEWAY)
+    assert lease_once(book, (GATEWAY, A)) is A
