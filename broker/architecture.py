@@ -53,6 +53,7 @@ __all__ = [
     "shared_bytes",
     "stage_bytes",
     "stage_tensor_names",
+    "stored_names",
 ]
 
 WEIGHT_FORMATS: Final = ("float32", "bfloat16", "int8", "int4")
@@ -74,11 +75,18 @@ class TensorSpec(NamedTuple):
     Attributes:
         shape: That it must have.
         is_exact: Whether it is held in floats whatever the format, as norms and biases are.
+        parts: Ends of the names of the tensors that it is stored as, where it is not one.
     """
 
     name: str
     shape: tuple[int, ...]
     is_exact: bool = False
+    parts: tuple[str, ...] = ("",)
+
+    @property
+    def stored_names(self) -> tuple[str, ...]:
+        """What it is stored as."""
+        return tuple(f"{self.name}{part}" for part in self.parts)
 
 
 def context_limit(config: ModelConfig) -> int:
@@ -126,13 +134,16 @@ def block_tensors(config: ModelConfig, layer: int) -> dict[str, TensorSpec]:
 def _packed_experts(hidden: int, experts: Experts, prefix: str) -> dict[str, TensorSpec]:
     """Return a mixture in which each matrix is (count, columns, rows)."""
     count, inner = experts.count, experts.intermediate_size
+    parts = ("_blocks", "_scales") if experts.is_mxfp4 else ("",)
     router, name = f"{prefix}.router", f"{prefix}.experts"
     return {
         "router.weight": TensorSpec(f"{router}.weight", (count, hidden), is_exact=True),
         "router.bias": TensorSpec(f"{router}.bias", (count,), is_exact=True),
-        "gate_up.weight": TensorSpec(f"{name}.gate_up_proj", (count, hidden, 2 * inner)),
+        "gate_up.weight": TensorSpec(
+            f"{name}.gate_up_proj", (count, hidden, 2 * inner), parts=parts
+        ),
         "gate_up.bias": TensorSpec(f"{name}.gate_up_proj_bias", (count, 2 * inner), is_exact=True),
-        "down.weight": TensorSpec(f"{name}.down_proj", (count, inner, hidden)),
+        "down.weight": TensorSpec(f"{name}.down_proj", (count, inner, hidden), parts=parts),
         "down.bias": TensorSpec(f"{name}.down_proj_bias", (count, hidden), is_exact=True),
     }
 
@@ -194,11 +205,17 @@ def head_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
 def stage_tensor_names(
     config: ModelConfig, layers: LayerRange, embedding: bool, head: bool
 ) -> list[str]:
-    """Return the checkpoint's names of a stage's tensors, each once, in loading order."""
+    """Return the names of a stage's stored tensors, each once, in loading order."""
     groups = [embedding_tensors(config)] if embedding else []
     groups += [block_tensors(config, layer) for layer in range(layers.start, layers.end)]
     groups += [head_tensors(config)] if head else []
-    return list(dict.fromkeys(spec.name for group in groups for spec in group.values()))
+    return stored_names(groups)
+
+
+def stored_names(groups: Iterable[Mapping[str, TensorSpec]]) -> list[str]:
+    """Return what tensors are stored as, each name once."""
+    specs = (spec for group in groups for spec in group.values())
+    return list(dict.fromkeys(name for spec in specs for name in spec.stored_names))
 
 
 # --- bytes --------------------------------------------------------------------------------

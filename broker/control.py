@@ -37,16 +37,19 @@ class DeviceState(StrEnum):
     LOST = "lost"
 
 
-class TensorInfo(Control, frozen=True, kw_only=True):
+class TensorInfo(Control, frozen=True, kw_only=True, omit_defaults=True):
     """Where one tensor of a checkpoint lies.
 
     Attributes:
-        file: Name of the safetensors file inside the model folder.
+        file: Name of the file inside the model folder, safetensors or GGUF.
         offset: First byte in that file, counted from its start.
         num_bytes: Length in bytes.
-        dtype: safetensors name, for example ``F32`` or ``BF16``.
+        dtype: As safetensors or GGUF name it, for example ``F32`` or ``Q4_K``.
         shape: Row-major shape.
         checksum: SHA-256 of the bytes, hexadecimal.
+        paired_heads: Heads in which the rows that are rotated together lie beside each other, as
+            llama.cpp has them; 0: each in its half of the head, as transformers has them.
+        added: What the file has added to every element.
     """
 
     file: str
@@ -55,6 +58,8 @@ class TensorInfo(Control, frozen=True, kw_only=True):
     dtype: str
     shape: tuple[int, ...]
     checksum: str
+    paired_heads: int = 0
+    added: float = 0.0
 
     def __post_init__(self) -> None:
         if self.offset < 0 or self.num_bytes < 0 or min(self.shape, default=0) < 0:

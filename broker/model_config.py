@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from broker.rope import Rope
+
+MXFP4_BLOCK: Final = 32
+"""Numbers of MXFP4 that share a scale."""
 
 
 class Norms(NamedTuple):
@@ -78,6 +81,7 @@ class Experts:
         normalised: Whether the shares of those that a row takes are made to add up to 1.
         is_packed: Whether the checkpoint has all of them in one tensor, its matrices
             transposed and gate and up in turns, with biases for router and experts.
+        is_mxfp4: Whether those matrices are numbers of four bits beside their scales.
     """
 
     count: int
@@ -85,6 +89,7 @@ class Experts:
     intermediate_size: int
     normalised: bool
     is_packed: bool = False
+    is_mxfp4: bool = False
 
 
 @dataclass(frozen=True, slots=True)

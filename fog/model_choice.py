@@ -1,4 +1,4 @@
-"""Which model a fog serves: the one in the package, a folder, or an id on the hub."""
+"""Which model a fog serves: the one in the package, a folder or file, or an id on the hub."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ _DEMO_FILES: Final = ("config.json", "tokenizer.json", "model.safetensors")
 _TRAINING_SCRIPT: Final = Path("scripts/train_demo_model.py")
 OTHER_QUESTION: Final = "Why is the sky blue? Answer in one sentence."
 
+_GGUF: Final = ".gguf"
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 class ModelChoiceError(ValueError):
-    """``--model`` names neither a model folder nor something the hub could have."""
+    """``--model`` names neither a model here nor something the hub could have."""
 
 
 class DemoModelMissingError(Exception):
@@ -30,8 +31,8 @@ class ModelChoice:
     """A model to serve.
 
     Attributes:
-        source: What the gateway is told: a folder or a hub id.
-        name: Name for requests; None: the gateway's default, after folder or id.
+        source: What the gateway is told: a folder, a GGUF file or a hub id.
+        name: Name for requests; None: the gateway's default, after folder, file or id.
         question: What `e2llm up` asks when the fog is ready.
     """
 
@@ -44,25 +45,28 @@ def choose_model(text: str | None) -> ModelChoice:
     """Return the choice that ``--model`` makes.
 
     Raises:
-        ModelChoiceError: The folder is not there or holds no model.
+        ModelChoiceError: Folder or file is not there or holds no model.
         DemoModelMissingError: None was named, and the one in the package is not there.
     """
     if text is None:
         check_demo_model(DEMO_MODEL)
         return ModelChoice(str(DEMO_MODEL), DEMO_NAME, DEMO_QUESTION)
     if not text.strip():
-        raise ModelChoiceError("--model is empty; name a model folder or a hub id")
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        raise ModelChoiceError("--model is empty; name a model folder, a GGUF file or a hub id")
+    path = Path(text).expanduser()
+    if path.is_file() and path.suffix == _GGUF:
+        return ModelChoice(str(path.resolve()), None, OTHER_QUESTION)
+    if path.is_dir():
+        if not (path / "config.json").is_file() and not any(path.glob(f"*{_GGUF}")):
             raise ModelChoiceError(
                 f"--model {text}: the folder has no config.json; a model folder holds config.json, "
-                "tokenizer.json and *.safetensors"
+                "tokenizer.json and *.safetensors, or one GGUF file"
             )
-        return ModelChoice(str(folder.resolve()), None, OTHER_QUESTION)
+        return ModelChoice(str(path.resolve()), None, OTHER_QUESTION)
     if text.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(text):
         raise ModelChoiceError(
-            f"--model {text}: no such folder, and not a hub id like Qwen/Qwen2.5-0.5B-Instruct"
+            f"--model {text}: no such folder or GGUF file, and not a hub id like "
+            "Qwen/Qwen2.5-0.5B-Instruct"
         )
     return ModelChoice(text, None, OTHER_QUESTION)
 

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.gguf.file import GgufFile
 from gateway.model import ModelRefusedError
 
 _LENGTH: Final = struct.Struct("<Q")
@@ -27,7 +28,10 @@ _BITS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """One tensor in a file; ``offset`` counts from the start of the file."""
+    """One tensor in a file; ``offset`` counts from the start of the file.
+
+    The rest is as in `broker.control.TensorInfo`.
+    """
 
     name: str
     file: str
@@ -35,6 +39,8 @@ class TensorPlace:
     num_bytes: int
     dtype: str
     shape: tuple[int, ...]
+    paired_heads: int = 0
+    added: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +48,11 @@ class Checkpoint:
     """A model folder as found.
 
     Attributes:
-        config: ``config.json``, unchanged.
-        files: Names of the safetensors files.
+        config: ``config.json``, unchanged, or what a GGUF file says in its place.
+        files: Names of the files with weights.
         tensors: Every tensor whose bytes are there.
         cut_off: Names of tensors that lie beyond the end of their file.
+        gguf: The file that all of this comes from; None: several, as transformers has them.
     """
 
     folder: Path
@@ -53,6 +60,7 @@ class Checkpoint:
     files: tuple[str, ...]
     tensors: dict[str, TensorPlace]
     cut_off: tuple[str, ...]
+    gguf: GgufFile | None = None
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -159,9 +167,7 @@ def _weight_files(folder: Path) -> tuple[str, ...]:
         return ("model.safetensors",)
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
-        others = sorted(
-            path.name for pattern in ("*.bin", "*.pt", "*.gguf") for path in folder.glob(pattern)
-        )
+        others = sorted(path.name for pattern in ("*.bin", "*.pt") for path in folder.glob(pattern))
         found = f"it has {', '.join(others[:3])}" if others else "it has no weights"
         raise ModelRefusedError(
             f"{folder} has no .safetensors file ({found}); save the checkpoint with "

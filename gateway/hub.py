@@ -1,4 +1,4 @@
-"""A model folder from a folder or from the hub; the only module that talks to a hub.
+"""A model on disk, from there or from the hub; the only module that talks to a hub.
 
 ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HOME`` and ``HF_HUB_OFFLINE`` mean what they mean for
 ``huggingface_hub``, whose cache is used, so what other tools have downloaded is there.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from broker.control import HubPlace
+from gateway.gguf.file import SUFFIX
 from gateway.model import ModelRefusedError
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-][\w./-]*)?")
@@ -40,11 +41,12 @@ def is_hub_id(model: str) -> bool:
     return not Path(model).exists() and _HUB_ID.fullmatch(model) is not None
 
 
-def model_folder(model: str, progress: Progress = lambda ratio: None) -> Path:
-    """Return the folder of a model; downloads what is not in the cache yet.
+def model_path(model: str, progress: Progress = lambda ratio: None) -> Path:
+    """Return a model's folder or GGUF file; downloads what is not in the cache yet.
 
     Args:
-        model: A folder, or a hub id such as ``owner/name`` or ``owner/name@revision``.
+        model: A folder, a GGUF file, or a hub id such as ``owner/name`` or
+            ``owner/name@revision``.
         progress: Told 0..1 while files are downloaded.
 
     Raises:
@@ -52,13 +54,15 @@ def model_folder(model: str, progress: Progress = lambda ratio: None) -> Path:
         HubUnreachableError: The hub cannot be reached and the cache does not have it.
     """
     folder = Path(model).expanduser()
-    if model and folder.is_dir():
+    if model and (folder.is_dir() or (folder.is_file() and folder.suffix == SUFFIX)):
         return folder.resolve()
     if model and folder.exists():
-        raise ModelRefusedError(f"{model} is a file; give the folder of a checkpoint")
+        raise ModelRefusedError(
+            f"{model} is a file; give the folder of a checkpoint, or a file in GGUF"
+        )
     if not is_hub_id(model):
         raise ModelRefusedError(
-            f"{model!r} is neither a folder here nor a hub id such as owner/name"
+            f"{model!r} is neither a folder or GGUF file here nor a hub id such as owner/name"
         )
     return _download(model, progress)
 
@@ -68,7 +72,7 @@ def hub_place(model: str, folder: Path) -> HubPlace | None:
 
     Args:
         model: A hub id.
-        folder: What `model_folder` returned for it.
+        folder: What `model_path` returned for it.
     """
     from huggingface_hub import constants
 

@@ -1,4 +1,4 @@
-"""A model folder to the manifest that nodes load from: places, checksums, revision."""
+"""A model on disk to the manifest that nodes load from: places, checksums, revision."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from broker.control import ModelManifest, TensorInfo
 from broker.limits import DEFAULT_MAX_PAYLOAD_BYTES
 from broker.plan import LayerRange
 from gateway.checkpoint import Checkpoint, TensorPlace, read_checkpoint
+from gateway.gguf.checkpoint import read_gguf_checkpoint
+from gateway.gguf.file import gguf_file
 from gateway.model import ModelRefusedError
 
 _READ_BYTES: Final = 4 * 1024 * 1024
@@ -27,7 +29,7 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True, slots=True)
 class PreparedManifest:
-    """A manifest without URLs, and what is wrong with the checkpoint.
+    """A manifest without URLs, and what is wrong with the checkpoint that it describes.
 
     Attributes:
         problems: Sentences that name tensors which the model needs and the folder lacks.
@@ -36,10 +38,11 @@ class PreparedManifest:
 
     manifest: ModelManifest
     problems: tuple[str, ...]
+    checkpoint: Checkpoint
 
 
 def prepare_manifest(
-    folder: Path,
+    model: Path,
     *,
     name: str,
     weights: str,
@@ -48,10 +51,11 @@ def prepare_manifest(
     cache: Path,
     progress: Progress = lambda ratio: None,
 ) -> PreparedManifest:
-    """Read a model folder.
+    """Read a model.
 
     Args:
-        folder: With ``config.json`` and safetensors files.
+        model: A folder with ``config.json`` and safetensors files or with one GGUF file, or
+            such a file.
         name: That clients use.
         weights: Format in which nodes hold weights.
         kv_format: Format of the KV cache.
@@ -62,11 +66,12 @@ def prepare_manifest(
     Raises:
         ModelRefusedError: No checkpoint, a damaged one, or one that is not supported.
     """
-    checkpoint = read_checkpoint(folder.resolve())
+    file = gguf_file(model.resolve())
+    checkpoint = read_checkpoint(model.resolve()) if file is None else read_gguf_checkpoint(file)
     try:
         config = parse_config(checkpoint.config)
     except UnsupportedModelError as error:
-        raise ModelRefusedError(f"{folder}: {error}") from error
+        raise ModelRefusedError(f"{model}: {error}") from error
     layers = LayerRange(0, config.num_layers)
     needed = stage_tensor_names(config, layers, embedding=True, head=True)
     problems = tuple(_problems(checkpoint, needed))
@@ -81,6 +86,8 @@ def prepare_manifest(
             dtype=place.dtype,
             shape=place.shape,
             checksum=checksums[place.name],
+            paired_heads=place.paired_heads,
+            added=place.added,
         )
         for place in places
     }
@@ -98,10 +105,10 @@ def prepare_manifest(
     size = len(encode_control(manifest))
     if size > DEFAULT_MAX_PAYLOAD_BYTES - _ADDRESSES_BYTES:
         raise ModelRefusedError(
-            f"{folder}: its {len(tensors)} tensors take {size} bytes to describe, more than a "
+            f"{model}: its {len(tensors)} tensors take {size} bytes to describe, more than a "
             "message may have; choose a model with fewer, larger tensors"
         )
-    return PreparedManifest(manifest, problems)
+    return PreparedManifest(manifest, problems, checkpoint)
 
 
 def revision(config: dict[str, object], tensors: dict[str, TensorInfo]) -> str:
@@ -109,10 +116,7 @@ def revision(config: dict[str, object], tensors: dict[str, TensorInfo]) -> str:
 
     How the tensors are spread over files does not matter, their bytes, types and shapes do.
     """
-    content = [
-        config,
-        [[name, info.dtype, info.shape, info.checksum] for name, info in sorted(tensors.items())],
-    ]
+    content = [config, [[name, *_meaning(info)] for name, info in sorted(tensors.items())]]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_DIGITS]
 
@@ -130,6 +134,12 @@ def _tokenizer(path: Path) -> TensorInfo | None:
         shape=(len(data),),
         checksum=hashlib.sha256(data).hexdigest(),
     )
+
+
+def _meaning(info: TensorInfo) -> list[object]:
+    """Return all of a tensor but its place."""
+    changes = [info.paired_heads, info.added]
+    return [info.dtype, info.shape, info.checksum, *(changes if any(changes) else ())]
 
 
 def _problems(checkpoint: Checkpoint, needed: Iterable[str]) -> Iterable[str]:

@@ -53,6 +53,19 @@ class SamplingDefaults:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ModelText:
+    """What stands beside the weights.
+
+    Attributes:
+        generation: As ``generation_config.json`` has it.
+    """
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    generation: Mapping[str, Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
     """Everything between text and token ids for one model.
@@ -109,31 +122,36 @@ class ServedModel:
         return context_limit(self.config)
 
 
-def load_model(
-    folder: Path,
-    manifest: ModelManifest,
-    *,
-    problems: tuple[str, ...],
-    created: int,
-    software: str,
-) -> ServedModel:
-    """Read tokenizer, template and defaults beside the weights.
+def read_folder_text(folder: Path) -> ModelText:
+    """Read tokenizer, template and defaults from a checkpoint's folder.
 
     Raises:
         TokenizerError, ChatTemplateError: A file is missing or damaged.
         ModelRefusedError: ``generation_config.json`` is damaged.
     """
-    config = parse_config(manifest.config)
     generation = _read_generation_config(folder)
-    tokenizer = Tokenizer.from_folder(folder)
+    return ModelText(Tokenizer.from_folder(folder), ChatTemplate.from_folder(folder), generation)
+
+
+def join_model(
+    folder: Path,
+    manifest: ModelManifest,
+    text: ModelText,
+    *,
+    problems: tuple[str, ...],
+    created: int,
+    software: str,
+) -> ServedModel:
+    """Return the model of weights and what stands beside them."""
+    config = parse_config(manifest.config)
     return ServedModel(
         folder=folder,
         manifest=manifest,
         config=config,
-        tokenizer=tokenizer,
-        template=ChatTemplate.from_folder(folder),
-        defaults=SamplingDefaults.from_config(generation),
-        eos_token_ids=_eos_token_ids(generation) or config.eos_token_ids,
+        tokenizer=text.tokenizer,
+        template=text.template,
+        defaults=SamplingDefaults.from_config(text.generation),
+        eos_token_ids=_eos_token_ids(text.generation) or config.eos_token_ids,
         created=created,
         software=software,
         problems=problems,

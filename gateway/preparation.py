@@ -15,9 +15,18 @@ from typing import Final, TypeVar
 import msgspec
 
 from broker.control import ModelManifest
-from gateway.hub import HubUnreachableError, hub_place, is_hub_id, model_folder
+from gateway.checkpoint import Checkpoint
+from gateway.gguf.text import read_text
+from gateway.hub import HubUnreachableError, hub_place, is_hub_id, model_path
 from gateway.manifest import prepare_manifest
-from gateway.model import ModelRefusedError, ModelSlot, ServedModel, load_model
+from gateway.model import (
+    ModelRefusedError,
+    ModelSlot,
+    ModelText,
+    ServedModel,
+    join_model,
+    read_folder_text,
+)
 from gateway.requests import Engine
 from gateway.settings import Settings
 from gateway.template import ChatTemplateError
@@ -69,13 +78,13 @@ def read_model(settings: Settings, slot: ModelSlot, software: str) -> ServedMode
     """
     if is_hub_id(settings.model):
         slot.report(f"downloading model {settings.model}", 0.0)
-    folder = model_folder(
+    path = model_path(
         settings.model, lambda ratio: slot.report(f"downloading model {settings.model}", ratio)
     )
     slot.report(f"reading model {settings.model}", 0.0)
     prepared = prepare_manifest(
-        folder,
-        name=settings.model_name or _default_name(settings.model, folder),
+        path,
+        name=settings.model_name or _default_name(settings.model, path),
         weights=settings.weights,
         kv_format=settings.kv_format,
         kv_transfer=settings.kv_transfer,
@@ -87,15 +96,22 @@ def read_model(settings: Settings, slot: ModelSlot, software: str) -> ServedMode
         # The same path on another machine may be another model; there, URLs are the way.
         manifest = msgspec.structs.replace(manifest, folder=None)
     if is_hub_id(settings.model):
-        manifest = msgspec.structs.replace(manifest, hub=hub_place(settings.model, folder))
+        manifest = msgspec.structs.replace(manifest, hub=hub_place(settings.model, path))
+    return join_model(
+        prepared.checkpoint.folder,
+        manifest,
+        _text_of(prepared.checkpoint),
+        problems=prepared.problems,
+        created=int(time.time()),
+        software=software,
+    )
+
+
+def _text_of(checkpoint: Checkpoint) -> ModelText:
     try:
-        return load_model(
-            folder,
-            manifest,
-            problems=prepared.problems,
-            created=int(time.time()),
-            software=software,
-        )
+        if checkpoint.gguf is not None:
+            return read_text(checkpoint.gguf)
+        return read_folder_text(checkpoint.folder)
     except (TokenizerError, ChatTemplateError) as error:
         raise ModelRefusedError(str(error)) from error
 
@@ -136,5 +152,6 @@ async def _in_daemon(work: Callable[[], ResultT]) -> ResultT:
     return await future
 
 
-def _default_name(model: str, folder: Path) -> str:
-    return model if is_hub_id(model) else folder.name
+def _default_name(model: str, path: Path) -> str:
+    # A folder's name may have a dot in it, as in Qwen2.5.
+    return model if is_hub_id(model) else path.stem if path.is_file() else path.name

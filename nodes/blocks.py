@@ -8,11 +8,14 @@ from typing import Protocol
 import torch
 
 from broker.architecture import ModelConfig, TensorSpec, block_tensors
+from broker.model_config import MXFP4_BLOCK
 from nodes.activations import Norm
 from nodes.decoder import BlockWeights
 from nodes.feed_forward import FeedForward, Mixture, Mlp
+from nodes.mxfp4 import mxfp4_floats
 from nodes.packed import Linear
 from nodes.packing import Packing
+from nodes.stored import QuantisedTensor, Stored
 
 
 class WrongShapeError(Exception):
@@ -22,8 +25,8 @@ class WrongShapeError(Exception):
 class Tensors(Protocol):
     """Where weights come from: `nodes.checkpoint.TensorSource`, or made up when measuring."""
 
-    def load_tensor(self, name: str) -> torch.Tensor:
-        """Return the tensor of that name in the checkpoint, in any floating dtype."""
+    def load_tensor(self, name: str) -> Stored:
+        """Return the tensor of that name in the checkpoint: floats, or what stands for them."""
 
 
 class BlockReader:
@@ -35,13 +38,18 @@ class BlockReader:
     def read(self, specs: Iterable[TensorSpec]) -> Iterator[torch.Tensor]:
         """Read tensors one after the other, each when the one before is no longer needed.
 
+        A quantised one comes in several parts, which lie below each other.
+
         Raises:
             WrongShapeError: As it says; errors of the source likewise.
         """
         for spec in specs:
             tensor = self._source.load_tensor(spec.name)
             _check_shape(spec, tensor)
-            yield tensor
+            if isinstance(tensor, QuantisedTensor):
+                yield from tensor.parts()
+            else:
+                yield tensor
             del tensor  # not kept while the next one is read
 
     def norm(self, spec: TensorSpec) -> Norm:
@@ -93,20 +101,34 @@ class BlockReader:
         """Return the experts of tensors that hold all of them, gate and up in turns."""
 
         def linears(name: str, stride: int) -> list[Linear]:
-            (weight,) = self.read([specs[f"{name}.weight"]])
             (bias,) = self.read([specs[f"{name}.bias"]])
+            matrices = self._packed_matrices(specs[f"{name}.weight"])
             starts = range(stride)
             return [
                 self._packing.linear(
-                    (matrix.t()[start::stride].contiguous() for start in starts),
-                    (matrix.shape[1], matrix.shape[0]),
+                    (matrix[start::stride].contiguous() for start in starts),
+                    (matrix.shape[0], matrix.shape[1]),
                     self._packing.merged((vector[start::stride] for start in starts), vector.shape),
                 )
-                for matrix, vector in zip(weight, bias, strict=True)
+                for matrix, vector in zip(matrices, bias, strict=True)
             ]
 
         pairs = zip(linears("gate_up", 2), linears("down", 1), strict=True)
         return [Mlp(gate_up, down, self._config.activation) for gate_up, down in pairs]
+
+    def _packed_matrices(self, spec: TensorSpec) -> Iterator[torch.Tensor]:
+        """Yield each expert's matrix, (rows, columns), of a tensor that is transposed."""
+        if len(spec.parts) == 1:
+            (weight,) = self.read([spec])
+            yield from (matrix.t() for matrix in weight)
+            return
+        count, columns, rows = spec.shape
+        stored = count, rows, columns // MXFP4_BLOCK
+        blocks, scales = spec.stored_names
+        (numbers,) = self.read([TensorSpec(blocks, (*stored, MXFP4_BLOCK // 2))])
+        (exponents,) = self.read([TensorSpec(scales, stored)])
+        for pair in zip(numbers, exponents, strict=True):
+            yield mxfp4_floats(*pair)
 
     def _linear(self, specs: Mapping[str, TensorSpec], *names: str) -> Linear:
         biases = [specs[f"{name}.bias"] for name in names if f"{name}.bias" in specs]
@@ -119,7 +141,7 @@ class BlockReader:
         return self._packing.merged(self.read(specs), (sum(s.shape[0] for s in specs),))
 
 
-def _check_shape(spec: TensorSpec, tensor: torch.Tensor) -> None:
+def _check_shape(spec: TensorSpec, tensor: Stored) -> None:
     if tuple(tensor.shape) != spec.shape:
         raise WrongShapeError(
             f"tensor {spec.name} has shape {tuple(tensor.shape)}, config.json implies "

@@ -7,12 +7,8 @@ tensor's SHA-256 is checked, wherever it came from. Knows nothing of layers or o
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from pathlib import Path
-from typing import Final
-
-import torch
 
 from broker.control import ModelManifest, TensorInfo
 from nodes.fetcher import (
@@ -25,11 +21,11 @@ from nodes.fetcher import (
 )
 from nodes.landing import MemoryLanding, read_into, sha256_hex
 from nodes.read_log import ReadLog
+from nodes.stored import Stored, UnknownKindError, stored_bytes, stored_tensor
 from nodes.supply import Supply
 from nodes.tensor_urls import CHECKSUM
 
 __all__ = [
-    "STORED_DTYPES",
     "DamagedTensorError",
     "GivenUpError",
     "MissingTensorError",
@@ -39,13 +35,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-STORED_DTYPES: Final = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
 
 
 class TensorSource:
@@ -97,7 +86,7 @@ class TensorSource:
         Raises:
             TensorError, GivenUpError: As `load_tensor` does.
         """
-        info, _ = self._describe(name)
+        info = self._describe(name)
         self._fetch(name, info)
 
     def _fetch(self, name: str, info: TensorInfo) -> None:
@@ -113,39 +102,37 @@ class TensorSource:
             # It will come into memory; only the next start has to fetch it again.
             logger.warning("cannot cache tensors in %s: %s", cache.folder, error)
 
-    def load_tensor(self, name: str) -> torch.Tensor:
-        """Return a tensor in the dtype in which the checkpoint stores it.
+    def load_tensor(self, name: str) -> Stored:
+        """Return a tensor as the checkpoint stores it.
 
         Raises:
             MissingTensorError: The manifest lacks it, or no place gave it.
             DamagedTensorError: All that came differs from the manifest.
             GivenUpError: Nobody wants it any more.
         """
-        info, dtype = self._describe(name)
-        data = self._read(name, info)
-        if not data:
-            return torch.empty(info.shape, dtype=dtype)
-        return torch.frombuffer(data, dtype=dtype).view(info.shape)
+        info = self._describe(name)
+        return stored_tensor(info, self._read(name, info))
 
     def load_tokenizer(self) -> bytes:
         """Return the content of ``tokenizer.json``; raises as `load_tensor` does."""
         info = self._manifest.tokenizer
         if info is None:
             raise MissingTensorError(
-                f"model {self._manifest.name} comes without its tokenizer.json; install the "
-                "release of this node on the gateway as well"
+                f"model {self._manifest.name} comes without its tokenizer.json, which a GGUF file "
+                "does not have; choose safetensors, or install this node's release on the gateway"
             )
         _check_place(info.file, info)
         return bytes(self._read(info.file, info))
 
-    def _describe(self, name: str) -> tuple[TensorInfo, torch.dtype]:
+    def _describe(self, name: str) -> TensorInfo:
         info = self._manifest.tensors.get(name)
         if info is None:
             raise MissingTensorError(
                 f"model {self._manifest.name} has no tensor {name}; "
                 "the checkpoint is incomplete or of another architecture, fetch it again"
             )
-        return info, _check(name, info)
+        _check(name, info)
+        return info
 
     def _read(self, name: str, info: TensorInfo) -> bytearray:
         if self._folder is not None:
@@ -196,22 +183,22 @@ def _folder_here(manifest: ModelManifest) -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
-def _check(name: str, info: TensorInfo) -> torch.dtype:
-    """Return the tensor's dtype after checking what the manifest says of it."""
-    dtype = STORED_DTYPES.get(info.dtype)
-    if dtype is None:
-        raise DamagedTensorError(
-            f"tensor {name} has dtype {info.dtype}, supported are {', '.join(STORED_DTYPES)}; "
-            "choose a checkpoint that is not quantised"
-        )
-    expected = math.prod(info.shape) * dtype.itemsize
+def _check(name: str, info: TensorInfo) -> None:
+    """Check what the manifest says of a tensor."""
+    try:
+        expected = stored_bytes(info)
+    except UnknownKindError as error:
+        raise DamagedTensorError(f"tensor {name}: {error}") from error
     if expected != info.num_bytes:
         raise DamagedTensorError(
             f"tensor {name}: {info.num_bytes} bytes for shape {info.shape} of {info.dtype}, "
             f"expected {expected}; the file's header is damaged, fetch {info.file} again"
         )
+    if info.paired_heads and (not info.shape or info.shape[0] % (2 * info.paired_heads)):
+        raise DamagedTensorError(
+            f"tensor {name}: {info.shape} is not made of {info.paired_heads} heads of pairs"
+        )
     _check_place(name, info)
-    return dtype
 
 
 def _check_place(name: str, info: TensorInfo) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from nodes.checkpoint import STORED_DTYPES
 from nodes.landing import read_into
+from nodes.stored import STORED_DTYPES
 
 
 class FolderTensors:

@@ -28,6 +28,7 @@ from nodes.kernels import Int8Kernel, choose_int8_kernel
 from nodes.read_ahead import ReadAhead
 from nodes.read_log import ReadLog
 from nodes.shelf import Shelf
+from nodes.stored import Stored
 from nodes.supply import Supply
 from nodes.tensor_cache import TensorCache
 from nodes.weights import LayerWeights
@@ -292,7 +293,7 @@ class _CurrentSource:
     def replace(self, source: ReadAhead) -> None:
         self._source = source
 
-    def load_tensor(self, name: str) -> torch.Tensor:
+    def load_tensor(self, name: str) -> Stored:
         assert self._source is not None, "an order brings its manifest"
         self.before_each()
         return self._source.load_tensor(name)

@@ -183,9 +183,15 @@ def _some_of_each_kind(
         alike = [number for number, layer in enumerate(config.layers) if layer.kind == kind]
         count = math.ceil(_BLOCKS_BYTES / block_bytes(config, weights, alike[0]))
         start = len(chosen)
-        chosen += [config.layers[number] for number in alike[:count]]
+        chosen += [_in_floats(config.layers[number]) for number in alike[:count]]
         ranges[kind] = LayerRange(start, len(chosen))
     return ranges, tuple(chosen)
+
+
+def _in_floats(layer: LayerConfig) -> LayerConfig:
+    """Return a layer as a checkpoint in floats would have it: it is held the same way."""
+    experts = layer.experts and replace(layer.experts, is_mxfp4=False)
+    return replace(layer, experts=experts)
 
 
 def _different_ids(count: int, executor: StageExecutor) -> list[int]:

@@ -5,7 +5,7 @@ Tensor by tensor: beside what is held, at most one of them is in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import torch
@@ -37,6 +37,24 @@ _HEAD_ROWS: Final = 1 << 10  # a multiple of them
 REFERENCE: Final = "float64"
 """The format of a replay that tells near ties from errors; no fog serves it."""
 _DTYPES: Final = {**DTYPES, REFERENCE: torch.float64}
+
+
+class _Rows:
+    """Rows of tensors that lie below each other, taken from the first one on."""
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        self._tensors = iter(tensors)
+        self._left: torch.Tensor | None = None
+
+    def take(self, count: int) -> Iterator[torch.Tensor]:
+        """Yield the next ``count`` rows, in tensors of any lengths."""
+        while count:
+            tensor = next(self._tensors) if self._left is None else self._left
+            part, self._left = tensor[:count], tensor[count:] if len(tensor) > count else None
+            count -= len(part)
+            del tensor
+            yield part
+            del part  # not kept while the next one is read
 
 
 class Packing:
@@ -85,9 +103,10 @@ class Packing:
         if not self._is_integer:
             return FloatLinear(self.merged(tensors, shape))
         rows = max(_HEAD_BYTES // shape[1] // _HEAD_ROWS, 1) * _HEAD_ROWS
-        parts = (part for tensor in tensors for part in torch.split(tensor, rows))
+        below = _Rows(tensors)
+        counts = [min(rows, shape[0] - start) for start in range(0, shape[0], rows)]
         return StackedLinear(
-            [Int8Linear(self._kernel, *quantise_int8([part], len(part))) for part in parts]
+            [Int8Linear(self._kernel, *quantise_int8(below.take(count), count)) for count in counts]
         )
 
     def embedding(self, tensors: Iterable[torch.Tensor], shape: tuple[int, ...]) -> Embedding:

@@ -12,10 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from types import TracebackType
 
-import torch
-
 from nodes.checkpoint import TensorSource
 from nodes.fetch_ahead import FetchAhead
+from nodes.stored import Stored
 
 
 class ReadAhead:
@@ -32,7 +31,7 @@ class ReadAhead:
         self._following = dict(pairwise(names))
         self._begun: set[str] = set()
         self._thread = ThreadPoolExecutor(1, "read-ahead")
-        self._ahead: dict[str, Future[torch.Tensor]] = {}
+        self._ahead: dict[str, Future[Stored]] = {}
 
     def __enter__(self) -> ReadAhead:
         return self
@@ -49,7 +48,7 @@ class ReadAhead:
         self._source.give_up()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def load_tensor(self, name: str) -> torch.Tensor:
+    def load_tensor(self, name: str) -> Stored:
         """Return a tensor, and begin to read the one that follows it; raises as the source."""
         wanted = self._ahead.pop(name, None) or self._begin(name)
         following = self._following.get(name)
@@ -57,11 +56,11 @@ class ReadAhead:
             self._ahead[following] = self._begin(following)
         return wanted.result()
 
-    def _begin(self, name: str) -> Future[torch.Tensor]:
+    def _begin(self, name: str) -> Future[Stored]:
         self._begun.add(name)
         return self._thread.submit(self._load, name)
 
-    def _load(self, name: str) -> torch.Tensor:
+    def _load(self, name: str) -> Stored:
         if self._fetching is not None:
             self._fetching.take(name)
         return self._source.load_tensor(name)

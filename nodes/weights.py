@@ -17,6 +17,7 @@ from broker.architecture import (
     block_tensors,
     embedding_tensors,
     head_tensors,
+    stored_names,
 )
 from broker.plan import LayerRange
 from nodes.activations import Norm
@@ -169,7 +170,7 @@ class LayerWeights:
             groups = [embedding_tensors(self.config)] if self._embedding is not None else []
             groups += [block_tensors(self.config, layer) for layer in sorted(self._blocks)]
             groups += [head_tensors(self.config)] if self._head is not None else []
-        return list(dict.fromkeys(spec.name for group in groups for spec in group.values()))
+        return stored_names(groups)
 
     @property
     def num_bytes(self) -> int:

@@ -42,6 +42,7 @@ ONE_PLACE: Final = {
     "amqtt": ("broker/embedded.py",),
     "deap": ("planner/groupings/evolve.py",),
     "fastapi": ("gateway/",),
+    "gguf": ("gateway/gguf/", "nodes/stored.py"),
     "highspy": ("planner/bounds/prices.py",),
     "llguidance": ("nodes/grammar.py", "gateway/constraints.py"),
     "paho": ("broker/mqtt.py",),
@@ -72,8 +73,8 @@ COMES_WITH: Final = {
 EXTRAS_OF: Final = {
     "broker": ("fog", "mdns"),
     "planner": ("planner", "figures"),
-    "nodes": ("node", "test"),
-    "gateway": ("gateway",),
+    "nodes": ("node", "gguf", "test"),
+    "gateway": ("gateway", "gguf"),
     "fog": ("fog", "cli", "node", "planner", "gateway"),
 }
 

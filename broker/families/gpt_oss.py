@@ -1,14 +1,14 @@
 """gpt-oss: experts with biases and a clamped activation, sinks of attention, mixed windows.
 
-Its published files hold the experts in MXFP4, which is not read yet: a checkpoint that was
-converted to bfloat16 or float32 is.
+Its published files hold the experts in MXFP4; copies in bfloat16 or float32 are read as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from broker.config_values import ConfigValues
+from broker.config_values import REMEDY, ConfigValues, UnsupportedModelError
 from broker.families.family import (
     DEFAULTS,
     FULL_ATTENTION,
@@ -19,7 +19,7 @@ from broker.families.family import (
     read_decoder,
     with_windows,
 )
-from broker.model_config import Activation, ModelConfig
+from broker.model_config import MXFP4_BLOCK, Activation, Experts, ModelConfig
 
 
 def _read(values: ConfigValues) -> ModelConfig:
@@ -27,6 +27,7 @@ def _read(values: ConfigValues) -> ModelConfig:
     experts = experts_of(
         values, "num_local_experts", config.intermediate_size, normalised=True, is_packed=True
     )
+    experts = replace(experts, is_mxfp4=_is_mxfp4(values, experts))
     layers = tuple(replace(layer, experts=experts) for layer in config.layers)
     config = replace(
         config,
@@ -42,6 +43,25 @@ def _read(values: ConfigValues) -> ModelConfig:
     ]
     types = layer_types_of(values, alternating)
     return with_windows(config, values, types)
+
+
+def _is_mxfp4(values: ConfigValues, experts: Experts) -> bool:
+    quantisation = values.get("quantization_config")
+    if not quantisation:
+        return False
+    method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None
+    if method != "mxfp4":
+        raise UnsupportedModelError(
+            f"config key quantization_config has the method {method!r}, of which gpt_oss models "
+            f"have mxfp4 alone; {REMEDY}"
+        )
+    sizes = values.whole_number("hidden_size"), experts.intermediate_size
+    if any(size % MXFP4_BLOCK for size in sizes):
+        raise UnsupportedModelError(
+            f"hidden_size and intermediate_size {sizes} are no multiples of {MXFP4_BLOCK}, of "
+            "which blocks of MXFP4 are made; check config.json"
+        )
+    return True
 
 
 FAMILIES = (
@@ -77,7 +97,7 @@ FAMILIES = (
         },
         read=_read,
         allowed={"attention_bias": (False, True)},
-        understood=frozenset({"num_local_experts"}),
+        understood=frozenset({"num_local_experts", "quantization_config"}),
         layer_types=(FULL_ATTENTION, SLIDING_ATTENTION),
     ),
 )

@@ -214,7 +214,6 @@ PUBLISHED: Final[Mapping[str, Mapping[str, Any]]] = {
         "torch_dtype": "bfloat16",
         "vocab_size": 262144,
     },
-    # Without quantization_config, as a copy in bfloat16 has it.
     "openai/gpt-oss-20b": {
         "architectures": ["GptOssForCausalLM"],
         "attention_bias": True,
@@ -233,6 +232,15 @@ PUBLISHED: Final[Mapping[str, Mapping[str, Any]]] = {
         "num_hidden_layers": 24,
         "num_key_value_heads": 8,
         "num_local_experts": 32,
+        "quantization_config": {
+            "modules_to_not_convert": [
+                "model.layers.*.self_attn",
+                "model.layers.*.mlp.router",
+                "model.embed_tokens",
+                "lm_head",
+            ],
+            "quant_method": "mxfp4",
+        },
         "rms_norm_eps": 1e-05,
         "rope_scaling": {
             "beta_fast": 32.0,
@@ -280,7 +288,7 @@ YARN: Final = Rope(
     is_whole=False,
 )
 OWN_EXPERTS: Final = Experts(128, 8, 768, normalised=True)
-PACKED_EXPERTS: Final = Experts(32, 4, 2880, normalised=True, is_packed=True)
+PACKED_EXPERTS: Final = Experts(32, 4, 2880, normalised=True, is_packed=True, is_mxfp4=True)
 
 # What is not as in Llama.
 DIFFERENCES: Final[Mapping[str, Mapping[str, Any]]] = {

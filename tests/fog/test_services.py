@@ -212,6 +212,13 @@ def test_a_model_is_the_demo_a_folder_or_a_hub_id(tmp_path: Path) -> None:
     assert choose_model("Qwen/Qwen2.5-0.5B-Instruct").source == "Qwen/Qwen2.5-0.5B-Instruct"
 
 
+def test_a_gguf_file_is_a_model_and_so_is_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "tiny-Q4_K.gguf"
+    path.write_bytes(b"GGUF")
+    assert choose_model(str(path)).source == str(path)
+    assert choose_model(str(tmp_path)).source == str(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["./absent", "/absent/model", "absent", "a/b/c"])
 def test_what_is_no_folder_and_no_hub_id_is_refused(text: str) -> None:
     with pytest.raises(ModelChoiceError, match="no such folder"):

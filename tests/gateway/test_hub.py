@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gateway.hub import hub_place, is_hub_id, model_folder
+from gateway.hub import hub_place, is_hub_id, model_path
 from gateway.model import ModelRefusedError
 from tests.support.hub_server import COMMIT, TOKEN, Hub, hub_server
 from tests.support.model_folder import write_model_folder
@@ -24,11 +24,11 @@ MODEL = "owner/tiny"
 
 DOWNLOAD = """
 import json, sys
-from gateway.hub import HubUnreachableError, model_folder
+from gateway.hub import HubUnreachableError, model_path
 from gateway.model import ModelRefusedError
 ratios = []
 try:
-    answer = {"folder": str(model_folder(sys.argv[1], ratios.append)), "ratios": ratios}
+    answer = {"folder": str(model_path(sys.argv[1], ratios.append)), "ratios": ratios}
 except (HubUnreachableError, ModelRefusedError) as error:
     answer = {"error": type(error).__name__, "message": str(error)}
 print(json.dumps(answer))
@@ -170,13 +170,13 @@ def test_a_hub_out_of_reach_may_be_tried_again(
 
 
 def test_a_folder_is_taken_as_it_is(folder: Path) -> None:
-    assert model_folder(str(folder)) == folder.resolve()
+    assert model_path(str(folder)) == folder.resolve()
     assert not is_hub_id(str(folder))
 
 
 def test_a_file_is_no_model(folder: Path) -> None:
     with pytest.raises(ModelRefusedError, match="give the folder"):
-        model_folder(str(folder / "model.safetensors"))
+        model_path(str(folder / "model.safetensors"))
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "tiny", "a/b/c", "../tiny", "owner/", ""])
@@ -185,7 +185,7 @@ def test_what_is_neither_folder_nor_hub_id_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelRefusedError, match="neither a folder"):
-        model_folder(model)
+        model_path(model)
 
 
 def test_a_folder_goes_before_a_hub_id_of_the_same_name(
@@ -193,4 +193,4 @@ def test_a_folder_goes_before_a_hub_id_of_the_same_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_model_folder(tmp_path / "owner" / "tiny")
-    assert model_folder(MODEL) == (tmp_path / "owner" / "tiny").resolve()
+    assert model_path(MODEL) == (tmp_path / "owner" / "tiny").resolve()

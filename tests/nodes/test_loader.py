@@ -6,7 +6,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 
 from broker.architecture import stage_tensor_names
 from broker.control import ModelManifest
@@ -24,6 +23,7 @@ from nodes.loader import (
     StageSpec,
 )
 from nodes.shelf import Shelf
+from nodes.stored import Stored
 from nodes.supply import Supply
 from nodes.tensor_cache import TensorCache
 from tests.support.checkpoints import manifest_of, write_checkpoint
@@ -85,7 +85,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
     load = TensorSource.load_tensor
 
-    def record(self: TensorSource, name: str) -> torch.Tensor:
+    def record(self: TensorSource, name: str) -> Stored:
         asked.append(name)
         return load(self, name)
 
@@ -276,7 +276,7 @@ def test_a_newer_order_overtakes_one_that_is_loading(
     reached, go_on = threading.Event(), threading.Event()
     load = TensorSource.load_tensor
 
-    def hold_up(self: TensorSource, name: str) -> torch.Tensor:
+    def hold_up(self: TensorSource, name: str) -> Stored:
         reached.set()
         assert go_on.wait(20)
         return load(self, name)

@@ -15,6 +15,7 @@ from nodes.supply import Supply
 from nodes.tensor_cache import TensorCache
 from nodes.tensor_server import TensorServer
 from tests.support.checkpoints import manifest_of
+from tests.support.stored import floats_of
 
 KEY = "between nodes"
 
@@ -60,7 +61,9 @@ def supply_of(offers: dict[str, TensorOffer], cache: Path | None = None) -> Supp
 
 def read_all(source: TensorSource, manifest: ModelManifest) -> dict[str, bytes]:
     """Return the bytes of every tensor."""
-    return {name: source.load_tensor(name).numpy().tobytes() for name in manifest.tensors}
+    return {
+        name: floats_of(source.load_tensor(name)).numpy().tobytes() for name in manifest.tensors
+    }
 
 
 def wait_for_threads(prefix: str) -> None:

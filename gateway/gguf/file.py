@@ -1,0 +1,167 @@
+"""What a GGUF file says before its tensors: metadata, and where each tensor lies.
+
+Read by the package of the format's makers, which comes with the extra ``gguf``
+(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). No tensor is loaded but small
+ones that are part of the description, such as factors of a rotation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from gateway.model import ModelRefusedError
+
+SUFFIX: Final = ".gguf"
+_MISSING: Final = (
+    "GGUF files need the package gguf on the gateway and on every node: pip install 'e2llm[gguf]'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """One tensor.
+
+    Attributes:
+        kind: How its elements are stored, for example ``Q4_K``.
+        shape: Row-major, which is the reverse of how the file has it.
+        offset: First byte, counted from the start of the file.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+class Metadata:
+    """Keys and values of a file; those of its architecture by their names after the prefix.
+
+    Args:
+        path: For messages.
+    """
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        self.path, self._values = path, values
+        self.architecture: str = self.need("general.architecture", str)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a value as it stands."""
+        return self._values.get(key, default)
+
+    def need(self, key: str, kind: type[Any]) -> Any:
+        """Return a value of a type; `ModelRefusedError` where it is absent or another's."""
+        value = self._values.get(key)
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            found = "is missing" if value is None else f"is wrong ({error})"
+            raise ModelRefusedError(
+                f"{self.path}: the key {key} {found}; convert the model again with a newer "
+                "llama.cpp"
+            ) from error
+
+    def of_model(self, key: str, default: Any = None) -> Any:
+        """Return a value of the architecture, for example ``attention.head_count``."""
+        return self.get(f"{self.architecture}.{key}", default)
+
+    def need_of_model(self, key: str, kind: type[Any]) -> Any:
+        """Return a value of the architecture; raises as `need`."""
+        return self.need(f"{self.architecture}.{key}", kind)
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """A file as found.
+
+    Attributes:
+        factors: Elements of tensors that hold factors of a rotation, by name.
+    """
+
+    path: Path
+    metadata: Metadata
+    tensors: Mapping[str, GgufTensor]
+    factors: Mapping[str, tuple[float, ...]]
+
+
+def gguf_file(path: Path) -> Path | None:
+    """Return the GGUF file that a model is in: the path itself, or the only one in its folder.
+
+    None where there is none, or weights in safetensors beside it.
+
+    Raises:
+        ModelRefusedError: The folder has several.
+    """
+    if path.suffix == SUFFIX and path.is_file():
+        return path
+    if any(path.glob("*.safetensors")):
+        return None
+    files = sorted(path.glob(f"*{SUFFIX}"))
+    if len(files) > 1:
+        raise ModelRefusedError(
+            f"{path} has several GGUF files ({', '.join(file.name for file in files[:3])}, ...); "
+            "name one of them as the model"
+        )
+    return files[0] if files else None
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """Read the head of a file, which takes seconds for a large vocabulary.
+
+    Raises:
+        ModelRefusedError: The package is not installed, or the file is damaged, cut off, or a
+            part of several.
+    """
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise ModelRefusedError(f"{path}: {_MISSING}") from error
+    try:
+        reader = GGUFReader(path)
+        values = {name: _plain(field.contents()) for name, field in reader.fields.items()}
+        tensors = {
+            tensor.name: GgufTensor(
+                name=tensor.name,
+                kind=tensor.tensor_type.name,
+                shape=tuple(reversed(tensor.shape.tolist())),
+                offset=int(tensor.data_offset),
+                num_bytes=int(tensor.n_bytes),
+            )
+            for tensor in reader.tensors
+        }
+        factors = {
+            tensor.name: tuple(map(_shortest, tensor.data.tolist()))
+            for tensor in reader.tensors
+            if tensor.name.startswith("rope_") and tensor.tensor_type.name == "F32"
+        }
+    except (ValueError, KeyError, IndexError, OverflowError) as error:
+        # The reader meets the end of a file that was cut off as an array of a wrong shape.
+        raise ModelRefusedError(
+            f"{path} is no GGUF file, is damaged or cut off ({error}); download it again"
+        ) from error
+    metadata = Metadata(path, values)
+    if metadata.get("split.count", 1) > 1:
+        raise ModelRefusedError(
+            f"{path} is one of {metadata.get('split.count')} parts of a model; put them together "
+            "with llama-gguf-split --merge"
+        )
+    return GgufFile(path, metadata, tensors, factors)
+
+
+def _plain(value: Any) -> Any:
+    return _shortest(value) if isinstance(value, float) else value
+
+
+def _shortest(value: float) -> float:
+    """Return the shortest decimal number that is the same in 32 bits: 1e-05, not 9.99...e-06.
+
+    Numbers are stored in 32 bits, and computed with as they were meant.
+    """
+    import numpy as np
+
+    return float(str(np.float32(value)))
