@@ -175,7 +175,7 @@ class Gateway:
                 prefix_cache=settings.prefix_cache,
                 queue_limit=settings.queue_limit,
             ),
-            journal=open_journal(settings.redis, settings.site),
+            journal=open_journal(settings.redis, settings.site, settings.state),
             addresses=[settings.base_url],
             software=self._software,
             session=session,

@@ -1,8 +1,9 @@
 """What was asked and answered, kept in Redis for an hour.
 
-Redis is memory, never authority: while it is down requests go on without a journal, and
-`Journal.is_available` says so. When it comes back, live requests are written again from
-their beginning. Nothing here blocks the event loop, and nothing is logged but ids.
+Redis is memory, never authority: while it is down requests go on, and `Journal.is_available`
+says so. When it comes back, live requests are written again from their beginning; until then
+they are in a file of this gateway (`gateway.spool`), for the one that follows it. Nothing here
+blocks the event loop for longer than a write to that file, and nothing is logged but ids.
 
 Keys, for other readers: ``e2llm:<site>:request:<id>`` is a hash (``body``, ``prompt_ids``,
 ``seed``, ``parameters``, ``model``, ``revision``, ``weights``, ``status``, ``started_at``,
@@ -16,21 +17,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import zip_longest
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, Final, Protocol
 
-import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from broker.control import ModelManifest
-from broker.events import Logprobs
+from gateway.entries import Entry, as_written, item_of, new_entry
 from gateway.requests import GeneratedToken, Generation, JournalUnavailableError, Written
+from gateway.spool import Rest, Spool
 
 logger = logging.getLogger(__name__)
 
@@ -108,28 +106,13 @@ class NoJournal:
         pass
 
 
-@dataclass(slots=True)
-class _Entry:
-    """A request that is live, or not wholly written yet.
-
-    Attributes:
-        tokens: As in Redis.
-        num_written: Tokens in Redis; None: the entry must be written from its beginning.
-    """
-
-    fields: dict[str, str]
-    tokens: list[str] = field(default_factory=list)
-    num_written: int | None = None
-    is_changed: bool = True
-    is_ended: bool = False
-
-
 class RedisJournal:
     """A journal in Redis; tokens are appended at most 50 ms late.
 
     Args:
         url: ``redis://:password@host:port/0``.
         site: Part of every key.
+        spool: Where what Redis has not confirmed is kept; None: nowhere.
         expire_seconds: How long an entry stays after its last change.
         sleep: Replaced by tests.
     """
@@ -139,6 +122,7 @@ class RedisJournal:
         url: str,
         site: str,
         *,
+        spool: Spool | None = None,
         expire_seconds: int = EXPIRE_SECONDS,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -148,8 +132,12 @@ class RedisJournal:
         self._prefix = f"e2llm:{site}:request:"
         self._expire_seconds = expire_seconds
         self._sleep = sleep
-        self._entries: dict[str, _Entry] = {}
-        self._changed: dict[str, _Entry] = {}
+        self._spool = spool
+        self._entries: dict[str, Entry] = {}
+        self._rests: dict[str, Rest] = {}
+        self._changed: dict[str, Entry] = {}
+        self._unspooled: dict[str, Entry] = {}
+        self._spool_timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._is_available = False
@@ -161,74 +149,39 @@ class RedisJournal:
         return self._is_available
 
     def begin(self, generation: Generation, model: ModelManifest | None) -> None:
-        fields = {
-            "body": json.dumps(generation.body, default=str),
-            "prompt_ids": json.dumps(generation.prompt_ids),
-            "seed": str(generation.sampling.seed),
-            "parameters": json.dumps(
-                {
-                    "max_tokens": generation.max_tokens,
-                    "deadline_seconds": generation.deadline_seconds,
-                    # Built-in types with text keys, since a logit bias has integers; without
-                    # the grammar, which follows from the body and may be long.
-                    "sampling": msgspec.to_builtins(
-                        msgspec.structs.replace(generation.sampling, grammar=""), str_keys=True
-                    ),
-                }
-            ),
-            "model": model.name if model is not None else "",
-            "revision": model.revision if model is not None else "",
-            "weights": model.weights if model is not None else "",
-            "status": "running",
-            "started_at": f"{time.time():.3f}",
-            "created": str(generation.created),
-            "caller": generation.caller,
-        }
         entry = generation.journal_id
-        self._entries[entry] = _Entry(
-            fields,
-            tokens=[
-                _item(token, logprobs)
-                for token, logprobs in zip_longest(
-                    generation.generated, generation.generated_logprobs
-                )
-            ],
-        )
+        self._entries[entry] = new_entry(generation, model)
         self._touch(entry)
 
     def token(self, entry: str, token: GeneratedToken) -> None:
         known = self._entries.get(entry)
         if known is not None:
-            known.tokens.append(_item(token.token_id, token.logprobs))
+            known.tokens.append(item_of(token.token_id, token.logprobs))
             self._touch(entry)
 
     def end(self, entry: str, status: str) -> None:
         known = self._entries.get(entry)
-        if known is not None and not known.is_ended:
+        if known is not None and not known.is_closed:
             known.fields["status"] = status
-            known.is_ended = True
+            known.is_closed = True
             self._touch(entry)
 
     async def read(self, entry: str) -> Written | None:
         known = self._entries.get(entry)
-        if known is not None:
-            return _written(dict(known.fields), known.tokens)
-        key = self._prefix + entry
-        with self._answering():
-            async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.hgetall(key)
-                pipeline.lrange(f"{key}:tokens", 0, -1)
-                fields, tokens = await pipeline.execute()
-        if not fields:
-            return None
-        decoded = {name.decode(): value.decode() for name, value in fields.items()}
-        return _written(decoded, [token.decode() for token in tokens])
+        if known is None:
+            with self._answering():
+                known = await self._fetch(entry)
+        return None if known is None else as_written(dict(known.fields), known.tokens)
 
     async def count_stream(self, entry: str) -> int:
         with self._answering():
             return int(await self._redis.hincrby(self._prefix + entry, "streams", 1))
 
     async def start(self) -> None:
+        if self._spool is not None:
+            entries, self._rests = self._spool.read()
+            for entry, found in entries.items():
+                self._changed[entry] = self._entries.setdefault(entry, found)
         # Not awaited: a gateway does not wait for Redis.
         self._task = asyncio.create_task(self._run(), name="journal")
 
@@ -246,6 +199,9 @@ class RedisJournal:
             _, late = await asyncio.wait({last}, timeout=STOP_SECONDS)
             for task in late:
                 task.cancel()
+        self._spool_now()
+        if self._spool is not None:
+            self._spool.close()
         with contextlib.suppress(RedisError, OSError):
             await self._redis.aclose()
 
@@ -259,8 +215,34 @@ class RedisJournal:
     # --- the background ----------------------------------------------------------------------
 
     def _touch(self, request_id: str) -> None:
-        self._changed[request_id] = self._entries[request_id]
+        self._changed[request_id] = self._unspooled[request_id] = self._entries[request_id]
         self._wake.set()
+        self._spool_soon()
+
+    def _spool_soon(self) -> None:
+        # Beside the writing to Redis, which waits when that hangs.
+        if self._spool is not None and self._spool_timer is None:
+            loop = asyncio.get_running_loop()
+            self._spool_timer = loop.call_later(FLUSH_SECONDS, self._spool_now)
+
+    def _spool_now(self) -> None:
+        if self._spool_timer is not None:
+            self._spool_timer.cancel()
+        self._spool_timer = None
+        unspooled, self._unspooled = self._unspooled, {}
+        if self._spool is not None and unspooled:
+            self._spool.append(unspooled)
+
+    def _tidy_spool(self) -> None:
+        """Forget in the spool what Redis has now."""
+        if self._spool is None or self._rests:
+            return
+        if not self._changed:
+            self._unspooled.clear()
+            self._spool.clear(self._entries.values())
+        elif self._spool.is_long:
+            self._unspooled.clear()
+            self._spool.rewrite(self._entries)
 
     async def _run(self) -> None:
         while not self._stopping.is_set():
@@ -275,8 +257,10 @@ class RedisJournal:
     async def _try_flush(self) -> None:
         """Write what has changed; when that fails, remember that it must be written again."""
         self._wake.clear()
-        changed, self._changed = self._changed, {}
+        changed: dict[str, Entry] = {}
         try:
+            await self._complete_rests()
+            changed, self._changed = self._changed, {}
             await self._write(changed)
         except (RedisError, OSError) as error:
             if not self._is_reported:
@@ -291,14 +275,41 @@ class RedisJournal:
             logger.info("journal: Redis answers again")
         self._is_available, self._is_reported = True, False
         for request_id, entry in changed.items():
-            if entry.is_ended and request_id not in self._changed:
+            if entry.is_closed and request_id not in self._changed:
                 self._entries.pop(request_id, None)
+        self._tidy_spool()
 
-    async def _write(self, changed: dict[str, _Entry]) -> None:
+    async def _fetch(self, entry: str) -> Entry | None:
+        """Return an entry as Redis and the spool of an earlier run have it."""
+        key = self._prefix + entry
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hgetall(key)
+            pipeline.lrange(f"{key}:tokens", 0, -1)
+            fields, tokens = await pipeline.execute()
+        if not fields:
+            return None
+        items = [token.decode() for token in tokens]
+        rest = self._rests.get(entry)
+        return Entry(
+            {name.decode(): value.decode() for name, value in fields.items()},
+            rest.after(items) if rest is not None else items,
+            is_closed=True,
+        )
+
+    async def _complete_rests(self) -> None:
+        """Make entries of what an earlier run had beyond Redis."""
+        for name in list(self._rests):
+            found = await self._fetch(name)
+            if found is not None and name not in self._entries:
+                found.fields.pop("streams", None)  # counted in Redis, perhaps just now
+                self._changed[name] = self._entries[name] = found
+            del self._rests[name]
+
+    async def _write(self, changed: dict[str, Entry]) -> None:
         if not changed:
             await self._redis.ping()
             return
-        written: list[tuple[_Entry, int]] = []
+        written: list[tuple[Entry, int]] = []
         # A transaction, so that an entry is never there without its expiry.
         async with self._redis.pipeline(transaction=True) as pipeline:
             for request_id, entry in changed.items():
@@ -323,27 +334,22 @@ class RedisJournal:
 
     def _write_all_again(self) -> None:
         """A write may have happened or not, or Redis come back empty: begin anew."""
-        ended = [key for key, entry in self._entries.items() if entry.is_ended]
+        ended = [key for key, entry in self._entries.items() if entry.is_closed]
         for key in ended[: max(len(ended) - MAX_ENDED, 0)]:
             del self._entries[key]
         for entry in self._entries.values():
-            entry.num_written = None
+            entry.num_written = entry.num_spooled = None
         self._changed = dict(self._entries)
+        self._unspooled = dict(self._entries)
+        self._spool_soon()
 
 
-def _item(token_id: int, logprobs: Logprobs | None) -> str:
-    if logprobs is None:
-        return str(token_id)
-    return f"{token_id} {msgspec.json.encode(logprobs).decode()}"
+def open_journal(url: str | None, site: str, state: Path) -> Journal:
+    """Return the journal at a Redis URL, or one that keeps nothing without a URL.
 
-
-def _written(fields: dict[str, str], items: Sequence[str]) -> Written:
-    pairs = [item.partition(" ")[::2] for item in items]
-    logprobs = [msgspec.json.decode(text, type=Logprobs) if text else None for _, text in pairs]
-    known = tuple(logprobs) if any(logprobs) else ()
-    return Written(fields, tuple(int(token_id) for token_id, _ in pairs), known)
-
-
-def open_journal(url: str | None, site: str) -> Journal:
-    """Return the journal at a Redis URL, or one that keeps nothing without a URL."""
-    return RedisJournal(url, site) if url is not None else NoJournal()
+    Args:
+        url: ``redis://:password@host:port/0``.
+        site: Part of every key.
+        state: The gateway's state folder, for what Redis has not confirmed.
+    """
+    return RedisJournal(url, site, spool=Spool(state)) if url is not None else NoJournal()

@@ -4,6 +4,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -168,7 +169,7 @@ async def test_an_answer_that_goes_on_keeps_the_tokens_that_it_has(
 
 
 async def test_without_redis_reading_says_so() -> None:
-    for journal in (open_journal(None, "lab"), RedisJournal(DEAD_REDIS, "lab")):
+    for journal in (open_journal(None, "lab", Path()), RedisJournal(DEAD_REDIS, "lab")):
         with pytest.raises(JournalUnavailableError):
             await journal.read("r1")
         with pytest.raises(JournalUnavailableError):
@@ -258,7 +259,7 @@ async def test_a_redis_that_hangs_does_not_keep_it_from_stopping() -> None:
 
 
 async def test_without_a_url_nothing_is_kept() -> None:
-    journal = open_journal(None, "lab")
+    journal = open_journal(None, "lab", Path())
 
     await journal.start()
     journal.begin(GENERATION, MODEL)
