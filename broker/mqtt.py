@@ -28,6 +28,7 @@ from broker.address import BrokerAddress
 from broker.backoff import Backoff
 from broker.inbox import take
 from broker.limits import DEFAULT_MAX_PAYLOAD_BYTES, check_publication
+from broker.mqtt_messages import arguments, received, to_paho
 from broker.sockets import Wakeup, part
 from broker.subscriptions import Subscriptions, check_filters
 from broker.topics import QoS
@@ -36,7 +37,6 @@ from broker.transport import (
     Disconnected,
     Inbox,
     Publication,
-    Received,
     Refused,
     TransportClosedError,
     TransportEvent,
@@ -211,7 +211,8 @@ class MqttTransport:
             raise TransportClosedError(f"transport {self.client_id} is closed")
 
     def _hand_over(self, message: Publication) -> paho.MQTTMessageInfo:
-        return self._client.publish(*_arguments(message))
+        properties = to_paho(message.properties) if self.protocol == "5" else None
+        return self._client.publish(*arguments(message), properties)
 
     # ---- the network thread
 
@@ -336,7 +337,7 @@ class MqttTransport:
         client.connect_timeout = _HANDSHAKE_SECONDS
         client.username_pw_set(self._address.username, self._address.password)
         if self._will is not None:
-            client.will_set(*_arguments(self._will))
+            client.will_set(*arguments(self._will))
         client.on_connect, client.on_subscribe = self._on_connect, self._on_subscribe
         client.on_message, client.on_disconnect = self._on_message, self._on_disconnect
         client.on_socket_open = self._on_socket_open
@@ -378,7 +379,7 @@ class MqttTransport:
 
     def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
         with contextlib.suppress(UnicodeDecodeError):
-            self._inbox.put(Received(message.topic, bytes(message.payload), message.retain))
+            self._inbox.put(received(message))
 
     def _on_disconnect(
         self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any
@@ -386,10 +387,6 @@ class MqttTransport:
         # 0x80, "unspecified error", is paho's word for a closed socket.
         if not self._lost_reason and reason.value != 0x80:
             self._lost_reason = str(reason)
-
-
-def _arguments(message: Publication) -> tuple[str, bytes | bytearray, int, bool]:
-    return message.topic, message.payload, int(message.qos), message.retained
 
 
 def _ignore(_client: Any, _data: Any, _connection: Any) -> None:

@@ -11,9 +11,27 @@ from __future__ import annotations
 import queue
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from broker.topics import QoS
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """What MQTT 5 says beside a payload; lost where the broker speaks 3.1.1 only.
+
+    Attributes:
+        response_topic: Where the sender waits for an answer.
+        correlation: By what the sender knows its request; an answer brings it back.
+        expiry_seconds: How long the message is worth something, counted at the broker.
+    """
+
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    expiry_seconds: int | None = None
+
+
+NO_PROPERTIES: Final = Properties()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +42,7 @@ class Publication:
     payload: bytes | bytearray
     qos: QoS = QoS.AT_MOST_ONCE
     retained: bool = False
+    properties: Properties = NO_PROPERTIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +52,7 @@ class Received:
     topic: str
     payload: bytes
     retained: bool = False
+    properties: Properties = NO_PROPERTIES
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from broker.settings import process_settings
 from gateway.access.shared import RedisAccess
 from gateway.access.store import KeyFile, KeyFileError, KeyStore
 from gateway.app import create_app
+from gateway.claims import RedisClaims
 from gateway.engine import FogEngine
 from gateway.inference import Inference
 from gateway.journal import open_journal
@@ -192,8 +193,16 @@ class Gateway:
             Inference(engine, self._slot, settings, self._meter),
             max_body_bytes=settings.max_body_bytes,
             per_client=settings.prompts_per_client,
+            claims=self._claims(),
         )
         return transport, prompts
+
+    def _claims(self) -> RedisClaims | None:
+        settings = self._settings
+        if settings.redis is None:
+            return None
+        owner = f"{settings.gateway_id}:{new_session()}"
+        return RedisClaims(settings.redis, settings.site, owner)
 
     async def _serve_model(self, engine: FogEngine) -> None:
         model = await prepare_model(self._settings, self._slot, self._software)

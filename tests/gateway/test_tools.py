@@ -8,7 +8,13 @@ import pytest
 
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_api import MODEL, Api
-from tests.support.model_folder import CONFIG, EOS, ids_of, write_model_folder
+from tests.support.model_folder import (
+    CONFIG,
+    EOS,
+    TOOLS_TEMPLATE,
+    ids_of,
+    write_model_folder,
+)
 from tests.support.sse import events_of, numbered_events_of
 
 CHAT = "/v1/chat/completions"
@@ -23,18 +29,14 @@ QUESTION: dict[str, Any] = {
 }
 ARGUMENTS = '{"a": 7, "b": 5}'
 CALL = f'<tool_call>\n{{"name": "add", "arguments": {ARGUMENTS}}}\n</tool_call>'
-TEMPLATE = (
-    "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for message in messages %}"
-    "{{ message.role }}:{{ message.content }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>"
-    "{% endfor %}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {**CONFIG, "max_position_embeddings": 1024}
-    return write_model_folder(tmp_path_factory.mktemp("tools"), template=TEMPLATE, config=config)
+    return write_model_folder(
+        tmp_path_factory.mktemp("tools"), template=TOOLS_TEMPLATE, config=config
+    )
 
 
 @pytest.fixture

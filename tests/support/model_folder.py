@@ -27,6 +27,14 @@ CHAT_TEMPLATE: Final = (
     "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
 )
 
+TOOLS_TEMPLATE: Final = (
+    "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for message in messages %}"
+    "{{ message.role }}:{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>"
+    "{% endfor %}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+"""Of a model that calls functions, in Qwen's format."""
+
 CONFIG: Final[dict[str, Any]] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

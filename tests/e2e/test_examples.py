@@ -1,0 +1,180 @@
+"""The files of examples/ against `e2llm up`, each run as its reader runs it."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from broker.codec import decode_frame
+from broker.events import Event, Tokens
+from broker.mqtt import MqttTransport
+from broker.topics import GATEWAY_EVENTS
+from broker.transport import Connected, Received
+from tests.support.bus import wait_for
+from tests.support.examples import run_example
+from tests.support.running_fog import ROOT, SITE, RunningFog
+
+pytestmark = [
+    pytest.mark.xdist_group("e2e"),
+    pytest.mark.slow,
+    pytest.mark.usefixtures("clients"),
+]
+
+LEFT = "Left in the middle"
+STOPPED_WITHIN_SECONDS = 1.0
+"""From leaving to the last token that a node computes."""
+WATCHED_SECONDS = 0.5
+"""Time after that in which no token may come."""
+
+
+@pytest.fixture
+def http(fog: RunningFog) -> dict[str, str]:
+    return {"E2LLM_URL": fog.url, "E2LLM_MODEL": fog.model}
+
+
+@pytest.fixture
+def mqtt(fog: RunningFog) -> dict[str, str]:
+    return {"E2LLM_BROKER": fog.state.client_url.read_text().strip()}
+
+
+@dataclass
+class Answer:
+    """What the nodes have said of one request.
+
+    Attributes:
+        token_times: When each token came.
+        is_finished: Whether one of them was said to be the last.
+    """
+
+    token_times: list[float] = field(default_factory=list)
+    is_finished: bool = False
+
+
+@contextmanager
+def every_token(fog: RunningFog) -> Iterator[dict[str, Answer]]:
+    """Give what the nodes tell the gateway while the block lasts, by request."""
+    answers: dict[str, Answer] = {}
+    transport = MqttTransport(fog.address("gateway"), "spectator")
+    transport.subscribe([(GATEWAY_EVENTS.filter(SITE), GATEWAY_EVENTS.qos)])
+    transport.connect()
+    wait_for(transport, Connected)
+    is_over = threading.Event()
+
+    def listen() -> None:
+        while not is_over.is_set():
+            message = transport.receive(0.1)
+            if not isinstance(message, Received):
+                continue
+            event, _ = decode_frame(message.payload, Event)
+            for row in event.rows if isinstance(event, Tokens) else ():
+                answer = answers.setdefault(row.request_id, Answer())
+                answer.token_times.append(time.monotonic())
+                answer.is_finished |= row.finish_reason is not None
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    try:
+        yield answers
+    finally:
+        is_over.set()
+        listener.join()
+        transport.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("openai_chat.py", "Refused: model_not_found"),
+        ("openai_chat.mjs", "Refused: model_not_found"),
+        ("langchain_chat.py", "Refused: model_not_found"),
+        ("litellm_chat.py", "Refused: 404"),
+        ("ollama_chat.py", "Refused: "),
+    ],
+)
+def test_a_client_of_http_streams_is_refused_and_leaves(
+    fog: RunningFog, http: dict[str, str], name: str, refused: str
+) -> None:
+    with every_token(fog) as answers:
+        run = run_example(name, environ=http)
+        watch_until_after(run.at(LEFT))
+
+    assert_streamed_and_refused(run.text, refused)
+    assert_only_one_was_left(answers, run.at(LEFT))
+
+
+@pytest.mark.parametrize("protocol", ["3.1.1", "5"])
+def test_paho_streams_is_refused_and_cancels(
+    fog: RunningFog, mqtt: dict[str, str], protocol: str
+) -> None:
+    with every_token(fog) as answers:
+        run = run_example("mqtt_paho.py", "--protocol", protocol, environ=mqtt)
+        watch_until_after(run.at(LEFT))
+
+    assert_streamed_and_refused(run.text, "Refused: model_not_found")
+    assert f"{LEFT}: cancelled" in run.text
+    assert_only_one_was_left(answers, run.at(LEFT))
+
+
+def watch_until_after(left_at: float) -> None:
+    rest = left_at + STOPPED_WITHIN_SECONDS + WATCHED_SECONDS - time.monotonic()
+    time.sleep(max(rest, 0))
+
+
+def assert_streamed_and_refused(text: str, refused: str) -> None:
+    answer, tokens, *rest = text.splitlines()
+    assert "12" in answer
+    assert tokens.endswith(" tokens")
+    assert int(tokens.split()[0]) > 4
+    assert any(line.startswith(refused) for line in rest)
+
+
+def assert_only_one_was_left(answers: dict[str, Answer], left_at: float) -> None:
+    [left] = [answer for answer in answers.values() if not answer.is_finished]
+    assert len(left.token_times) > 2
+    assert left.token_times[-1] - left_at < STOPPED_WITHIN_SECONDS
+
+
+def test_the_llm_command_streams_goes_on_and_is_refused(http: dict[str, str]) -> None:
+    first, second, *refused = run_example("llm.sh", environ=http).text.splitlines()
+
+    assert "12" in first
+    assert "23" in second
+    assert "gpt-4" in " ".join(refused)
+    assert refused[-1] == "Refused."
+
+
+def test_the_programs_of_mosquitto_ask_stream_and_cancel(
+    fog: RunningFog, mqtt: dict[str, str]
+) -> None:
+    with every_token(fog) as answers:
+        run = run_example("mosquitto.sh", environ=mqtt)
+
+    whole, *messages = [json.loads(line.text) for line in run.lines]
+    assert "12" in whole["choices"][0]["message"]["content"]
+    ends = {m["request_id"]: m for m in messages if m.get("done")}
+    assert list(ends) == ["stream", "wrong", "long"]
+    assert ends["stream"]["finish_reason"] == "stop"
+    assert ends["wrong"]["error"]["code"] == "model_not_found"
+    assert ends["long"]["error"]["code"] == "cancelled"
+    assert [answer.is_finished for answer in answers.values()] == [True, True, False]
+
+
+def test_a_board_with_micropython_asks_over_mqtt(fog: RunningFog, tmp_path: Path) -> None:
+    address = fog.address("app")
+    config = {"HOST": address.host, "PORT": address.port, "USER": "app"}
+    lines = [f"{k} = {v!r}" for k, v in {**config, "PASSWORD": address.password}.items()]
+    (tmp_path / "fog_config.py").write_text("\n".join(lines))
+    board = os.pathsep.join([str(tmp_path), str(ROOT / "tests" / "support" / "micropython")])
+
+    answer, tokens = run_example(
+        "micropython_prompt.py", environ={"PYTHONPATH": board}
+    ).text.splitlines()
+
+    assert "12" in answer
+    assert tokens.endswith(" tokens")
