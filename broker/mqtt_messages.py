@@ -26,7 +26,7 @@ def to_paho(properties: Properties) -> PahoProperties | None:
     """Return what to publish with under MQTT 5; None without a property: paho's are slow."""
     if properties == NO_PROPERTIES:
         return None
-    found = PahoProperties(PacketTypes.PUBLISH)
+    found = PahoProperties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's gap
     for ours, theirs in _NAMES.items():
         value = getattr(properties, ours)
         if value is not None:

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -27,13 +28,13 @@ QUESTION = [{"role": "user", "content": "What is 7 plus 5?"}]
 class Fog:
     """Asks over MQTT; one request at a time is enough here."""
 
-    def __init__(self, url: str, protocol: mqtt.MQTTProtocolVersion) -> None:
+    def __init__(self, url: str, protocol: MQTTProtocolVersion) -> None:
         broker = urlsplit(url)
         assert broker.hostname is not None
         assert broker.username is not None
         self._user = broker.username
         self._heard: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
-        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=protocol)
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=protocol)
         self._client.username_pw_set(broker.username, broker.password)
         self._client.on_message = self._hear
         self._client.connect(broker.hostname, broker.port or 1883)
@@ -49,7 +50,8 @@ class Fog:
 
     def _hear(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         if message.properties is not None:
-            request_id = message.properties.CorrelationData.decode()
+            # paho makes the attributes of its properties at run time.
+            request_id = message.properties.CorrelationData.decode()  # type: ignore[attr-defined]
         else:
             request_id = message.topic.rpartition("/")[2]
         self._heard.put((request_id, json.loads(message.payload)))
@@ -57,8 +59,8 @@ class Fog:
     def publish(self, correlation: str, **body: Any) -> None:
         """Publish a prompt, or a cancellation."""
         properties = None
-        if self._client.protocol == mqtt.MQTTv5:
-            properties = Properties(PacketTypes.PUBLISH)
+        if self._client.protocol == MQTTProtocolVersion.MQTTv5:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             properties.ResponseTopic = f"{TOPICS}/replies/{self._user}/answers"
             properties.CorrelationData = correlation.encode()
             # The broker forgets what nobody has taken by then, and the gateway ends it.
@@ -86,7 +88,8 @@ def main() -> None:
     """Show all three."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--protocol", choices=("3.1.1", "5"), default="5")
-    protocol = mqtt.MQTTv5 if parser.parse_args().protocol == "5" else mqtt.MQTTv311
+    is_v5 = parser.parse_args().protocol == "5"
+    protocol = MQTTProtocolVersion.MQTTv5 if is_v5 else MQTTProtocolVersion.MQTTv311
     fog = Fog(os.environ["E2LLM_BROKER"], protocol)
 
     for message in fog.ask("stream", messages=QUESTION, stream=True):
