@@ -7,6 +7,7 @@ every request's length as it was, so the caller may try its rows one by one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 
 import torch
@@ -218,19 +219,24 @@ class StageExecutor:
 
     @torch.inference_mode()
     def decode(self, keys: Sequence[RequestKey], hidden: torch.Tensor) -> torch.Tensor:
-        """Run one position of each request, (len(keys), hidden) to the same, and append KV.
+        """Run the next position of each key's request, (len(keys), hidden) to the same.
 
-        Linears take all rows at once, attention goes row by row.
+        A key that stands there n times runs n positions in order. Appends their KV. Linears take
+        all rows at once, attention goes row by row.
 
         Raises:
-            ValueError: A request twice, or the number of rows is wrong.
-            KvFullError: A request has no room for its position and cannot get it.
+            ValueError: The number of rows is wrong.
+            KvFullError: A request has no room for its positions and cannot get it.
         """
-        if len(set(keys)) != len(keys) or len(keys) != len(hidden):
-            raise ValueError(f"{len(hidden)} rows for {len(set(keys))} different requests")
+        if len(keys) != len(hidden):
+            raise ValueError(f"{len(hidden)} rows for {len(keys)} keys")
+        ends = {key: self.kv[key].length for key in keys}
+        rows = []
+        for key, num_rows in Counter(keys).items():
+            self.kv.reserve(key, ends[key] + num_rows)
         for key in keys:
-            self.kv.reserve(key, self.kv[key].length + 1)
-        rows = [(self.kv[key], self.kv[key].length) for key in keys]
+            rows.append((self.kv[key], ends[key]))
+            ends[key] += 1
 
         sights = [self._sight(slab, position) for slab, position in rows]
         targets = [slab.data[:, :, position].unbind() for slab, position in rows]
@@ -244,8 +250,10 @@ class StageExecutor:
         positions = torch.tensor(lengths, device=self._device)
         run = self._run(hidden, positions, max(lengths, default=0) + 1, attend)
         hidden = _run_out(run)
-        for slab, position in rows:
-            self.kv.set_length(slab, position + 1)
+        for key, end in ends.items():
+            # Of several positions only the first is certain to stay.
+            slab = self.kv[key]
+            self.kv.set_length(slab, end, slab.length + 1)
         return hidden
 
     @torch.inference_mode()

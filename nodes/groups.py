@@ -20,8 +20,8 @@ class Group:
     """Rows on their way round the ring.
 
     Attributes:
-        rows: As they were launched.
-        pending: Those whose token has not come back.
+        rows: As they were launched, with those that are proposed (`nodes.speculation`).
+        pending: First rows of the requests whose token has not come back.
         waiting_since: When it was launched or last repeated.
     """
 
@@ -95,15 +95,19 @@ class Groups:
         return max(smaller + int(larger_in_flight < num_larger), 1)
 
     def complete(self, number: int, results: list[StepResult], now: float) -> list[StepResult]:
-        """Take in results of a group; return those that were awaited, each only once."""
+        """Take in results of a group; return those that were awaited, each only once.
+
+        Of a request, those of its first row and of the rows after it, in order.
+        """
         group = self._in_flight.get(number)
         if group is None:
             return []
         accepted = []
+        awaited = {key: row.position for key, row in group.pending.items()}
         for result in results:
-            row = group.pending.get(result.key)
-            if row is not None and row.position == result.position:
-                del group.pending[result.key]
+            if awaited.get(result.key) == result.position:
+                group.pending.pop(result.key, None)
+                awaited[result.key] += 1
                 accepted.append(result)
         if not group.pending:
             del self._in_flight[number]

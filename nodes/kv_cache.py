@@ -131,11 +131,16 @@ class KvCache:
         self._grow(slab, capacity, capacity)
         self.used_tokens += added
 
-    def set_length(self, slab: Slab, length: int) -> None:
-        """Every layer has ``length`` positions; memory behind the windows goes."""
+    def set_length(self, slab: Slab, length: int, certain: int | None = None) -> None:
+        """Every layer has ``length`` positions; memory behind the windows goes.
+
+        With ``certain`` the length may be cut back as far as that, so the windows of the
+        positions from there on stay whole.
+        """
         slab.length = length
-        if self._slides and length - slab.swept >= KV_BLOCK_TOKENS:
-            slab.sweep(self._windows, length)
+        certain = length if certain is None else certain
+        if self._slides and certain - slab.swept >= KV_BLOCK_TOKENS:
+            slab.sweep(self._windows, certain)
 
     def release(self, key: RequestKey) -> None:
         """Free the request's slab, but for what is kept; nothing happens when it has none."""
