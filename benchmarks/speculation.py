@@ -47,7 +47,7 @@ LIST: Final = """Sensors of the greenhouse, by number:
 - sensor 6: house A, bench 3, humidity in percent, read every 10 seconds
 """
 
-CODE: Final = '''This is the module as it was:
+CODE: Final = """This is the module as it was:
 ```python
 import json
 import sys
@@ -74,7 +74,7 @@ class Inventory:
 ```
 This is the same module with the class renamed to Stock:
 ```python
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ async def run(options: argparse.Namespace, scratch: Path) -> list[Row]:
                 row.without.append(round(rate, 2))
                 row.with_it.append(round(speculated_rate, 2))
                 row.proposed, row.accepted = after[0] - before[0], after[1] - before[1]
-                say(f"{repetition + 1}/{options.repetitions} {case.name}: {speculated_rate / rate:.3f}")
+                say(f"{run_name} {case.name}: {speculated_rate / rate:.3f}")
                 if repetition == 0 and options.show and case.text is not None:
                     say(tokenizer.decode(tokens[0]))
     for row in rows.values():

@@ -66,6 +66,8 @@ class PromptLookup:
         """Return how many tokens before ``earlier`` are those before the end."""
         ids, end = self._ids, len(self._ids)
         length = 2
-        while length < min(earlier, _LONGEST) and ids[earlier - 1 - length] == ids[end - 1 - length]:
+        while (
+            length < min(earlier, _LONGEST) and ids[earlier - 1 - length] == ids[end - 1 - length]
+        ):
             length += 1
         return length

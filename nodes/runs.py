@@ -48,6 +48,7 @@ def runs_of(rows: Sequence[StepRow], hidden: Tensor | None) -> list[Run]:
     A request has one run in a group; rows that come after it and do not go on with it are left out.
 
     Args:
+        rows: Of the whole group.
         hidden: (len(rows), hidden_size), or None.
     """
     starts: dict[RequestKey, int] = {}

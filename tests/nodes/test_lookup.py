@@ -21,7 +21,7 @@ def proposed(text: str, most: int = 8) -> str:
         ("abcdefg ab", "cd"),
         # Of two occurrences the one with the longer agreement, else the newer one.
         ("xabcd.yabef.xab", "cd."),
-        ("abcd.abef.ab", "ef"),
+        ("abcd.abef;ab", "ef"),
         # A text that repeats itself goes on repeating itself beyond its end.
         ("ababab", "abab"),
         ("aaaa", "aaa"),

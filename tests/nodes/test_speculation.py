@@ -33,7 +33,9 @@ def there_is_room(key: RequestKey, num_tokens: int) -> bool:
     return True
 
 
-def extended(speculation: Speculation, *rows: StepRow, seconds: Seconds = over_a_slow_link) -> list[int]:
+def extended(
+    speculation: Speculation, *rows: StepRow, seconds: Seconds = over_a_slow_link
+) -> list[int]:
     """Return the token ids of the group that goes round."""
     return [each.token_id for each in speculation.extended(rows, seconds, there_is_room)]
 

@@ -36,7 +36,7 @@ from tests.support.stages import (
 from tests.support.ties import assert_same_tokens
 
 CHUNK: Final = 16
-NUM_TOKENS: Final = 72
+NUM_TOKENS: Final = 56
 EOS: Final = 40
 # Texts of few tokens repeat themselves, and what is proposed comes true in part.
 FEW: Final = {5: 100.0, 9: 100.0, EOS: 100.0}
@@ -52,9 +52,7 @@ SAMPLINGS: Final[Mapping[str, Sampling]] = {
     "drawn-penalised": Sampling(
         temperature=0.8, top_k=3, min_p=0.05, seed=8, logit_bias=FEW, frequency_penalty=0.1
     ),
-    "stops": Sampling(
-        temperature=1.5, seed=2, logit_bias=FEW, eos_token_ids=(EOS,), min_tokens=20
-    ),
+    "stops": Sampling(temperature=1.5, seed=2, logit_bias=FEW, eos_token_ids=(EOS,), min_tokens=20),
     "logprobs": Sampling(temperature=1.0, seed=9, logit_bias=FEW, top_logprobs=2),
 }
 
@@ -64,8 +62,8 @@ def prompts() -> dict[str, tuple[int, ...]]:
     rng = random.Random(7)
     found = {}
     for index, name in enumerate(SAMPLINGS):
-        passage = [rng.randrange(3, 259) for _ in range(4 + 5 * index)]
-        found[name] = tuple([*passage, 17, *passage, 5, 9, 5, 9])
+        passage = [rng.randrange(3, 259) for _ in range(4 + 3 * index)]
+        found[name] = (*passage, 17, *passage, 5, 9, 5, 9)
     return found
 
 
@@ -163,7 +161,7 @@ def test_in_float32_they_differ_only_where_two_tokens_scored_alike(family: str) 
     assert fog.speculated.accepted > 0
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_lossy_repeating_reordering_network_changes_no_token(seed: int) -> None:
     fog = fog_of(
         "qwen3",
@@ -182,7 +180,7 @@ def test_a_lossy_repeating_reordering_network_changes_no_token(seed: int) -> Non
     assert dropped["old step"] or dropped["stale"], "the network disturbed nothing"
 
 
-@pytest.mark.parametrize("after", [3, 30])
+@pytest.mark.parametrize("after", [3, 25])
 def test_an_answer_continued_after_a_failure_has_the_tokens_of_the_undisturbed_one(
     after: int,
 ) -> None:
@@ -201,7 +199,7 @@ def test_an_answer_continued_after_a_failure_has_the_tokens_of_the_undisturbed_o
 
 
 def test_where_room_is_short_answers_go_back_to_the_queue_and_nothing_is_lost() -> None:
-    fog = fog_of("qwen3", "int8", CUTS["two"], kv_tokens=320)
+    fog = fog_of("qwen3", "int8", CUTS["two"], kv_tokens=192)
     ask_all(fog)
 
     fog.run()
@@ -216,9 +214,7 @@ def test_switched_off_nothing_is_proposed_and_the_tokens_are_the_same() -> None:
     num_steps = []
     for most_proposed in (0, MOST_PROPOSED):
         costs: list[JobCost] = []
-        fog = fog_of(
-            "qwen3", "int8", CUTS["two"], most_proposed=most_proposed, pace=costs.append
-        )
+        fog = fog_of("qwen3", "int8", CUTS["two"], most_proposed=most_proposed, pace=costs.append)
         ask_all(fog)
         fog.run()
         assert tokens_of(fog) == undisturbed("qwen3", "int8").tokens
@@ -232,7 +228,7 @@ def test_log_probabilities_come_with_each_token() -> None:
     ask_all(fog)
     last = fog.devices["b"].stages[fog.replicas[0].id, 1]
     key = RequestKey("logprobs", 0)
-    while (request := last.requests.get(key)) is None or len(request.generated) < 60:
+    while (request := last.requests.get(key)) is None or len(request.generated) < 30:
         fog.step()
     assert sorted(request.logprobs) == list(range(len(request.generated)))
 
