@@ -7,7 +7,6 @@ every request's length as it was, so the caller may try its rows one by one.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 
 import torch
@@ -230,14 +229,7 @@ class StageExecutor:
         """
         if len(keys) != len(hidden):
             raise ValueError(f"{len(hidden)} rows for {len(keys)} keys")
-        ends = {key: self.kv[key].length for key in keys}
-        rows = []
-        for key, num_rows in Counter(keys).items():
-            self.kv.reserve(key, ends[key] + num_rows)
-        for key in keys:
-            rows.append((self.kv[key], ends[key]))
-            ends[key] += 1
-
+        rows = self.kv.next_positions(keys)
         sights = [self._sight(slab, position) for slab, position in rows]
         targets = [slab.data[:, :, position].unbind() for slab, position in rows]
 
@@ -250,10 +242,7 @@ class StageExecutor:
         positions = torch.tensor(lengths, device=self._device)
         run = self._run(hidden, positions, max(lengths, default=0) + 1, attend)
         hidden = _run_out(run)
-        for key, end in ends.items():
-            # Of several positions only the first is certain to stay.
-            slab = self.kv[key]
-            self.kv.set_length(slab, end, slab.length + 1)
+        self.kv.advance(keys)
         return hidden
 
     @torch.inference_mode()

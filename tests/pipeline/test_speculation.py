@@ -77,7 +77,7 @@ class Undisturbed:
         for name, prompt in prompts().items():
             key, sampling = RequestKey(name, 0), SAMPLINGS[name]
             open_request(stages, key, len(prompt) + NUM_TOKENS)
-            tokens, gaps = self.tokens[name], self.gaps[name] = [], []
+            tokens, gaps = self.tokens.setdefault(name, []), self.gaps.setdefault(name, [])
             logits = prefill(stages, key, prompt)
             while len(tokens) < NUM_TOKENS:
                 position = len(prompt) + len(tokens)
