@@ -21,7 +21,7 @@ from nodes.executor import ByLayer, StageExecutor
 from nodes.logprobs import logprobs_of
 from nodes.requests import RequestTable, StageRequest, StoredChunk
 from nodes.runs import Run, runs_of
-from nodes.sampler import SamplingError, choose
+from nodes.sampler import choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,8 +262,8 @@ class StageCompute:
         """Choose tokens in order, as long as what was proposed is what was chosen.
 
         Raises:
-            SamplingError: None can be chosen after the run's first row. Where that is so after a
-                later one, its row comes again as the first of the next step.
+            Exception: None can be chosen after the run's first row. Where that is so after a later
+                one, its row comes again as the first of the next step.
         """
         results: list[StepResult] = []
         for row, scores in zip(run.rows, logits, strict=True):
@@ -271,7 +271,7 @@ class StageCompute:
                 break
             try:
                 token = self._choose(request, scores, row.position + 1)
-            except SamplingError:
+            except Exception:
                 if not results:
                     raise
                 break

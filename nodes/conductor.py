@@ -28,7 +28,6 @@ from broker.work import (
     ReserveKind,
     RowFailed,
     StepDone,
-    StepResult,
     StepRow,
 )
 from nodes.groups import Group, Groups
@@ -191,16 +190,13 @@ class Conductor:
 
     def step_done(self, message: StepDone, now: float) -> None:
         """Tokens of a group came back round the ring."""
-        by_request: dict[RequestKey, list[StepResult]] = {}
-        for result in self.groups.complete(message.group, message.results, now):
-            by_request.setdefault(result.key, []).append(result)
-        for key, results in by_request.items():
-            if key not in self._active:
+        for results in self.groups.complete(message.group, message.results, now):
+            last = results[-1]
+            if last.key not in self._active:
                 continue
             self.speculation.take(results)
-            last = results[-1]
             if last.finish_reason is not None:
-                self.release(key, now, "finished")
+                self.release(last.key, now, "finished")
             else:
                 row = StepRow(last.request_id, last.attempt, last.position + 1, last.token_id)
                 self._continue(row, now)
