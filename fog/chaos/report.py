@@ -52,6 +52,7 @@ class Report:
     Attributes:
         num_hanging: Requests that had not ended when the run did; they count as lost.
         num_plans: Versions of the plan that were active.
+        is_interrupted: Ctrl-C ended it before its last fault.
     """
 
     seed: int
@@ -62,6 +63,7 @@ class Report:
     judged: Sequence[Judged]
     num_hanging: int = 0
     num_plans: int = 0
+    is_interrupted: bool = False
 
     @property
     def happened(self) -> list[Incident]:
@@ -122,6 +124,7 @@ class Report:
             "longest_pause_seconds": round(self.longest_pause_seconds, 3),
             "seconds_to_new_plan": _rounded(self.seconds_to_new_plan),
             "plans": self.num_plans,
+            "interrupted": self.is_interrupted,
             "seed": self.seed,
             "seconds": round(self.seconds, 1),
             "streams": self.streams,

@@ -147,12 +147,16 @@ def _run(
         watch.start()
         load.start()
         director.start()
+        is_interrupted = False
         try:
             while not director.is_done:
                 time.sleep(_START_NOTICE_SECONDS)
                 progress.update(answers, completed=len(load.outcomes))
             if director.error is None:
                 time.sleep(scenario.settle_seconds)
+        except KeyboardInterrupt:
+            # What there is after half of a long run is worth its report.
+            is_interrupted = True
         finally:
             director.stop()
             progress.update(answers, description="answers still to come")
@@ -172,6 +176,7 @@ def _run(
         judged=judged,
         num_hanging=num_hanging,
         num_plans=watch.num_versions,
+        is_interrupted=is_interrupted,
     )
 
 

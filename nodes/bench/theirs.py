@@ -57,8 +57,9 @@ class TransformersEngine:
     def decode(self, batch: int, context: int) -> Step:
         """Return a call that makes one step of ``batch`` rows with ``context`` positions each."""
         vocabulary = self._model.config.vocab_size
-        prompt = self._tensor([token_ids(context, vocabulary)]).expand(batch, -1)
+        prompt = self._tensor([token_ids(context, vocabulary)])
         past = self._model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
+        past.batch_repeat_interleave(batch)  # to take equal prompts in would take minutes
         ids = self._tensor(token_ids(batch, vocabulary))[:, None]
 
         def run() -> object:

@@ -106,6 +106,8 @@ class Api:
         listener = listen("127.0.0.1", 0)
         server = HttpServer(self.app)
         task = asyncio.create_task(server.serve([listener]))
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        await task
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await task
