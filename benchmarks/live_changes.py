@@ -30,8 +30,9 @@ SLOWED: Final = "jetson-orin"
 TIMES: Final = 4.0
 COMING: Final = ("jetson-orin", "pi5-kitchen")
 DRAINED: Final = "mini-pc"
-ROOMY: Final = "95 %"
-"""No device holds the model alone, and each has room for what two plans give it."""
+ROOMY: Final = "51 %"
+SHORT_CONTEXT: Final = 256
+"""With it no device holds the model alone, and each has room for what two plans give it."""
 CALM_SECONDS: Final = 12.0
 PATIENCE_SECONDS: Final = 60.0
 WINDOW_SECONDS: Final = 20.0
@@ -87,12 +88,13 @@ def slow(lab: Lab) -> Found:
 def switch(lab: Lab) -> Found:
     """Planned changes where memory holds old and new layers: a device drained, and back."""
     found = Found()
-    config = default_fog()
+    config = default_fog(context_tokens=str(SHORT_CONTEXT))
     memory = parse_memory(ROOMY)
     devices = tuple(replace(device, model_memory=memory) for device in config.devices)
     config = replace(config, devices=devices)
     with live_fog(lab.folder, config) as fog, MeasuredLoad(fog.url, lab.jobs(fog)) as load:
         fog.settle(CALM_SECONDS, PATIENCE_SECONDS)
+        found.figures["plans"] = [text_of(fog.client.plan())]
         usual = load.window(AFTER_SECONDS)
         windows = []
         for verb, is_wanted in (("drain", False), ("uncordon", True)):
@@ -103,6 +105,7 @@ def switch(lab: Lab) -> Found:
                 return is_settled(plan) and (DRAINED in devices_of(plan)) == is_wanted
 
             found.figures[f"{verb}_seconds"] = round(fog.wait(verb, is_done, PATIENCE_SECONDS), 2)
+            found.figures["plans"].append(text_of(fog.client.plan()))
             time.sleep(AFTER_SECONDS)
             windows.append(Window(begin, time.monotonic()))
         rolling = [trigger for trigger in fog.triggers if ON_THE_WAY in trigger]
