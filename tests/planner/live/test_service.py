@@ -58,7 +58,9 @@ def test_telemetry_written_straight_into_redis_leads_to_a_new_plan_version(
     assert "a is 4 times slower than planned" in fog.plan.trigger
     assert redis_client.hget(f"e2llm:{SITE}:plan", "version") == str(fog.plan.version)
     decisions: Any = redis_client.xrange(f"e2llm:{SITE}:plans")
-    assert any("plan 2: a is 4 times slower" in entry["decision"] for _, entry in decisions)
+    assert any(
+        f"plan {fog.plan.version}: a is 4 times slower" in e["decision"] for _, e in decisions
+    )
 
 
 def test_telemetry_over_mqtt_reaches_redis_and_leads_to_a_new_plan_version(
