@@ -43,12 +43,24 @@ def interpolate(points: Sequence[BatchSeconds], batch: float) -> float:
     return max(low.seconds + slope * (batch - low.batch), 0.0)
 
 
+def step_seconds(stages: Sequence[Stage], num_groups: int, rows: int) -> float:
+    """Return the time from one step of a group to its next, with ``rows`` in each group.
+
+    At least the way round the ring, and at least the time in which the slowest stage serves all
+    groups.
+    """
+    times = [interpolate(stage.decode_seconds, rows) for stage in stages]
+    hops = sum(stage.hop_seconds for stage in stages)
+    row_hops = sum(stage.hop_row_seconds for stage in stages)
+    way = hops + (rows - 1) * row_hops
+    return max(sum(times) + way, num_groups * max(times), 1e-9)
+
+
 def best_grouping(stages: Sequence[Stage], num_rows: int) -> Grouping:
     """Return the G in 1..min(num_rows, 2 * stages) with the most tokens per second.
 
-    Maximises ``b / max(sum t_s(b/G) + hops(b/G), G * max t_s(b/G))`` (design, section 4); a step
-    takes at least the way round the ring, and at least the time in which the slowest stage
-    serves all groups. Ties go to fewer groups.
+    Maximises ``b / max(sum t_s(b/G) + hops(b/G), G * max t_s(b/G))`` (design, section 4), which is
+    `step_seconds`. Ties go to fewer groups.
 
     Args:
         stages: The replica's stages with ``decode_seconds`` and ``hop_seconds``.
@@ -56,14 +68,10 @@ def best_grouping(stages: Sequence[Stage], num_rows: int) -> Grouping:
     """
     if num_rows < 1:
         raise ValueError("a grouping needs at least one row")
-    hops = sum(stage.hop_seconds for stage in stages)
-    row_hops = sum(stage.hop_row_seconds for stage in stages)
     best: Grouping | None = None
     for num_groups in range(1, min(num_rows, 2 * len(stages)) + 1):
         rows = -(-num_rows // num_groups)
-        times = [interpolate(stage.decode_seconds, rows) for stage in stages]
-        way = hops + (rows - 1) * row_hops
-        step = max(sum(times) + way, num_groups * max(times), 1e-9)
+        step = step_seconds(stages, num_groups, rows)
         candidate = Grouping(num_groups, rows, step, num_rows / step)
         if best is None or candidate.tokens_per_second > best.tokens_per_second * (1 + 1e-9):
             best = candidate

@@ -84,6 +84,20 @@ class Telemetry(Control, frozen=True, kw_only=True):
     dropped_messages: (
         Annotated[_Count, _says("1", "messages refused since the node started")] | None
     ) = None
+    proposed_tokens: (
+        Annotated[
+            _Count,
+            _says(
+                "1",
+                "tokens that steps of this device's replicas carried as guesses, since the node "
+                "started",
+            ),
+        ]
+        | None
+    ) = None
+    accepted_tokens: (
+        Annotated[_Count, _says("1", "guesses that came true, since the node started")] | None
+    ) = None
     late_steps: (
         Annotated[
             _Count,

@@ -246,6 +246,9 @@ class HandedOver(RequestData, frozen=True, tag="handed_over"):
 class StepRow(Struct, frozen=True, array_like=True):
     """One request's row in a decode group.
 
+    Rows of one request that follow each other at consecutive positions are a run: the first is
+    its newest token, the others are proposed (decision 0027). A stage may run fewer of those.
+
     Attributes:
         position: Where this row's KV goes; the fence of the step.
         token_id: The row's input token.
@@ -271,13 +274,20 @@ class Step(Data, frozen=True, tag="step"):
 
 
 class StepResult(Struct, frozen=True, array_like=True):
-    """What the last stage chose for one row; ``position`` is the row's, not the token's."""
+    """What the last stage chose for one row; ``position`` is the row's, not the token's.
+
+    A run has a result for its first row, and for each further one whose id was chosen.
+
+    Attributes:
+        proposed_ids: Beside the last result of a run: what may come after its token.
+    """
 
     request_id: str
     attempt: int
     position: int
     token_id: int
     finish_reason: str | None = None
+    proposed_ids: tuple[int, ...] = ()
 
     @property
     def key(self) -> RequestKey:

@@ -126,7 +126,8 @@ class Request:
         progress_at: When the newest token was delivered, or `Open` went out, or the decode
             master said that the request waits for a row.
         resend_at: No token is asked for again before that.
-        sampled_at, sampled_tokens: Where the present TPOT sample began.
+        num_arrivals: Steps that brought tokens; one may bring several (speculation).
+        sampled_at, sampled_tokens, sampled_arrivals: Where the present TPOT sample began.
         prefill_was_alone: No other request of ours was in the prefill replica, so the time
             to the first token measures it.
     """
@@ -159,8 +160,10 @@ class Request:
     repeat_after: float = 0.0
     progress_at: float = 0.0
     resend_at: float = 0.0
+    num_arrivals: int = 0
     sampled_at: float = 0.0
     sampled_tokens: int = 0
+    sampled_arrivals: int = 0
     prefill_was_alone: bool = False
 
     @property
@@ -192,6 +195,11 @@ class Request:
     def num_steps(self) -> int:
         """Decode steps of the present attempt; its first token comes from prefill."""
         return max(len(self.generated) - self.first_index - 1, 0)
+
+    def begin_sample(self, now: float) -> None:
+        """Take TPOT over what comes from now on."""
+        self.sampled_at = now
+        self.sampled_tokens, self.sampled_arrivals = len(self.generated), self.num_arrivals
 
     def demand(self, answer_tokens: float) -> Demand:
         """Return what the request needs, given the mean length of answers."""

@@ -150,6 +150,8 @@ class Delivery:
         ledger = self._ledger
         is_first = len(request.generated) == len(request.generation.generated)
         request.generated.append(row.token_id)
+        # Tokens of one message are of one step.
+        request.num_arrivals += now != request.progress_at
         reason = row.finish_reason or ("length" if request.remaining_tokens == 0 else None)
         cached = request.cached_tokens if is_first else 0
         token = GeneratedToken(row.index, row.token_id, reason, row.logprobs, cached)
@@ -224,16 +226,21 @@ class Delivery:
                 now - request.opened_at,
                 self._ledger.view.planned_prompt_tokens,
             )
-        if len(request.generated) > request.first_index + 2:
-            steps = len(request.generated) - request.sampled_tokens
-            if steps >= SAMPLE_TOKENS or is_last:
-                replica, seconds = request.binding.decode, now - request.sampled_at
-                overhead = self._ledger.view.planned_hop_overhead
-                measures.decoded(replica, steps, seconds, self._rows_in(replica), overhead)
-                request.sampled_at, request.sampled_tokens = now, len(request.generated)
-        else:
+        if len(request.generated) <= request.first_index + 2:
             # The way from prefill to the second token is not a decode step alone.
-            request.sampled_at, request.sampled_tokens = now, len(request.generated)
+            request.begin_sample(now)
+        num_tokens = len(request.generated) - request.sampled_tokens
+        if num_tokens and (num_tokens >= SAMPLE_TOKENS or is_last):
+            replica = request.binding.decode
+            measures.decoded(
+                replica,
+                request.num_arrivals - request.sampled_arrivals,
+                now - request.sampled_at,
+                self._rows_in(replica),
+                self._ledger.view.planned_hop_overhead,
+                num_tokens=num_tokens,
+            )
+            request.begin_sample(now)
         if is_last:
             num_prompt_tokens = request.known_tokens - len(request.generated)
             measures.finished(num_prompt_tokens, len(request.generated), now)

@@ -151,15 +151,17 @@ class Measures:
         seconds: float,
         num_rows: int,
         planned_overhead: float = 0.0,
+        num_tokens: int | None = None,
     ) -> None:
-        """A request took ``seconds`` for ``num_steps`` tokens, about ``num_rows`` at once.
+        """A request took ``seconds`` for ``num_steps`` steps, about ``num_rows`` at once.
 
-        ``planned_overhead`` is `Plan.hop_overhead_seconds`.
+        They brought a token each, or ``num_tokens`` together. ``planned_overhead`` is
+        `Plan.hop_overhead_seconds`.
         """
         if seconds <= 0 or num_steps < 1:
             return
-        step = seconds / num_steps
-        excess = hop_excess_seconds(replica, step, num_rows)
+        excess = hop_excess_seconds(replica, seconds / num_steps, num_rows)
+        step = seconds / (num_tokens or num_steps)
         if excess is not None:
             self._hop_overheads.append(max(planned_overhead + excess, 0.0))
         self._tpot.append(step)

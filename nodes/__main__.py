@@ -72,6 +72,7 @@ def _run(
     import torch
 
     from nodes.calibrator import Calibrator
+    from nodes.context import StageSettings
     from nodes.loader import Loader
     from nodes.profiler import Profiler
     from nodes.service import NodeService
@@ -107,6 +108,7 @@ def _run(
         is_emulated=settings.slowdown > 1,
         hardship=_hardship(settings),
         telemetry_seconds=settings.telemetry_seconds,
+        stages=StageSettings(most_proposed=settings.speculation),
         heartbeat=Heartbeat(settings.state),
         stop=stop,
     )

@@ -13,12 +13,14 @@ from functools import partial
 from typing import Final
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
-from broker.work import StepResult, StepRow
+from broker.work import RequestKey, StepResult, StepRow
 from nodes.executor import ByLayer, StageExecutor
 from nodes.logprobs import logprobs_of
 from nodes.requests import RequestTable, StageRequest, StoredChunk
+from nodes.runs import Run, runs_of
 from nodes.sampler import choose
 
 
@@ -64,9 +66,9 @@ class StepOutcome:
     Attributes:
         rows: Rows that have a result, in the group's order.
         hidden: (len(rows), hidden_size); None at the last stage.
-        results: One per row at the last stage, else empty.
-        failed: Rows whose forward pass raised, and what.
-        dropped: Reasons for the rows that have neither.
+        results: At the last stage, of the rows whose id was chosen; else empty.
+        failed: First rows of runs whose forward pass raised, and what.
+        dropped: Reasons for the runs that have neither.
     """
 
     rows: list[StepRow] = field(default_factory=list)
@@ -77,10 +79,17 @@ class StepOutcome:
 
 
 class StageCompute:
-    """Runs chunks and groups on one executor and keeps their results for repeats."""
+    """Runs chunks and groups on one executor and keeps their results for repeats.
 
-    def __init__(self, executor: StageExecutor, requests: RequestTable, pace: Pace) -> None:
+    Args:
+        most_proposed: Ids that the last stage proposes for a request's next step.
+    """
+
+    def __init__(
+        self, executor: StageExecutor, requests: RequestTable, pace: Pace, most_proposed: int
+    ) -> None:
         self.executor = executor
+        self._most_proposed = most_proposed
         self._requests = requests
         self._pace = pace
         self._group_seconds: deque[float] = deque(maxlen=_REMEMBERED_GROUPS)
@@ -135,49 +144,56 @@ class StageCompute:
     def step(self, rows: Sequence[StepRow], hidden: Tensor | None, now: Clock) -> StepOutcome:
         """Run a decode group; ``hidden`` is None at the first stage.
 
-        Rows at their KV length run; rows one behind it get their stored result; others are
-        dropped: their master goes on without them or repeats them.
+        Runs whose first row is new here run; the same one again gets its stored result; others
+        are dropped: their master goes on without them or repeats them.
         """
         outcome = StepOutcome()
-        to_run: list[int] = []
-        has_result: list[int] = []
-        for index, row in enumerate(rows):
-            verdict = self._verdict(row)
+        to_run: list[Run] = []
+        has_result: list[Run] = []
+        for run in runs_of(rows, hidden):
+            verdict = self._verdict(run.first)
             if verdict == "run":
-                to_run.append(index)
+                to_run.append(run)
             if verdict in ("run", "stored"):
-                has_result.append(index)
+                has_result.append(run)
             else:
                 outcome.dropped.append(verdict)
         if to_run:
-            failed = self._run_rows(
-                [rows[i] for i in to_run], None if hidden is None else hidden[to_run], now
-            )
-            outcome.failed = [(rows[to_run[i]], error) for i, error in failed.items()]
-            lost = {to_run[i] for i in failed}
-            has_result = [i for i in has_result if i not in lost]
-        outcome.rows = [rows[i] for i in has_result]
-        requests = [self._open_request(row) for row in outcome.rows]
-        if self.executor.head:
-            outcome.results = [r.last_result for r in requests if r.last_result is not None]
-        elif requests:
-            outcome.hidden = torch.cat([r.last_output for r in requests])
+            failed = self._run(to_run, now)
+            outcome.failed = [(r.first, failed[r.key]) for r in to_run if r.key in failed]
+            has_result = [run for run in has_result if run.key not in failed]
+        outputs: list[Tensor] = []
+        for run in has_result:
+            request = self._open_request(run.key)
+            outcome.results += request.last_results
+            # Fewer than asked, where proposed rows could not run.
+            outcome.rows += run.rows[: len(request.last_output)]
+            outputs.append(request.last_output[: len(run.rows)])
+        if outputs and not self.executor.head:
+            outcome.hidden = torch.cat(outputs)
         return outcome
 
     def _verdict(self, row: StepRow) -> str:
+        """Return what becomes of a run that begins with ``row``.
+
+        Each step of a request begins later than the one before it, which ran up to there or,
+        with rows that were proposed and not chosen, beyond. So where it begins says which step it
+        is, and where the KV is cut.
+        """
         request = self._requests.get(row.key)
         if request is None:
             return "unknown request"
-        length = self.executor.length(row.key)
-        if length == row.position:
-            if request.receiver is not None and not request.receiver.is_complete:
-                return "kv incomplete"
-            if not request.can_choose:
-                return "grammar not there yet"
-            return "run" if self._learn_token(request, row) else "unknown token"
-        if length == row.position + 1 and request.last_position == row.position:
+        if row.position < max(request.open.known_tokens, request.last_position):
+            return "old step"
+        if row.position == request.last_position:
             return "stored"
-        return "old step" if length > row.position else "early step"
+        if row.position > self.executor.length(row.key):
+            return "early step"
+        if request.receiver is not None and not request.receiver.is_complete:
+            return "kv incomplete"
+        if not request.can_choose:
+            return "grammar not there yet"
+        return "run" if self._learn_token(request, row) else "unknown token"
 
     def _learn_token(self, request: StageRequest, row: StepRow) -> bool:
         """At the last stage, take the row's input token into the answer so far."""
@@ -188,57 +204,84 @@ class StageCompute:
             request.generated.append(row.token_id)
         return 0 <= index < len(request.generated) and request.generated[index] == row.token_id
 
-    def _run_rows(
-        self, rows: list[StepRow], hidden: Tensor | None, now: Clock
-    ) -> dict[int, Exception]:
-        """Run rows together, or, if that raises, one by one; return errors by index."""
+    def _run(self, runs: list[Run], now: Clock) -> dict[RequestKey, Exception]:
+        """Run all together, or, if that raises, one by one; return errors by request."""
         began = now()
         try:
-            output = self._decode(rows, hidden)
+            output = self._decode(runs)
             logits = self.executor.logits(output) if self.executor.head else None
         except Exception as error:
             # The executor leaves every KV as it was, so the others can run again.
-            if len(rows) == 1:
-                return {0: error}
-            alone = [None if hidden is None else hidden[i : i + 1] for i in range(len(rows))]
-            errors = [self._run_rows([row], alone[i], now) for i, row in enumerate(rows)]
-            return {i: error[0] for i, error in enumerate(errors) if error}
+            if len(runs) > 1:
+                alone = [self._run([run], now) for run in runs]
+                return {key: error for errors in alone for key, error in errors.items()}
+            (run,) = runs
+            return self._run([run.without_proposed], now) if run.proposed else {run.key: error}
         # Before pacing: slices are paced as well.
         self._group_seconds.append(now() - began)
-        failed: dict[int, Exception] = {}
-        for index, row in enumerate(rows):
-            request = self._open_request(row)
+        failed: dict[RequestKey, Exception] = {}
+        start = 0
+        for run in runs:
+            request = self._open_request(run.key)
+            end = start + len(run.rows)
             request.chunks.clear()
-            request.last_position = row.position
-            request.last_output = output[index : index + 1]
-            if logits is None:
-                continue
-            try:
-                token = self._choose(request, logits[index], row.position + 1)
-            except Exception as error:
-                failed[index] = error
-                continue
-            request.last_result = StepResult(
-                row.request_id, row.attempt, row.position, token, request.finish_reason
-            )
+            request.last_position = run.first.position
+            request.last_output = output[start:end]
+            if logits is not None:
+                try:
+                    request.last_results = self._choose_along(request, run, logits[start:end])
+                except Exception as error:
+                    request.last_results = []
+                    failed[run.key] = error
+            start = end
+        num_rows = len(output)
+        positions = sum(row.position + 1 for run in runs for row in run.rows)
         self._pace(
             JobCost(
                 is_decode=True,
-                rows=len(rows),
-                context=sum(row.position + 1 for row in rows) // len(rows),
+                rows=num_rows,
+                context=positions // num_rows,
                 kinds=self.executor.kinds,
                 embedding=self.executor.embedding,
-                head_rows=len(rows) if self.executor.head else 0,
+                head_rows=num_rows if self.executor.head else 0,
             )
         )
         return failed
 
-    def _decode(self, rows: list[StepRow], hidden: Tensor | None) -> Tensor:
-        if hidden is None:
-            hidden = self.executor.embed([row.token_id for row in rows])
-        for row in rows:
-            self.executor.reserve(row.key, row.position + 1)
-        return self.executor.decode([row.key for row in rows], hidden)
+    def _decode(self, runs: list[Run]) -> Tensor:
+        executor = self.executor
+        for run in runs:
+            # What was proposed and not chosen goes.
+            executor.set_length(run.key, run.first.position)
+        rows = [row for run in runs for row in run.rows]
+        hidden = [run.hidden for run in runs if run.hidden is not None]
+        together = torch.cat(hidden) if hidden else executor.embed([row.token_id for row in rows])
+        return executor.decode([row.key for row in rows], together)
+
+    def _choose_along(self, request: StageRequest, run: Run, logits: Tensor) -> list[StepResult]:
+        """Choose tokens in order, as long as what was proposed is what was chosen.
+
+        Raises:
+            Exception: None can be chosen after the run's first row. Where that is so after a later
+                one, its row comes again as the first of the next step.
+        """
+        results: list[StepResult] = []
+        for row, scores in zip(run.rows, logits, strict=True):
+            if results and row.token_id != results[-1].token_id:
+                break
+            try:
+                token = self._choose(request, scores, row.position + 1)
+            except Exception:
+                if not results:
+                    raise
+                break
+            reason = request.finish_reason
+            results.append(StepResult(row.request_id, row.attempt, row.position, token, reason))
+            if reason is not None:
+                return results
+        proposed = request.propose(self._most_proposed)
+        results[-1] = replace(results[-1], proposed_ids=proposed)
+        return results
 
     def _choose(self, request: StageRequest, logits: Tensor, position: int) -> int:
         opened = request.open
@@ -257,8 +300,8 @@ class StageCompute:
         request.finish_reason = request.finish_after(token)
         return token
 
-    def _open_request(self, row: StepRow) -> StageRequest:
-        request = self._requests.get(row.key)
+    def _open_request(self, key: RequestKey) -> StageRequest:
+        request = self._requests.get(key)
         assert request is not None, "rows that run or are stored belong to open requests"
         return request
 

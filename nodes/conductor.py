@@ -8,9 +8,11 @@ decides becomes messages (`Outgoing`) and jobs for its own stage (`next_chunk`, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 from broker.events import LossKind, Lost, Waiting
+from broker.grouping import step_seconds
 from broker.plan import Replica
 from broker.room import slots_of
 from broker.work import (
@@ -32,6 +34,7 @@ from nodes.groups import Group, Groups
 from nodes.outgoing import Outgoing, Timers, ToGateway, ToStage
 from nodes.progress import Admission, Complete, Prefill
 from nodes.reservations import Held, Reservations
+from nodes.speculation import Speculation
 
 
 class Conductor:
@@ -45,11 +48,14 @@ class Conductor:
         kv_credit_bytes: int,
         lookup: Callable[[str], Replica | None],
         held: Held = lambda message: 0,
+        speculation: Speculation | None = None,
     ) -> None:
         self.replica = replica
         self.out: list[Outgoing] = []
         self.reservations = Reservations(replica, timers.grant, kv_credit_bytes, held)
         self.groups = Groups(replica)
+        self.speculation = speculation or Speculation()
+        self._step_seconds = cache(partial(step_seconds, replica.stages))
         self._timers = timers
         self._chunk_tokens = chunk_tokens
         self._lookup = lookup
@@ -63,6 +69,7 @@ class Conductor:
     def update(self, replica: Replica) -> None:
         """The plan changed the role or the slots of this replica, not its stages."""
         self.replica = self.reservations.replica = self.groups.replica = replica
+        self._step_seconds = cache(partial(step_seconds, replica.stages))
 
     @property
     def live(self) -> list[RequestKey]:
@@ -106,6 +113,7 @@ class Conductor:
         self._waiting.pop(key, None)
         self._active.pop(key, None)
         self.groups.remove(key)
+        self.speculation.forget(key)
         self.reservations.release(key)
         if known:
             for stage in range(len(self.replica.stages)):
@@ -182,16 +190,15 @@ class Conductor:
 
     def step_done(self, message: StepDone, now: float) -> None:
         """Tokens of a group came back round the ring."""
-        for result in self.groups.complete(message.group, message.results, now):
-            opened = self._active.get(result.key)
-            if opened is None:
+        for results in self.groups.complete(message.group, message.results, now):
+            last = results[-1]
+            if last.key not in self._active:
                 continue
-            if result.finish_reason is not None:
-                self.release(result.key, now, "finished")
+            self.speculation.take(results)
+            if last.finish_reason is not None:
+                self.release(last.key, now, "finished")
             else:
-                row = StepRow(
-                    result.request_id, result.attempt, result.position + 1, result.token_id
-                )
+                row = StepRow(last.request_id, last.attempt, last.position + 1, last.token_id)
                 self._continue(row, now)
 
     def dismiss(self, reason: str, now: float) -> None:
@@ -251,7 +258,11 @@ class Conductor:
             if now - waiting.said_at >= self._timers.announce:
                 waiting.said_at = now
                 self.out.append(ToGateway(waiting.open.gateway, Waiting(**_ids(key))))
-        return self.groups.launch(now)
+        launched = self.groups.launch(now)
+        seconds = partial(self._step_seconds, len(self.groups.in_flight))
+        for group in launched:
+            group.rows = self.speculation.extended(group.rows, seconds, self.reservations.grow)
+        return launched
 
     # --- time ------------------------------------------------------------------------------
 

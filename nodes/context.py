@@ -15,6 +15,7 @@ from nodes.executor import StageExecutor
 from nodes.grammars import GrammarMaker
 from nodes.outgoing import Outgoing, Timers, ToGateway, ToStage
 from nodes.requests import RequestTable, StageRequest
+from nodes.speculation import MOST_PROPOSED
 
 Lookup = Callable[[str], Replica | None]
 """Returns the replica of an id that any known plan names, or None."""
@@ -34,11 +35,13 @@ class StageSettings:
     Attributes:
         kv_chunk_bytes: Size of a KV chunk, about 20 ms of the measured link.
         kv_window_bytes: KV bytes that one sender may have open towards a stage.
+        most_proposed: Ids that a step carries for one request beyond its own; 0: none.
     """
 
     timers: Timers = field(default_factory=Timers)
     kv_chunk_bytes: int = 64 * 1024
     kv_window_bytes: int = 512 * 1024
+    most_proposed: int = MOST_PROPOSED
 
 
 class StageContext:

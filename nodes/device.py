@@ -16,6 +16,7 @@ from nodes.context import StageSettings, UnexpectedMessageError
 from nodes.executor import StageExecutor
 from nodes.grammars import GrammarMaker
 from nodes.outgoing import Outgoing, ToStage
+from nodes.speculation import Tally
 from nodes.stage import StageCore
 
 _KNOWN_REPLICAS = 256
@@ -42,6 +43,7 @@ class DeviceCore:
         self.dropped: Counter[str] = Counter()
         self.running: StageKey | None = None
         self.kv_chunks_sent = self.kv_chunks_received = 0
+        self._speculated = Tally()
         self._pace = pace
         self._replicas: OrderedDict[str, Replica] = OrderedDict()
         self._turns: list[StageKey] = []
@@ -79,6 +81,7 @@ class DeviceCore:
         stage = self.stages.pop(key, None)
         if stage is not None:
             self.dropped.update(stage.dropped)
+            self._speculated.add(stage.speculated)
 
     def handle(
         self, sender: str, stage: StageKey, header: Data, tensor: Buffer, now: float
@@ -144,6 +147,14 @@ class DeviceCore:
     def queue_length(self) -> int:
         """Work items that wait to be computed."""
         return sum(stage.queue_length for stage in self.stages.values())
+
+    @property
+    def speculated(self) -> Tally:
+        """What came of proposed ids, where this device is the master, since it started."""
+        total = Tally()
+        for tally in (self._speculated, *(stage.speculated for stage in self.stages.values())):
+            total.add(tally)
+        return total
 
     @property
     def kv_used_tokens(self) -> int:

@@ -20,8 +20,8 @@ class Group:
     """Rows on their way round the ring.
 
     Attributes:
-        rows: As they were launched.
-        pending: Those whose token has not come back.
+        rows: As they were launched, with those that are proposed (`nodes.speculation`).
+        pending: First rows of the requests whose token has not come back.
         waiting_since: When it was launched or last repeated.
     """
 
@@ -94,21 +94,30 @@ class Groups:
         larger_in_flight = sum(len(g.pending) > smaller for g in self._in_flight.values())
         return max(smaller + int(larger_in_flight < num_larger), 1)
 
-    def complete(self, number: int, results: list[StepResult], now: float) -> list[StepResult]:
-        """Take in results of a group; return those that were awaited, each only once."""
+    def complete(
+        self, number: int, results: list[StepResult], now: float
+    ) -> list[list[StepResult]]:
+        """Take in results of a group; return those that were awaited, each only once.
+
+        By request: that of its first row, and those of the rows after it, in order.
+        """
         group = self._in_flight.get(number)
         if group is None:
             return []
-        accepted = []
+        accepted: dict[RequestKey, list[StepResult]] = {}
         for result in results:
             row = group.pending.get(result.key)
             if row is not None and row.position == result.position:
                 del group.pending[result.key]
-                accepted.append(result)
+                accepted[result.key] = [result]
+            elif result.key in accepted:
+                known = accepted[result.key]
+                if result.position == known[-1].position + 1:
+                    known.append(result)
         if not group.pending:
             del self._in_flight[number]
             if not group.repeats:
                 seconds = now - group.launched_at
                 before = self._round_seconds
                 self._round_seconds = seconds if before is None else 0.8 * before + 0.2 * seconds
-        return accepted
+        return list(accepted.values())

@@ -56,7 +56,9 @@ class StageJobs:
         self._context = context
         self._streams = streams
         self._conductor = conductor
-        self._compute = StageCompute(context.executor, context.requests, pace)
+        self._compute = StageCompute(
+            context.executor, context.requests, pace, context.settings.most_proposed
+        )
         self._chunks: deque[tuple[Forward, Buffer]] = deque()
         self._groups: deque[Group | tuple[Step, Buffer]] = deque()
         self._paused: Iterator[None] | None = None

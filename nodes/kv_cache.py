@@ -12,6 +12,7 @@ begin alike, in room that nobody needs (`nodes.retained`).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -131,11 +132,37 @@ class KvCache:
         self._grow(slab, capacity, capacity)
         self.used_tokens += added
 
-    def set_length(self, slab: Slab, length: int) -> None:
-        """Every layer has ``length`` positions; memory behind the windows goes."""
+    def next_positions(self, keys: Sequence[RequestKey]) -> list[tuple[Slab, int]]:
+        """Reserve the next position of each key's request; where a key comes again, the one after.
+
+        Raises:
+            KvFullError: As `open`.
+        """
+        ends = {key: self[key].length for key in keys}
+        for key, num_positions in Counter(keys).items():
+            self.reserve(key, ends[key] + num_positions)
+        found = []
+        for key in keys:
+            found.append((self[key], ends[key]))
+            ends[key] += 1
+        return found
+
+    def advance(self, keys: Sequence[RequestKey]) -> None:
+        """Every layer has what `next_positions` gave; a request's first is certain to stay."""
+        for key, num_positions in Counter(keys).items():
+            slab = self[key]
+            self.set_length(slab, slab.length + num_positions, slab.length + 1)
+
+    def set_length(self, slab: Slab, length: int, certain: int | None = None) -> None:
+        """Every layer has ``length`` positions; memory behind the windows goes.
+
+        With ``certain`` the length may be cut back as far as that, so the windows of the
+        positions from there on stay whole.
+        """
         slab.length = length
-        if self._slides and length - slab.swept >= KV_BLOCK_TOKENS:
-            slab.sweep(self._windows, length)
+        certain = length if certain is None else certain
+        if self._slides and certain - slab.swept >= KV_BLOCK_TOKENS:
+            slab.sweep(self._windows, certain)
 
     def release(self, key: RequestKey) -> None:
         """Free the request's slab, but for what is kept; nothing happens when it has none."""

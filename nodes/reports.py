@@ -161,6 +161,7 @@ class Reports:
     def _publish_telemetry(self, vitals: Vitals) -> None:
         runs, link = vitals.runs, vitals.link
         stages = self._core.stages.values()
+        speculated = self._core.speculated
         # An emulated device waits for the cores of a host that is not its own.
         is_emulated = vitals.pacer.is_emulated
         telemetry = replace(
@@ -178,6 +179,8 @@ class Reports:
             kv_kept_tokens=self._core.kv_kept_tokens,
             kv_chunks_sent=self._core.kv_chunks_sent,
             kv_chunks_received=self._core.kv_chunks_received,
+            proposed_tokens=speculated.proposed,
+            accepted_tokens=speculated.accepted,
             late_steps=vitals.pacer.late_steps,
             dropped_messages=vitals.complaints.num_dropped
             + self._core.dropped.total()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from broker.events import Logprobs, TokenRow
 from broker.work import Open, RequestKey, StepResult
+from nodes.lookup import PromptLookup
 from nodes.transfer import KvReceiver, KvSender
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ class StageRequest:
     Attributes:
         named_at: When the master last named it (`Live`), or when it was opened.
         chunks: Outputs of prefill chunks, for repeats.
-        last_position: Position of the last decode row that ran here; its output is in
-            ``last_output`` or, at the last stage, in ``last_result``.
+        last_position: Position of the first row of the last step that ran here; outputs of its
+            rows are in ``last_output``, (rows, hidden_size), and what the last stage chose in
+            ``last_results``.
+        lookup: At the last stage, where its tokens stood before; None before decode.
         generated: At the last stage, all tokens of the answer so far.
         logprobs: Of the tokens that were chosen here, by index, where they were asked for.
         asked_at: When a repeat was last asked for, so that a burst asks once.
@@ -53,7 +56,8 @@ class StageRequest:
     chunks: list[StoredChunk] = field(default_factory=list)
     last_position: int = -1
     last_output: Any = None
-    last_result: StepResult | None = None
+    last_results: list[StepResult] = field(default_factory=list)
+    lookup: PromptLookup | None = None
     generated: list[int] = field(default_factory=list)
     logprobs: dict[int, Logprobs] = field(default_factory=dict)
     finish_reason: str | None = None
@@ -80,6 +84,20 @@ class StageRequest:
         if self.grammar is None:
             return None
         return self.grammar.result(timeout=0).allowed(self.generated, vocab_size)
+
+    def propose(self, most: int) -> tuple[int, ...]:
+        """Return ids that may follow the answer so far, ``most`` or fewer; at the last stage.
+
+        A step chooses one token beyond what it carries, so the last one is never proposed.
+        """
+        most = min(most, self.open.max_tokens - len(self.generated) - 1)
+        if most <= 0:
+            return ()
+        if self.lookup is None:
+            self.lookup = PromptLookup()
+            self.lookup.extend(self.open.prompt_ids)
+        self.lookup.extend(self.generated[len(self.lookup) - self.open.num_prompt_tokens :])
+        return self.lookup.propose(most)
 
     def finish_after(self, token_id: int) -> str | None:
         """Return why the answer ends with ``token_id``, already in ``generated``, or None."""

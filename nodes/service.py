@@ -79,6 +79,7 @@ class NodeService:
         profiler: Measures the device.
         loader: Started by the caller.
         slowdown, hardship, is_emulated: See `Pacer`.
+        stages: What all stages of the device share.
         heartbeat: Tells a health check that the device is on the bus.
         stop: Ends the loop, also out of an emulated wait.
         canary: Computes a little, and returns the seconds of a core that it took.
@@ -96,6 +97,7 @@ class NodeService:
         is_emulated: bool = True,
         hardship: Callable[[], float] = usual,
         telemetry_seconds: float = 2.0,
+        stages: StageSettings | None = None,
         heartbeat: Heartbeat | None = None,
         stop: threading.Event | None = None,
         canary: Callable[[], float] = canary_seconds,
@@ -115,7 +117,7 @@ class NodeService:
         self._gauge = SpeedGauge()
         self._canary = canary
         self._complaints = Complaints(logger)
-        self.core = DeviceCore(connections.device, StageSettings(), self._pace)
+        self.core = DeviceCore(connections.device, stages or StageSettings(), self._pace)
         self.holdings = Holdings(self.core, loader.want, lambda: presence.session, loader.grammars)
         self._reports = Reports(
             connections,

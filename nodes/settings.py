@@ -11,6 +11,7 @@ from typing import Final
 from broker.address import BrokerAddress
 from broker.control import OwnerRules
 from broker.topics import check_level
+from nodes.speculation import MOST_PROPOSED
 
 PREFIX: Final = "E2LLM_NODE_"
 
@@ -96,6 +97,8 @@ class NodeSettings:
         serve: Hand weights on to other nodes: address to listen on, as ``0.0.0.0:8090``; port 0
             is any free one. None: they get nothing from here.
         serve_url: Under which others reach that; follows from ``serve`` and the way to the broker.
+        speculation: Ids that a step carries for one request beyond its own, at most, and that
+            are kept if the model would have chosen them; 0: none.
         telemetry_seconds: Interval of telemetry.
         idle_watts: Power that the device draws while it waits; for planning with energy.
         busy_watts: Power that it draws while it computes.
@@ -123,6 +126,7 @@ class NodeSettings:
     cache_limit: str = "50 %"
     serve: str | None = None
     serve_url: str | None = None
+    speculation: int = MOST_PROPOSED
     telemetry_seconds: float = 2.0
     idle_watts: float | None = None
     busy_watts: float | None = None
@@ -156,6 +160,8 @@ class NodeSettings:
             raise ValueError(f"link_delay_seconds is {self.link_delay_seconds}; at least 0")
         if self.link_bytes_per_second is not None and not self.link_bytes_per_second > 0:
             raise ValueError(f"link_bytes_per_second is {self.link_bytes_per_second}; more than 0")
+        if not 0 <= self.speculation <= 64:
+            raise ValueError(f"speculation is {self.speculation}; from 0 to 64")
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}; at least 1")
         if not self.telemetry_seconds > 0:

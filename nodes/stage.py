@@ -45,6 +45,7 @@ from nodes.grammars import GrammarMaker
 from nodes.jobs import StageJobs
 from nodes.outgoing import Outgoing
 from nodes.requests import RequestTable, StageRequest, token_row
+from nodes.speculation import Speculation, Tally
 from nodes.streams import KvStreams
 
 
@@ -81,6 +82,7 @@ class StageCore:
                 settings.kv_window_bytes,
                 lookup,
                 partial(held_tokens, executor),
+                Speculation(settings.most_proposed),
             )
         self._streams = KvStreams(self._context)
         self._jobs = StageJobs(self._context, self._streams, self.conductor, pace)
@@ -111,6 +113,11 @@ class StageCore:
     def is_idle(self) -> bool:
         """Whether no request is open here, so that the stage may be dropped."""
         return not self._requests and not (self.conductor and self.conductor.live)
+
+    @property
+    def speculated(self) -> Tally:
+        """What came of proposed ids, at the master; nothing at other stages."""
+        return self.conductor.speculation.tally if self.conductor is not None else Tally()
 
     @property
     def queue_length(self) -> int:

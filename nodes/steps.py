@@ -20,7 +20,7 @@ class Run:
     Attributes:
         at: Monotonic seconds when it ended.
         replica: Its id.
-        rows: Of a decode step, requests that got a token; else the tokens of a prompt, in
+        rows: Of a decode step, its rows, guesses included; else the tokens of a prompt, in
             proportion to the part of the stage's layers that ran.
         seconds: What it took.
         active_seconds: What it would have taken with a core whenever it wanted one.

@@ -188,3 +188,15 @@ def test_hops_are_told_with_what_the_plan_counted_already_once_there_are_enough(
         measures.decoded(known, 10, 10 * step, 1, planned_overhead=0.002)
 
     assert measures.hop_overhead_seconds == pytest.approx(0.005)
+
+
+def test_steps_that_bring_several_tokens_measure_hops_by_steps_and_the_pace_by_tokens() -> None:
+    measures = Measures()
+    known = ring(0.01, 0.002)
+    step = best_grouping(known.stages, 1).step_seconds
+
+    for _ in range(FEWEST_LENGTHS):
+        measures.decoded(known, 10, 10 * step, 1, planned_overhead=0.002, num_tokens=40)
+
+    assert measures.hop_overhead_seconds == pytest.approx(0.002)
+    assert measures.step_factor(known.id) == pytest.approx(0.25)

@@ -121,6 +121,46 @@ def test_attention_is_the_same_bits_decoded_replayed_alone_or_in_a_batch(
     assert torch.equal(kv_of(stage, replayed), kv_of(stage, alone))
 
 
+def test_positions_of_a_request_that_run_together_get_the_bits_of_one_after_the_other(
+    exact_weights: LayerWeights,
+) -> None:
+    (stage,) = build_stages(exact_weights)
+    together = RequestKey("together", 0)
+    for key in (KEY, together, OTHER):
+        stage.open(key, 64)
+        prefill([stage], key, PROMPT)
+    hidden = stage.embed(ANSWER)
+    one_by_one = torch.cat([stage.decode([KEY], row[None]) for row in hidden])
+
+    keys = [*[together] * len(ANSWER), OTHER]
+    at_once = stage.decode(keys, torch.cat([hidden, hidden[:1]]))
+
+    assert torch.equal(at_once[:-1], one_by_one)
+    assert torch.equal(at_once[-1], one_by_one[0])
+    assert torch.equal(kv_of(stage, together), kv_of(stage, KEY))
+
+
+def test_what_is_cut_off_changes_no_bit_of_what_comes_after() -> None:
+    # 2 KiB per position, so a page holds two; of five layers the last three have a window.
+    config = {**FAMILIES["qwen2"], "head_dim": 256, "sliding_window": 33}
+    (stage,) = build_stages(load_weights(config, weights="int8"))
+    for key in (KEY, OTHER):
+        stage.open(key, len(PROMPT), 400)
+        prefill([stage], key, PROMPT)
+    answer = ANSWER * 10
+    expected = decode_answer([stage], OTHER, answer)
+
+    found = []
+    for start in range(0, len(answer), 2):
+        # Two tokens that stay, and 18 that do not: more than half a block beyond them.
+        tokens = [*answer[start : start + 2], *[9] * 18]
+        found.append(decode([stage], [KEY] * len(tokens), tokens)[:2])
+        stage.set_length(KEY, len(PROMPT) + start + 2)
+
+    assert torch.equal(torch.cat(found), expected)
+    assert stage.kv[KEY].data[2:, :, :64].eq(0).all()
+
+
 def test_growing_the_reservation_changes_no_bit(weights: LayerWeights) -> None:
     (stage,) = build_stages(weights)
     stage.open(KEY, len(PROMPT))
@@ -242,8 +282,8 @@ def test_a_chunk_off_the_grid_or_out_of_turn_is_refused(
 
 def test_wrong_rows_are_refused(stage: StageExecutor) -> None:
     stage.open(KEY, 64)
-    with pytest.raises(ValueError, match="2 rows for 1"):
-        stage.decode([KEY, KEY], stage.embed([5, 5]))
+    with pytest.raises(ValueError, match="1 rows for 2 keys"):
+        stage.decode([KEY, KEY], stage.embed([5]))
     with pytest.raises(ValueError, match="expected"):
         stage.prefill(KEY, torch.zeros(4, 47), 0)
     with pytest.raises(UnknownRequestError, match="not open"):

@@ -35,8 +35,18 @@ def test_a_result_counts_once_and_only_at_its_position() -> None:
     groups.add(row("q"))
     (group,) = groups.launch(0.0)
     assert groups.complete(group.number, [result("q", position=9)], 0.1) == []
-    assert groups.complete(group.number, [result("q")], 0.1) == [result("q")]
+    assert groups.complete(group.number, [result("q")], 0.1) == [[result("q")]]
     assert groups.complete(group.number, [result("q")], 0.1) == []
+    assert groups.in_flight == []
+
+
+def test_a_row_and_those_proposed_after_it_are_answered_together() -> None:
+    groups = three_stages()
+    groups.add(row("q"))
+    (group,) = groups.launch(0.0)
+    run = [result("q", position=position) for position in (10, 11, 12)]
+    strays = [result("p", position=10), result("q", position=14)]
+    assert groups.complete(group.number, [*run, *strays], 0.1) == [run]
     assert groups.in_flight == []
 
 
@@ -71,7 +81,7 @@ def test_sizes_even_out_after_rows_finished() -> None:
     for _ in range(4):
         for group in groups.in_flight:
             results = [result(r.request_id, r.position) for r in group.pending.values()]
-            for done in groups.complete(group.number, results, 1.0):
+            for (done,) in groups.complete(group.number, results, 1.0):
                 groups.add(row(done.request_id, done.position + 1))
             groups.launch(1.0)
     sizes = [len(group.pending) for group in groups.in_flight]

@@ -119,6 +119,15 @@ def test_a_layer_keeps_the_memory_of_its_window_alone() -> None:
     assert sliding[:, : first - 4].eq(0).all()
 
 
+def test_a_length_that_may_be_cut_back_keeps_the_windows_of_what_it_may_be_cut_to() -> None:
+    cache = KvCache((40,), num_kv_heads=8, head_dim=128, limit_tokens=4096)
+    cache.open(KEY, 512)
+    cache[KEY].data[:] = 1
+    cache.set_length(cache[KEY], 500, 301)
+    assert cache[KEY].data[0, :, first_seen(40, 301) :].eq(1).all()
+    assert cache[KEY].data[0, :, : first_seen(40, 301) - 4].eq(0).all()
+
+
 @pytest.mark.parametrize(
     ("window", "position", "first"), [(None, 9, 0), (4, 2, 0), (4, 3, 0), (4, 4, 1), (1, 7, 7)]
 )

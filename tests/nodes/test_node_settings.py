@@ -39,6 +39,7 @@ def test_a_missing_setting_is_named(missing: str) -> None:
         ({"slowdown": "0.5"}, "at least 1"),
         ({"slowdown": "nan"}, "at least 1"),
         ({"threads": "0"}, "threads"),
+        ({"speculation": "-1"}, "from 0 to 64"),
         ({"memory": "lots"}, "share"),
         ({"memory": "3 GiBs"}, "unknown unit"),
         ({"link_bytes_per_second": "0"}, "more than 0"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec.structs
 import pytest
+from msgspec import Struct, msgpack
 
 from broker.codec import decode_control, decode_frame, encode_control
 from broker.control import PROTOCOL_VERSION, DeviceState, DeviceStatus, ModelManifest
@@ -31,7 +32,7 @@ from broker.topics import (
     Topic,
 )
 from broker.transport import Publication
-from broker.work import Sampling
+from broker.work import Sampling, StepResult
 from gateway.requests import NotReadyError
 from nodes.connections import Connections
 from planner.live.inputs import model_spec
@@ -152,6 +153,23 @@ def test_every_recorded_message_can_be_read(turns: Sequence[Turn]) -> None:
         else:
             unread.append(message.topic)
     assert unread == []
+
+
+class EarlierResult(Struct, frozen=True, array_like=True):
+    """A `StepResult` of 1.0."""
+
+    request_id: str
+    attempt: int
+    position: int
+    token_id: int
+    finish_reason: str | None = None
+
+
+def test_results_with_and_without_proposed_ids_are_read_by_both_versions() -> None:
+    earlier = EarlierResult("q", 1, 7, 9, "stop")
+    now = StepResult("q", 1, 7, 9, "stop", (4, 5))
+    assert msgpack.decode(msgpack.encode(earlier), type=StepResult).proposed_ids == ()
+    assert msgpack.decode(msgpack.encode(now), type=EarlierResult) == earlier
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -38,6 +38,7 @@ from nodes.device import DeviceCore
 from nodes.executor import StageExecutor
 from nodes.grammars import GrammarMaker
 from nodes.outgoing import Timers, ToGateway, ToStage
+from nodes.speculation import MOST_PROPOSED, Tally
 from nodes.stage import StageCore
 from nodes.weights import LayerWeights
 
@@ -116,6 +117,7 @@ class SmallFog:
         weights: str = "float32",
         kv_format: str = "float32",
         grammars: GrammarMaker | None = None,
+        most_proposed: int = MOST_PROPOSED,
     ) -> None:
         self.config: ModelConfig = parse_config(manifest_config)
         self.replicas = list(replicas)
@@ -140,7 +142,10 @@ class SmallFog:
             replicas=list(replicas),
         )
         settings = StageSettings(
-            timers or Timers(repeat=0.2, repeats=40), kv_chunk_bytes, 4 * kv_chunk_bytes
+            timers or Timers(repeat=0.2, repeats=40),
+            kv_chunk_bytes,
+            4 * kv_chunk_bytes,
+            most_proposed,
         )
         for replica in replicas:
             for index, stage in enumerate(replica.stages):
@@ -171,6 +176,14 @@ class SmallFog:
     def stages(self) -> list[StageCore]:
         """Return the stages of all devices."""
         return [stage for core in self.devices.values() for stage in core.stages.values()]
+
+    @property
+    def speculated(self) -> Tally:
+        """What came of proposed ids in all replicas."""
+        total = Tally()
+        for core in self.devices.values():
+            total.add(core.speculated)
+        return total
 
     # --- the gateway stand-in ------------------------------------------------------------
 
