@@ -67,6 +67,7 @@ class LongFog(RealFog):
 
     chunk_tokens = 128
     context_tokens = 8192
+    patience_seconds = 300.0
 
 
 @dataclass(frozen=True)
