@@ -80,7 +80,7 @@ EXTRAS_OF: Final = {
     "planner": ("planner", "figures"),
     "nodes": ("node", "gguf", "test"),
     "gateway": ("gateway", "gguf"),
-    "fog": ("fog", "cli", "node", "planner", "gateway"),
+    "fog": ("fog", "cli", "node", "planner", "gateway", "figures"),
 }
 
 # A longer module has two jobs. Vendored and generated files are nobody's reading.

@@ -79,7 +79,7 @@ def test_a_device_that_has_not_joined_is_told_how() -> None:
 
 
 def test_the_node_is_told_by_file_and_settings_of_the_person_stay(tmp_path: Path) -> None:
-    given = {"E2LLM_NODE_THREADS": "3", "E2LLM_BROKER": "mqtt://other", "HOME": "/home/me"}
+    given = {"E2LLM_NODE_THREADS": "3", "E2LLM_BROKER": "mqtt://other", "HOME": "elsewhere"}
     environ = node_environ(JOINED, tmp_path, "2 GiB", given)
     assert "E2LLM_BROKER" not in environ
     assert "secret" not in str(environ)
