@@ -24,9 +24,11 @@ BIN := $(VENV)/bin
 EXTRAS_up := fog
 EXTRAS_test := fog,test
 EXTRAS_dev := fog,test,dev
+EXTRAS_docs := fog,test,docs
 STAMPS_up := up
 STAMPS_test := up test
 STAMPS_dev := up test dev
+STAMPS_docs := up test docs
 
 # A virtual environment knows its own path and its interpreter. When this folder was
 # moved or Python was upgraded, what the stamps say is no longer true.
@@ -55,6 +57,10 @@ compose-test: $(VENV)/.installed-test ## Check the compose file and its fog
 
 .PHONY: clients
 clients: examples/.venv/.installed ## Install the clients that the tests run examples/ with
+
+.PHONY: site
+site: $(VENV)/.installed-docs ## Build the documentation site into build/site; no warning passes
+	@$(BIN)/mkdocs build --strict --quiet $(ARGS)
 
 .PHONY: soak
 soak: $(VENV)/.installed-up ## An hour of faults under load; ARGS goes to `e2llm chaos soak`

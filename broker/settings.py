@@ -17,6 +17,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,22 +103,46 @@ def process_settings(
         raise SystemExit(2) from error
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A setting as a person is told of it.
+
+    Attributes:
+        default: None: it must be set; "": it is not set.
+        text: What the class says about its field.
+    """
+
+    variable: str
+    default: str | None
+    text: str
+
+
+def described(cls: type[Any], prefix: str) -> list[Described]:
+    """Return every setting of ``cls``, in the order of its fields."""
+    told = _told(inspect.getdoc(cls) or "")
+    found = []
+    for field in dataclasses.fields(cls):
+        default = "" if field.default is None else str(field.default)
+        found.append(
+            Described(
+                COMMON.get(field.name, prefix + field.name.upper()),
+                None if field.default is dataclasses.MISSING else default,
+                told.get(field.name) or _TOLD.get(field.name, ""),
+            )
+        )
+    return found
+
+
 def settings_help(cls: type[Any], prefix: str, program: str) -> str:
     """Return every variable with its default and what the class says about its field."""
-    told = _told(inspect.getdoc(cls) or "")
     lines = [
         f"{program}: settings are environment variables. <NAME>_FILE may name a file with the "
         "value instead.",
     ]
-    for field in dataclasses.fields(cls):
-        variable = COMMON.get(field.name, prefix + field.name.upper())
-        if field.default is dataclasses.MISSING:
-            default = "required"
-        else:
-            default = "not set" if field.default is None else f"default: {field.default}"
-        lines.append(f"\n{variable} ({default})")
-        text = told.get(field.name) or _TOLD.get(field.name, "")
-        text = text.replace("``", "")
+    for setting in described(cls, prefix):
+        default = "required" if setting.default is None else f"default: {setting.default}"
+        lines.append(f"\n{setting.variable} ({default if setting.default != '' else 'not set'})")
+        text = setting.text.replace("``", "")
         lines += textwrap.wrap(text, 92, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 
