@@ -60,7 +60,7 @@ clients: examples/.venv/.installed ## Install the clients that the tests run exa
 
 .PHONY: site
 site: $(VENV)/.installed-docs ## Build the documentation site into build/site; no warning passes
-	@$(BIN)/mkdocs build --strict --quiet $(ARGS)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
 
 .PHONY: soak
 soak: $(VENV)/.installed-up ## An hour of faults under load; ARGS goes to `e2llm chaos soak`
