@@ -11,7 +11,7 @@ import json
 import sys
 import typing
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -31,6 +31,9 @@ PLANNER_PREFIX: Final = "E2LLM_PLANNER_"
 MADE: Final = "<!-- Written by scripts/reference.py; change the code and run it again. -->\n"
 
 _TITLE: Final = "E2LLM on the bus"
+
+# Their messages are of different types.
+TOPICS: Final = cast("tuple[Topic[Any], ...]", ALL_TOPICS)
 
 # Who publishes to whom; what the broker's access rules hold everyone to (broker/access.py).
 ROUTES: Final = {
@@ -114,7 +117,7 @@ def topics_page() -> str:
     rows = "\n".join(
         f"| `{topic.template}` | {sender} | {receiver} | {_message_text(topic)} "
         f"| {topic.qos.value} | {'yes' if topic.retained else ''} |"
-        for topic, (sender, receiver) in zip(ALL_TOPICS, _routes(), strict=True)
+        for topic, (sender, receiver) in zip(TOPICS, _routes(), strict=True)
     )
     return "\n".join(
         [
@@ -142,7 +145,7 @@ def topics_page() -> str:
 
 
 def _routes() -> list[tuple[str, str]]:
-    return [ROUTES[topic.template] for topic in ALL_TOPICS]
+    return [ROUTES[topic.template] for topic in TOPICS]
 
 
 def _message_text(topic: Topic[Any]) -> str:
@@ -162,7 +165,7 @@ def _headers(topic: Topic[Any]) -> list[type[Any]]:
 
 
 def _control_messages() -> dict[str, type[Any]]:
-    return {t.message.__name__: t.message for t in ALL_TOPICS if _is_control(t.message)}
+    return {t.message.__name__: t.message for t in TOPICS if _is_control(t.message)}
 
 
 def _first_paragraph(message: type[Any]) -> str:
@@ -177,9 +180,9 @@ def asyncapi() -> dict[str, Any]:
     """Return topics and messages as an AsyncAPI 3.0 document."""
     channels, operations = {}, {}
     wanted: dict[str, type[Any]] = {}
-    for topic, (sender, receiver) in zip(ALL_TOPICS, _routes(), strict=True):
-        messages = [] if topic.message is bytes else _headers(topic)
-        wanted |= {message.__name__: message for message in messages}
+    for topic, (sender, receiver) in zip(TOPICS, _routes(), strict=True):
+        carried = [] if topic.message is bytes else _headers(topic)
+        wanted |= {message.__name__: message for message in carried}
         name = _channel_name(topic)
         channels[name] = {
             "address": f"{PREFIX}/{{site}}/{topic.template}",
@@ -187,7 +190,7 @@ def asyncapi() -> dict[str, Any]:
             "parameters": {level: {} for level in ["site", *_levels(topic)]},
             "messages": {
                 message.__name__: {"$ref": f"#/components/messages/{message.__name__}"}
-                for message in messages
+                for message in carried
             },
             "bindings": {"mqtt": {"bindingVersion": "0.2.0"}},
         }
