@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -85,6 +86,10 @@ def create(
     write_json(json_target, made)
     if json_target is None:
         print(made["key"])
+        # Not on standard output, which is the key and nothing else.
+        print(
+            "Keep it: nobody can see it again. With keys, every request needs one.", file=sys.stderr
+        )
 
 
 @key.command("list")

@@ -15,6 +15,7 @@ from fog.joining import (
     keep,
     kept,
     node_environ,
+    try_broker,
 )
 from tests.fog.fake_gateway import serve
 from tests.support.command_line import e2llm
@@ -106,3 +107,11 @@ def test_a_server_that_is_no_gateway_is_named(tmp_path: Path) -> None:
         )  # fmt: skip
     assert result.returncode == 1
     assert f"{url} is no gateway" in result.stderr
+
+
+def test_a_broker_that_nobody_reaches_is_named_with_the_remedy(unused_tcp_port: int) -> None:
+    address = BrokerAddress("127.0.0.1", unused_tcp_port, "pi", "secret")
+    with pytest.raises(JoinError, match="E2LLM_GATEWAY_PUBLIC_BROKER") as caught:
+        try_broker(Joined("pi", "home", address, "http://fog:8080"), timeout_seconds=0.3)
+    assert str(address) in str(caught.value)
+    assert "secret" not in str(caught.value)
