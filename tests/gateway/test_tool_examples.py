@@ -36,7 +36,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["openai_tools.py", "openai_tools.mjs", "langchain_tools.py", "llm_tools.sh"]
+    "name",
+    [
+        "openai_tools.py",
+        "openai_tools.mjs",
+        "langchain_tools.py",
+        "llm_tools.sh",
+        "ollama_tools.py",
+    ],
 )
 async def test_a_client_calls_its_function_and_gets_an_answer_about_it(
     api: Api, engine: FakeEngine, name: str
