@@ -66,6 +66,10 @@ site: $(VENV)/.installed-docs ## Build the documentation site into build/site; n
 soak: $(VENV)/.installed-up ## An hour of faults under load; ARGS goes to `e2llm chaos soak`
 	@exec $(BIN)/e2llm chaos soak $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-test ## Three minutes of requests of all kinds to every route; ARGS as --help says
+	@exec $(BIN)/python -m tests.support.fuzzing $(ARGS)
+
 .PHONY: clean
 clean: ## Remove caches and build output; .venv stays
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov

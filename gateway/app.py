@@ -27,12 +27,13 @@ from gateway.access.store import KeyStore
 from gateway.administration import add_administration_routes
 from gateway.errors import ApiError, internal_error, invalid_value
 from gateway.forms import CHAT, COMPLETION
+from gateway.framing import SERVER_SENT_EVENTS
 from gateway.inference import Inference, require_model
 from gateway.items.routes import add_responses_routes
 from gateway.meter import Meter
 from gateway.model import ModelSlot
 from gateway.ollama.routes import PREFIX, OllamaError, add_ollama_routes
-from gateway.openapi import GENERATION_ERRORS, body_of, document, errors
+from gateway.openapi import GENERATION_ERRORS, body_of, document, errors, streamed
 from gateway.prompts import Prompts
 from gateway.requests import Engine
 from gateway.responses import ChatCompletion, Completion, ModelCard, ModelList, model_card
@@ -89,13 +90,13 @@ def create_app(
 
 
 def _add_inference_routes(app: FastAPI, serving: Serving) -> None:
-    refusals = errors(*GENERATION_ERRORS)
+    answers = errors(*GENERATION_ERRORS) | streamed(SERVER_SENT_EVENTS.media_type)
 
     @app.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
         openapi_extra=body_of(CHAT.request_type),
-        responses=refusals,
+        responses=answers,
     )
     async def chat_completions(http: Request) -> Response:
         return await serving.answer(http, CHAT)
@@ -104,12 +105,12 @@ def _add_inference_routes(app: FastAPI, serving: Serving) -> None:
         "/v1/completions",
         response_model=Completion,
         openapi_extra=body_of(COMPLETION.request_type),
-        responses=refusals,
+        responses=answers,
     )
     async def text_completions(http: Request) -> Response:
         return await serving.answer(http, COMPLETION)
 
-    @app.get("/fog/requests/{answer_id}", response_model=None, responses=refusals)
+    @app.get("/fog/requests/{answer_id}", response_model=None, responses=answers)
     async def resume(http: Request, answer_id: str, stream: bool | None = None) -> Response:
         """Answer again what was asked before, or go on with it behind ``Last-Event-ID``."""
         last = http.headers.get("last-event-id")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from gateway.answers import Event
 from gateway.errors import ApiError
+
+JSON_LINES: Final = "application/x-ndjson"
 
 
 class Framing(Protocol):
@@ -60,7 +62,7 @@ class JsonLines:
     """
 
     silence: str
-    media_type: str = "application/x-ndjson"
+    media_type: str = JSON_LINES
 
     def event(self, event: Event) -> bytes:
         return f"{event.data}\n".encode()

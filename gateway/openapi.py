@@ -27,7 +27,8 @@ class ErrorBody(BaseModel):
     error: Fault
 
 
-_COMPONENT: Final = "#/components/schemas/{model}"
+COMPONENT: Final = "#/components/schemas/{name}"
+"""Where bodies find their parts: references lead from the root of the document."""
 
 GENERATION_ERRORS: Final = (400, 404, 409, 413, 429, CLIENT_CLOSED_REQUEST, 500, 503, 504)
 """What a request for text may be answered with instead."""
@@ -38,11 +39,16 @@ def errors(*statuses: int, model: type[BaseModel] = ErrorBody) -> dict[int | str
     return {status: {"model": model, "description": _phrase(status)} for status in statuses}
 
 
+def streamed(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """Return that a route may answer with a stream as well, for FastAPI's ``responses``."""
+    content = {media_type: {"schema": {"type": "string"}}}
+    return {200: {"description": "The answer, whole or as a stream", "content": content}}
+
+
 def body_of(request_type: type[BaseModel]) -> dict[str, Any]:
     """Return the description of a body that a route reads by hand, for ``openapi_extra``."""
-    schema = {
-        "application/json": {"schema": request_type.model_json_schema(ref_template=_COMPONENT)}
-    }
+    template = COMPONENT.format(name="{model}")
+    schema = {"application/json": {"schema": request_type.model_json_schema(ref_template=template)}}
     return {"requestBody": {"required": True, "content": schema}}
 
 

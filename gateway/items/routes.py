@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from gateway.items.answers import BACKGROUND, RESPONSES, TYPED_EVENTS, ResponseBody
 from gateway.items.background import BackgroundResponses
 from gateway.items.requests import ResponsesRequest
-from gateway.openapi import GENERATION_ERRORS, body_of, errors
+from gateway.openapi import GENERATION_ERRORS, body_of, errors, streamed
 from gateway.serving import Serving
 
 
@@ -21,7 +21,7 @@ def add_responses_routes(app: FastAPI, serving: Serving) -> None:
         "/v1/responses",
         response_model=ResponseBody,
         openapi_extra=body_of(ResponsesRequest),
-        responses=refusals,
+        responses=refusals | streamed(TYPED_EVENTS.media_type),
     )
     async def respond(http: Request) -> Response:
         request, num_bytes = await serving.read_as(http, ResponsesRequest)

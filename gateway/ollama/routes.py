@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from gateway.forms import Form
+from gateway.framing import JSON_LINES
 from gateway.inference import require_model
 from gateway.model import ModelSlot
 from gateway.ollama.answers import (
@@ -21,7 +22,7 @@ from gateway.ollama.answers import (
 )
 from gateway.ollama.models import show_body, tag_body
 from gateway.ollama.requests import OllamaChat, OllamaGenerate, OllamaShow
-from gateway.openapi import GENERATION_ERRORS, body_of, errors
+from gateway.openapi import GENERATION_ERRORS, body_of, errors, streamed
 from gateway.serving import Serving
 
 PREFIX: Final = "/api/"
@@ -37,7 +38,7 @@ class OllamaError(BaseModel):
 
 def add_ollama_routes(app: FastAPI, serving: Serving, slot: ModelSlot) -> None:
     """Add Ollama's routes."""
-    refusals = errors(*GENERATION_ERRORS, model=OllamaError)
+    answers = errors(*GENERATION_ERRORS, model=OllamaError) | streamed(JSON_LINES)
 
     async def answer(
         http: Request, form: Form[Any], content: dict[str, Any], num_bytes: int, *, is_chat: bool
@@ -54,7 +55,7 @@ def add_ollama_routes(app: FastAPI, serving: Serving, slot: ModelSlot) -> None:
         "/api/chat",
         response_model=OllamaAnswer,
         openapi_extra=body_of(OllamaChat),
-        responses=refusals,
+        responses=answers,
     )
     async def ollama_chat(http: Request) -> Response:
         request, num_bytes = await serving.read_as(http, OllamaChat)
@@ -67,7 +68,7 @@ def add_ollama_routes(app: FastAPI, serving: Serving, slot: ModelSlot) -> None:
         "/api/generate",
         response_model=OllamaAnswer,
         openapi_extra=body_of(OllamaGenerate),
-        responses=refusals,
+        responses=answers,
     )
     async def ollama_generate(http: Request) -> Response:
         request, num_bytes = await serving.read_as(http, OllamaGenerate)
