@@ -79,6 +79,8 @@ async def test_a_wrong_parameter_of_the_query_is_an_error_object(api: Api) -> No
 async def test_the_document_names_the_statuses_that_routes_answer_with(api: Api) -> None:
     paths = (await api.get("/openapi.json")).json()["paths"]
     chat = set(paths["/v1/chat/completions"]["post"]["responses"])
-    assert chat == {"200", "400", "404", "409", "413", "429", "499", "500", "503", "504"}
+    assert chat == {
+        *("200", "400", "401", "403", "404", "409", "413", "429", "499", "500", "503", "504")
+    }
     statuses = [set(one["responses"]) for each in paths.values() for one in each.values()]
     assert not any("422" in found for found in statuses)
