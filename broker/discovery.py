@@ -18,7 +18,7 @@ from zeroconf import Error, IPVersion, ServiceBrowser, ServiceInfo, Zeroconf
 from zeroconf import ServiceStateChange as Change
 
 SERVICE: Final = "_e2llm._tcp.local."
-_INFO_MILLISECONDS: Final = 1000
+_INFO_MILLISECONDS: Final = 3000
 _OTHERS_SECONDS: Final = 1.0
 
 
