@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 from benchmarks.live_fog import LiveFog, Plan, live_fog
@@ -13,6 +14,7 @@ from benchmarks.live_parts import Found, Lab, default_fog
 from broker.architecture import kv_bytes_per_token, parse_config
 from broker.conditions import Condition
 from fog.chaos.load import Load
+from fog.config import FogConfig
 from fog.model_choice import DEMO_MODEL
 from tests.support.dropped import DroppedMessages
 
@@ -33,7 +35,7 @@ REST_SECONDS: Final = 5.0
 def flood(lab: Lab) -> Found:
     """Long prompts at once, ten times as many as the KV memory of the fog holds."""
     found = Found()
-    config = default_fog(prompt_tokens=str(FLOOD_TOKENS), answer_tokens=str(FLOOD_ANSWER))
+    config = _whole_prompts(FLOOD_TOKENS, FLOOD_ANSWER)
     with live_fog(lab.folder, config) as fog, fog.watched_memory():
         jobs = long_jobs(fog.client, NUM_PROMPTS, FLOOD_TOKENS, FLOOD_ANSWER)
         plan = fog.client.plan()
@@ -74,7 +76,8 @@ def embedded(lab: Lab) -> Found:
 
 def _transfer(lab: Lab, broker: str) -> Found:
     found = Found()
-    config = default_fog(prompt_tokens=str(TRANSFER_TOKENS), answer_tokens=str(TRANSFER_TOKENS))
+    # Answers that are planned to be long leave most devices to decode.
+    config = _whole_prompts(TRANSFER_TOKENS, TRANSFER_TOKENS)
     with live_fog(lab.folder, config, broker=broker) as fog:
         dropped = DroppedMessages(fog.planner_address) if broker == "mosquitto" else None
         jobs = long_jobs(fog.client, NUM_PROMPTS, TRANSFER_TOKENS, TRANSFER_ANSWER)
@@ -107,6 +110,12 @@ def _transfer(lab: Lab, broker: str) -> Found:
     found.answers(findings(load.outcomes, hanging))
     found.at_most("KV chunks sent and not received", sent - received, 0)
     return found
+
+
+def _whole_prompts(prompt_tokens: int, answer_tokens: int) -> FogConfig:
+    """Return a fog in which nothing that was kept of a prompt stands for another."""
+    config = default_fog(prompt_tokens=str(prompt_tokens), answer_tokens=str(answer_tokens))
+    return replace(config, gateway={"prefix_cache": "false"})
 
 
 def _memory_limits(fog: LiveFog, plan: Plan) -> dict[str, int]:

@@ -29,6 +29,9 @@ from planner.moves import Holdings
 from planner.performance import Member, Performance
 from planner.transfer import KvTransfer, kv_transfer
 
+FREE_LOADING: Final = 1e-3
+"""Share of the horizon that may be spent on loading for nothing: seconds in an hour. Else it would
+decide between plans that serve as much, before how soon they answer."""
 _LEAST: Final = 1e-12
 
 
@@ -84,7 +87,8 @@ class Terms:
         """Return seconds per request that counts, with the penalties of moves and energy."""
         seconds = 1 / max(self.good_rate(members, flow), _LEAST)
         if self._holdings is not None:
-            seconds *= 1 + self.load_seconds(members) / self._objective.horizon_seconds
+            share = self.load_seconds(members) / self._objective.horizon_seconds
+            seconds *= 1 + max(share - FREE_LOADING, 0.0)
         if self._objective.energy_weight:
             joules = self.joules_per_token(members, flow)
             seconds *= 1 + self._objective.energy_weight * (inf if joules is None else joules)

@@ -7,10 +7,11 @@ import pytest
 
 import planner
 from broker.control import Link
-from broker.plan import Plan
+from broker.plan import Plan, Role
 from planner.live.triggers import decide
 from planner.model import DeviceSpec, ModelSpec, Objective, Workload
 from planner.moves import Holdings
+from planner.owner import Owner
 from planner.planning import plan_outcome, reassess
 from tests.planner import fogs
 
@@ -95,6 +96,26 @@ def test_a_move_is_free_when_it_should_not_count_or_the_plan_serves_for_ever(
     running = planner.plan(devices[:2], model, WORKLOAD, objective)
     found = plan_outcome(devices, model, WORKLOAD, objective, running=running).plan
     assert {s.device for s in found.replicas[0].stages} == {"a", "c"}
+
+
+@pytest.mark.parametrize(("load_seconds", "prefills"), [(1.0, "fast"), (60.0, "near")])
+def test_of_plans_that_serve_as_much_the_quicker_wins_unless_it_loads_for_long(
+    load_seconds: float, prefills: str
+) -> None:
+    model = fogs.model()
+    whole = model.stage_bytes(0, model.num_layers, 1024)
+    link = Link(latency_seconds=0.0005, bytes_per_second=whole / load_seconds)
+
+    def device(name: str, seconds: float, phase: Role) -> DeviceSpec:
+        owner = Owner(phases=frozenset({phase}))
+        return fogs.device(name, seconds, 3 * whole, link=link, owner=owner)
+
+    objective = Objective(counts_kv=False, horizon_seconds=3600, rival_load=None)
+    near = [device("decodes", 0.003, Role.DECODE), device("near", 0.0002, Role.PREFILL)]
+    running = planner.plan(near, model, WORKLOAD, objective)
+    devices = [*near, device("fast", 0.0001, Role.PREFILL)]
+    found = plan_outcome(devices, model, WORKLOAD, objective, running=running).plan
+    assert {s.device for r in found.replicas for s in r.stages} == {"decodes", prefills}
 
 
 def test_a_running_split_is_kept_where_a_new_one_gains_less_than_its_loading_costs() -> None:
