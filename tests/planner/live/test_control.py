@@ -185,7 +185,7 @@ def test_a_slow_device_is_not_planned_for_again_and_again() -> None:
 
 
 def test_old_stages_are_held_until_the_new_plan_is_active_and_drained() -> None:
-    bench = serving(memory_bytes=3_000_000)
+    bench = serving(memory_bytes=2_600_000)
     old = {r.id for r in bench.plan.replicas}
     bench.obedient = False
     bench.slow_down("a", 0.1).run(6)
@@ -294,7 +294,7 @@ def test_a_restarted_planner_is_not_content_with_a_plan_in_another_kv_format() -
 def test_a_model_that_changes_while_a_plan_is_prepared_takes_nothing_from_the_one_that_serves() -> (
     None
 ):
-    bench = serving(memory_bytes=3_000_000)
+    bench = serving(memory_bytes=2_600_000)
     bench.obedient = False
     bench.slow_down("a", 0.1).run(6)
     assert not active(bench)
@@ -380,7 +380,7 @@ def test_a_device_that_hangs_while_loading_is_given_up() -> None:
 
 
 def test_a_failed_move_goes_back_to_the_plan_that_serves() -> None:
-    bench = serving(memory_bytes=3_000_000)
+    bench = serving(memory_bytes=2_600_000)
     old = bench.plan
     bench.obedient = False
     bench.slow_down("a", 0.1).run(6)
