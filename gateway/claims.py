@@ -1,9 +1,10 @@
 """Which gateway answers a client's prompts over MQTT, when several hear them. In Redis.
 
 Every gateway of a site hears every prompt. The first to claim the client has all its prompts,
-so that what it asks next, cancelling and its limits meet at one gateway. A claim lasts some
-seconds, and as long as it is taken again. Redis is memory, never authority: without it a
-prompt is answered by everybody who hears it.
+so that what it asks next, cancelling and its limits meet at one gateway; shared subscriptions
+of MQTT 5 would spread them, and a broker of 3.1.1 has none. A claim lasts some seconds, and as
+long as it is taken again. Redis is memory, never authority: without it a prompt is answered by
+everybody who hears it.
 
 Keys, for other readers: ``e2llm:<site>:prompts:<client>`` holds the id of a gateway and of
 its run.

@@ -150,8 +150,12 @@ class Prompts:
         while not self._is_stopping:
             message = await self._unclaimed.get()
             client = _client_of(message)
-            if client is None or await claims.take(client):
-                self._take(message)
+            try:
+                if client is None or await claims.take(client):
+                    self._take(message)
+            except Exception:
+                # Of one message; those after it are taken in all the same.
+                logger.exception("a message on %s could not be taken in", message.topic)
 
     async def _claim_again(self, claims: Claims) -> None:
         """Keep the clients whose requests run, for what they say next."""

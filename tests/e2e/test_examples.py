@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from broker.address import BrokerAddress
 from broker.codec import decode_frame
 from broker.events import Event, Tokens
 from broker.mqtt import MqttTransport
-from broker.topics import GATEWAY_EVENTS, PROMPT
+from broker.topics import GATEWAY_EVENTS, PROMPT, REPLY
 from broker.transport import Connected, Publication, Received
 from tests.support.bus import wait_for
-from tests.support.examples import run_example
+from tests.support.examples import FOLDER, PROGRAMS, run_example, run_program
 from tests.support.running_fog import ROOT, SITE, RunningFog
 
 pytestmark = [
@@ -32,6 +33,7 @@ STOPPED_WITHIN_SECONDS = 1.0
 """From leaving to the last token that a node computes."""
 WATCHED_SECONDS = 0.5
 """Time after that in which no token may come."""
+MICROPYTHON = ROOT / "tests" / "support" / "micropython"
 
 
 @pytest.fixture
@@ -188,16 +190,44 @@ def test_the_programs_of_mosquitto_ask_stream_and_cancel(
     assert [answer.is_finished for answer in answers.values()] == [True, True, False]
 
 
-def test_a_board_with_micropython_asks_over_mqtt(fog: RunningFog, tmp_path: Path) -> None:
+def test_the_program_for_a_board_asks_over_mqtt(fog: RunningFog, tmp_path: Path) -> None:
     address = fog.address("app")
-    config = {"HOST": address.host, "PORT": address.port, "USER": "app"}
-    lines = [f"{k} = {v!r}" for k, v in {**config, "PASSWORD": address.password}.items()]
-    (tmp_path / "fog_config.py").write_text("\n".join(lines))
-    board = os.pathsep.join([str(tmp_path), str(ROOT / "tests" / "support" / "micropython")])
+    write_board_config(tmp_path, address)
+    modules = os.pathsep.join([str(tmp_path), str(MICROPYTHON)])
 
-    answer, tokens = run_example(
-        "micropython_prompt.py", environ={"PYTHONPATH": board}
-    ).text.splitlines()
+    run = run_example("micropython_prompt.py", environ={"PYTHONPATH": modules})
 
+    answer, tokens = run.text.splitlines()
     assert "12" in answer
     assert tokens.endswith(" tokens")
+
+
+def test_the_program_for_a_board_runs_in_micropython(tmp_path: Path) -> None:
+    config = write_board_config(tmp_path, BrokerAddress("fog.local", 1883, "app", "secret"))
+    interpreter = FOLDER / "node_modules" / "@micropython" / "micropython-webassembly-pyscript"
+    modules = {"fog_config.py": config, "umqtt/simple.py": MICROPYTHON / "board/umqtt/simple.py"}
+
+    run = run_program(
+        PROGRAMS / "node",
+        MICROPYTHON / "board.mjs",
+        interpreter / "micropython.mjs",
+        FOLDER / "micropython_prompt.py",
+        *(f"{name}={path}" for name, path in modules.items()),
+    )
+
+    connect, subscribe, publish, *rest = run.text.splitlines()
+    assert connect == "connect fog.local 1883 app secret"
+    assert subscribe == f"subscribe {REPLY.path(SITE, client='app', request='board')} 1"
+    assert publish.startswith(f"publish {PROMPT.path(SITE, client='app')} 1 {{")
+    assert json.loads(publish.split(maxsplit=3)[3])["stream"] is True
+    assert rest == ["It is 12 €.", "5 tokens"]
+
+
+def write_board_config(folder: Path, address: BrokerAddress) -> Path:
+    """Write the file that lies beside the program on a board."""
+    path = folder / "fog_config.py"
+    path.write_text(
+        f"HOST, PORT = {address.host!r}, {address.port}\n"
+        f"USER, PASSWORD = {address.username!r}, {address.password!r}\n"
+    )
+    return path

@@ -168,3 +168,28 @@ async def test_another_gateway_answers_as_soon_as_the_first_has_stopped(
 
     assert "choices" in (await site.reply())[1]
     assert len(other.api.engine.submitted) == 1
+
+
+async def test_a_claim_that_fails_costs_one_message_only(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        async def take(self, client: str) -> bool:
+            if not caplog.records:
+                raise ValueError("unforeseen")
+            return True
+
+        async def stop(self) -> None:
+            pass
+
+    site = Site(api, Broken())
+    site.prompts.start()
+    site.transport.connect()
+    site.client.connect()
+
+    for name in ("lost", "q2"):
+        site.ask({**CHAT, "request_id": name})
+
+    assert (await site.reply())[0] == "q2"
+    assert "could not be taken in" in caplog.text
+    await site.prompts.stop()

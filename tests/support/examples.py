@@ -17,8 +17,13 @@ PROGRAMS: Final = FOLDER / ".venv" / "bin"
 
 _INTERPRETERS: Final = {".py": "python", ".mjs": "node", ".sh": "sh"}
 _TIMEOUT_SECONDS: Final = 90
-# What some clients fetch or report by themselves at their start.
-_OFFLINE: Final = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LANGSMITH_TRACING": "false"}
+_ENVIRON: Final = {
+    # What some clients fetch or report by themselves at their start.
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LANGSMITH_TRACING": "false",
+    # Each line has its time.
+    "PYTHONUNBUFFERED": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -46,20 +51,30 @@ class Run:
 
 
 def run_example(name: str, *arguments: str, environ: Mapping[str, str]) -> Run:
-    """Run an example to its end.
+    """Run a file of examples/ to its end.
 
     Args:
-        name: A file of examples/.
+        name: The file; its suffix says what runs it.
         arguments: Of its command line.
-        environ: Added to the environment, where the clients' programs come first.
+        environ: Added to the environment.
+
+    Raises:
+        AssertionError: As `run_program`.
+    """
+    path = FOLDER / name
+    return run_program(_interpreter(path.suffix), path, *arguments, environ=environ)
+
+
+def run_program(*command: Path | str, environ: Mapping[str, str] | None = None) -> Run:
+    """Run a program to its end, with those of the clients first in its path.
 
     Raises:
         AssertionError: It failed, or took longer than 90 s.
     """
     path = os.pathsep.join([str(PROGRAMS), os.environ.get("PATH", "")])
     process = subprocess.Popen(
-        [_interpreter(Path(name).suffix), FOLDER / name, *arguments],
-        env={**environment(), **_OFFLINE, "PATH": path, "PYTHONUNBUFFERED": "1", **environ},
+        command,
+        env={**environment(), **_ENVIRON, "PATH": path, **(environ or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -73,7 +88,7 @@ def run_example(name: str, *arguments: str, environ: Mapping[str, str]) -> Run:
             run = Run([Line(text.rstrip("\n"), time.monotonic()) for text in process.stdout])
     finally:
         watchdog.cancel()
-    assert process.returncode == 0, f"{name} ended with {process.returncode}\n{run.text}"
+    assert process.returncode == 0, f"{command} ended with {process.returncode}\n{run.text}"
     return run
 
 
