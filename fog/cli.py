@@ -30,6 +30,7 @@ EXTRA_OF: Final = {
     "redis": "planner",
     "fastapi": "gateway",
     "uvicorn": "gateway",
+    "uvloop": "gateway",
     "pydantic": "gateway",
     "llguidance": "gateway",
     "tokenizers": "gateway",

@@ -15,6 +15,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
+import uvloop
+
 from broker.control import DeviceState, GatewayStatus
 from broker.interfaces import addresses_of, interfaces_here, judge
 from broker.mqtt import MqttTransport
@@ -52,7 +54,9 @@ def main() -> int:
         level=settings.log.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     try:
-        return asyncio.run(Gateway(settings).run())
+        # libuv's loop: a gateway that streams spends much of its time in the loop itself.
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(Gateway(settings).run())
     except RefusedError as error:
         logger.error("%s", error)
         return REFUSED

@@ -89,8 +89,10 @@ class EventStream(Response):
         self._stopping = stopping
         self._keep_alive_seconds = keep_alive_seconds
         self._started = False
+        self._sent_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._sent_at = asyncio.get_running_loop().time()
         task = asyncio.create_task(self._send_events(send))
         async with _interruption(receive, self._stopping) as interrupted:
             try:
@@ -109,12 +111,10 @@ class EventStream(Response):
             await self._send_error(send, reason)
 
     async def _send_events(self, send: Send) -> None:
+        keeping_alive = asyncio.create_task(self._keep_alive(send))
         try:
-            async for event in _with_pauses(self._events, self._keep_alive_seconds):
-                framing = self._framing
-                await self._send(
-                    send, framing.keep_alive() if event is None else framing.event(event)
-                )
+            async for event in self._events:
+                await self._send(send, self._framing.event(event))
         except Exception as error:
             if not self._started:
                 raise
@@ -126,12 +126,25 @@ class EventStream(Response):
         else:
             await self._send(send, self._framing.end())
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await _cancel(keeping_alive)
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Say that the stream is alive whenever it was silent for long: never returns."""
+        loop = asyncio.get_running_loop()
+        while True:
+            left = self._sent_at + self._keep_alive_seconds - loop.time()
+            if left > 0:
+                await asyncio.sleep(left)
+            else:
+                await self._send(send, self._framing.keep_alive())
 
     async def _send_error(self, send: Send, answer: ApiError) -> None:
         await self._send(send, self._framing.error(answer))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, data: bytes) -> None:
+        self._sent_at = asyncio.get_running_loop().time()
         if not self._started:
             self._started = True
             await send(
@@ -142,24 +155,6 @@ class EventStream(Response):
                 }
             )
         await send({"type": "http.response.body", "body": data, "more_body": True})
-
-
-async def _with_pauses(
-    events: AsyncGenerator[Event, None], pause_seconds: float
-) -> AsyncIterator[Event | None]:
-    """Yield the events, and None whenever none came for ``pause_seconds``."""
-    while True:
-        upcoming = asyncio.ensure_future(anext(events, None))
-        try:
-            while not (await asyncio.wait({upcoming}, timeout=pause_seconds))[0]:
-                yield None
-        finally:
-            # Done or not: when the stream is cut off here, nobody else looks at its error.
-            await _cancel(upcoming)
-        event = upcoming.result()
-        if event is None:
-            return
-        yield event
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ class Entry:
         num_written: Tokens in Redis; None: the entry must be written from its beginning.
         is_closed: Nothing more is said of it here: it ended, or it was found after a restart.
         num_spooled: Tokens in Redis and the spool together; None: the spool has nothing of it.
+        refreshed_at: When its expiry in Redis was set last, by `time.monotonic`.
     """
 
     fields: dict[str, str]
@@ -31,6 +32,7 @@ class Entry:
     num_written: int | None = None
     is_closed: bool = False
     num_spooled: int | None = None
+    refreshed_at: float = 0.0
 
 
 def new_entry(generation: Generation, model: ModelManifest | None) -> Entry:

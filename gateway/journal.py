@@ -18,11 +18,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 from broker.control import ModelManifest
@@ -310,27 +312,52 @@ class RedisJournal:
             await self._redis.ping()
             return
         written: list[tuple[Entry, int]] = []
+        appended: dict[int, str] = {}
         # A transaction, so that an entry is never there without its expiry.
         async with self._redis.pipeline(transaction=True) as pipeline:
             for request_id, entry in changed.items():
-                key = self._prefix + request_id
-                tokens = f"{key}:tokens"
-                if entry.num_written is None:
-                    pipeline.delete(tokens)
-                fresh = entry.tokens[entry.num_written or 0 :]
-                fields: dict[Any, Any] = dict(entry.fields)
-                if entry.num_written is not None:
-                    fields = {"status": entry.fields["status"]}
-                pipeline.hset(key, mapping=fields)
-                pipeline.expire(key, self._expire_seconds)
-                if fresh:
-                    pipeline.rpush(tokens, *fresh)
-                if entry.tokens:
-                    pipeline.expire(tokens, self._expire_seconds)
                 written.append((entry, len(entry.tokens)))
-            await pipeline.execute()
+                if self._is_appended(entry):
+                    appended[len(pipeline)] = request_id
+                    fresh = entry.tokens[entry.num_written or 0 :]
+                    # Not where the list has gone: it would be back without an expiry.
+                    pipeline.rpushx(self._tokens_key(request_id), *fresh)
+                else:
+                    self._add_to(pipeline, request_id, entry)
+            answers = await pipeline.execute()
         for entry, num_tokens in written:
             entry.num_written = num_tokens
+        for place, request_id in appended.items():
+            entry = changed[request_id]
+            if answers[place] != entry.num_written:
+                entry.num_written = None
+                self._changed[request_id] = entry
+                self._wake.set()
+
+    def _is_appended(self, entry: Entry) -> bool:
+        """Return whether tokens alone are new, and the entry's expiry is far away."""
+        is_fresh = time.monotonic() < entry.refreshed_at + self._expire_seconds / 4
+        return bool(entry.num_written) and not entry.is_closed and is_fresh
+
+    def _add_to(self, pipeline: Pipeline, request_id: str, entry: Entry) -> None:
+        """Write fields, new tokens and the expiry of both."""
+        key, tokens = self._prefix + request_id, self._tokens_key(request_id)
+        if entry.num_written is None:
+            pipeline.delete(tokens)
+        fresh = entry.tokens[entry.num_written or 0 :]
+        fields: dict[Any, Any] = dict(entry.fields)
+        if entry.num_written is not None:
+            fields = {"status": entry.fields["status"]}
+        pipeline.hset(key, mapping=fields)
+        pipeline.expire(key, self._expire_seconds)
+        if fresh:
+            pipeline.rpush(tokens, *fresh)
+        if entry.tokens:
+            pipeline.expire(tokens, self._expire_seconds)
+        entry.refreshed_at = time.monotonic()
+
+    def _tokens_key(self, request_id: str) -> str:
+        return f"{self._prefix}{request_id}:tokens"
 
     def _write_all_again(self) -> None:
         """A write may have happened or not, or Redis come back empty: begin anew."""

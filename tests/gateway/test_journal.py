@@ -230,6 +230,27 @@ async def test_what_was_said_while_redis_was_away_is_written_when_it_is_back(
     assert (await fields_in(redis))["status"] == "finished"
 
 
+async def test_what_redis_has_dropped_is_written_again_with_an_expiry(
+    redis: Redis, redis_url: str
+) -> None:
+    journal = RedisJournal(redis_url, "lab", expire_seconds=500)
+    await journal.start()
+    journal.begin(GENERATION, MODEL)
+    journal.token("r1", token(10))
+    while await tokens_in(redis) != ["10"]:
+        await asyncio.sleep(0.005)
+    await redis.flushdb()
+
+    journal.token("r1", token(11))
+    while await tokens_in(redis) != ["10", "11"]:
+        await asyncio.sleep(0.005)
+    await journal.stop()
+
+    assert (await fields_in(redis))["seed"] == "77"
+    assert 400 < await redis.ttl(KEY) <= 500
+    assert 400 < await redis.ttl(f"{KEY}:tokens") <= 500
+
+
 async def test_it_stops_at_whatever_moment_of_its_first_conversation_with_redis(
     redis_url: str,
 ) -> None:
