@@ -89,8 +89,9 @@ class ModelManifest(Control, frozen=True, kw_only=True):
         weights: Format in which nodes hold weights, of `broker.architecture.WEIGHT_FORMATS`.
         kv_format: Format of KV cache entries.
         kv_transfer: How they travel between replicas, of `broker.architecture.KV_TRANSFERS`.
-        gateway: Id of the gateway that publishes it, and takes it back when it serves
-            another one.
+        gateway: Id of the gateway that publishes it, and takes it back when it is removed.
+        in_use: Whether the fog is to serve it; one that is not is measured all the same, so that
+            it can be changed to at once.
         folder: The model folder, when nodes on the gateway's own machine may read there;
             others use ``urls``.
         urls: File name to signed URLs, tried in order.
@@ -111,6 +112,7 @@ class ModelManifest(Control, frozen=True, kw_only=True):
     kv_format: str = "float32"
     kv_transfer: str = "exact"
     gateway: str = ""
+    in_use: bool = True
     folder: str | None = None
     urls: dict[str, list[str]] = field(default_factory=dict)
     expires_at: float | None = None
@@ -250,47 +252,32 @@ class DeviceControl(Control, frozen=True, kw_only=True):
     at: float = 0.0
 
 
-class DeviceProfile(Control, frozen=True, kw_only=True):
-    """What a device measured of itself for one model; retained.
+class ModelTimes(Control, frozen=True, kw_only=True):
+    """What a device measured of itself for one model.
 
     Attributes:
-        session: Session of the node that measured.
         model_revision: Revision of the manifest that it measured for.
         weights: Weight format that it measured.
-        threads: Threads used for torch.
         memory_bytes: Memory offered to the model, weights plus KV cache. A share
             ("60 %") is already turned into bytes of this model.
         blocks: Times per kind of block (``"full"``; later ``"sliding"``, ``"moe"``).
         embedding: Times of the embedding look-up.
         head: Times of final norm, head and sampling.
         chunk_tokens: Chunk grid that the prefill times were measured with.
-        slowdown: Factor of an emulated device, 1.0 for a real one; already contained
-            in the times.
         cpu_seconds_per_second: Thread CPU time over wall time while measuring; well
             under 1 means that something else used the cores.
-        idle_watts: Power while the device waits for work, as its owner says; None: unknown.
-        busy_watts: Power while it computes; known when ``idle_watts`` is.
-        owner: What its owner allows.
         arithmetic: What decides the bits of its results for these weights, in words:
             processor, kernels, width of codes. Devices with an equal one compute equally.
     """
 
-    session: int
     model_revision: str
     weights: str
-    threads: int
     memory_bytes: int
     blocks: dict[str, LayerTimes]
     embedding: LayerTimes
     head: LayerTimes
-    link: Link
     chunk_tokens: int
-    slowdown: float = 1.0
     cpu_seconds_per_second: float = 1.0
-    hardware: str = ""
-    idle_watts: float | None = None
-    busy_watts: float | None = None
-    owner: OwnerRules = OwnerRules()
     arithmetic: str = ""
 
     def __post_init__(self) -> None:
@@ -298,8 +285,47 @@ class DeviceProfile(Control, frozen=True, kw_only=True):
             raise ValueError("memory_bytes must not be negative")
         if not self.blocks:
             raise ValueError("needs the times of at least one kind of block")
+
+
+class DeviceProfile(ModelTimes, frozen=True, kw_only=True):
+    """What a device measured of itself; retained. Its own times are those for its newest model.
+
+    Attributes:
+        session: Session of the node that measured.
+        threads: Threads used for torch.
+        slowdown: Factor of an emulated device, 1.0 for a real one; already contained
+            in the times.
+        idle_watts: Power while the device waits for work, as its owner says; None: unknown.
+        busy_watts: Power while it computes; known when ``idle_watts`` is.
+        owner: What its owner allows.
+        others: Times for the other models that gateways publish.
+    """
+
+    session: int
+    threads: int
+    link: Link
+    slowdown: float = 1.0
+    hardware: str = ""
+    idle_watts: float | None = None
+    busy_watts: float | None = None
+    owner: OwnerRules = OwnerRules()
+    others: list[ModelTimes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.slowdown > 0:
             raise ValueError("slowdown must be greater than 0")
+
+    def times_for(self, revision: str, weights: str) -> ModelTimes | None:
+        """Return what was measured for a model; None: nothing yet."""
+        return next(
+            (
+                times
+                for times in (self, *self.others)
+                if (times.model_revision, times.weights) == (revision, weights)
+            ),
+            None,
+        )
 
 
 class TensorOffer(Control, frozen=True, kw_only=True):
@@ -342,6 +368,9 @@ class GatewayStatus(Control, frozen=True, kw_only=True):
         lengths: Of its recent requests; None until there are enough.
         hop_overhead_seconds: What a hop of a decode ring takes beside the links of its two
             devices, by its recent requests; None until there are enough.
+        finishing: Revisions of models that are not in use, of which it has unfinished requests.
+        asked: Revision of a model to about how many requests for it came lately; empty with one
+            model.
     """
 
     state: DeviceState
@@ -350,3 +379,5 @@ class GatewayStatus(Control, frozen=True, kw_only=True):
     software: str = ""
     lengths: MeasuredLengths | None = None
     hop_overhead_seconds: float | None = None
+    finishing: list[str] = field(default_factory=list)
+    asked: dict[str, int] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from broker.plan import LayerRange
 from broker.work import ReserveKind
@@ -18,27 +18,6 @@ WAITING_ROWS: Final = 2
 They wait for a row so that none stays empty while a prompt is prefilled; more of them would
 be bound too early to a replica that is slow (decision 0016).
 """
-
-
-class Formatted(Protocol):
-    """A model in formats, or a plan for one."""
-
-    @property
-    def revision(self) -> str: ...
-    @property
-    def weights(self) -> str: ...
-    @property
-    def kv_format(self) -> str: ...
-    @property
-    def kv_transfer(self) -> str: ...
-
-
-def formats(target: Formatted) -> tuple[str, str, str, str]:
-    """Return revision, weights, KV format and KV transfer of a model, or of a plan for one.
-
-    Where one of them differs, no stage of one plan can go on with a request of the other.
-    """
-    return target.revision, target.weights, target.kv_format, target.kv_transfer
 
 
 def replica_id(

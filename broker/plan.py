@@ -10,6 +10,7 @@ from enum import StrEnum
 from msgspec import Struct, field
 
 from broker.control import Control, DeviceState
+from broker.identity import OfModel, identity
 
 
 class Role(StrEnum):
@@ -58,15 +59,9 @@ class StageAssignment(Control, frozen=True, kw_only=True):
     kv_tokens: int
 
 
-class Assignment(Control, frozen=True, kw_only=True):
-    """Planner to node; retained. The node loads ``hold`` and ``prepare``, frees the rest.
+class ModelStages(Control, frozen=True, kw_only=True):
+    """Stages of one model on one device, and how that model is held."""
 
-    Attributes:
-        frees_first: Memory does not hold what is freed beside what is loaded: the node loads
-            when the last request of what it gives up has ended.
-    """
-
-    version: int
     model: str
     revision: str
     weights: str = "float32"
@@ -75,7 +70,31 @@ class Assignment(Control, frozen=True, kw_only=True):
     chunk_tokens: int = 128
     hold: list[StageAssignment] = field(default_factory=list)
     prepare: list[StageAssignment] = field(default_factory=list)
+
+    @property
+    def stages(self) -> list[StageAssignment]:
+        """All that is to be in memory."""
+        return [*self.hold, *self.prepare]
+
+
+class Assignment(ModelStages, frozen=True, kw_only=True):
+    """Planner to node; retained. The node loads ``hold`` and ``prepare``, frees the rest.
+
+    Attributes:
+        frees_first: Memory does not hold what is freed beside what is loaded: the node loads
+            when the last request of what it gives up has ended.
+        others: Stages of other models, while the fog changes from one to another, or serves
+            several.
+    """
+
+    version: int
     frees_first: bool = False
+    others: list[ModelStages] = field(default_factory=list)
+
+    @property
+    def parts(self) -> list[ModelStages]:
+        """The stages of each model."""
+        return [self, *self.others]
 
 
 class LoadState(StrEnum):
@@ -110,7 +129,7 @@ class Loaded(Control, frozen=True, kw_only=True):
     Attributes:
         version: Version of the assignment that this answers.
         stages: ``"<replica>/<stage>"`` of every stage that is ready.
-        tensors: Names of the tensors in memory.
+        tensors: Names of the tensors in memory, of whichever model.
         error: Which tensor or URL failed, and why; None unless ``state`` is failed.
         sources: Where the bytes of the assignment came from.
     """
@@ -253,6 +272,10 @@ class Plan(Control, frozen=True, kw_only=True):
         kv_transfer: How KV travels between replicas.
         hop_overhead_seconds: What every hop is taken to need beside the links of its two
             devices; part of the stages' ``hop_seconds``.
+        others: Plans for other models, of this version and state, beside this one.
+        is_leaving: The fog gives this model up: requests that were accepted end, new ones do
+            not begin.
+        share: Of all requests, that the model's devices were chosen for; 0: it has all devices.
     """
 
     version: int
@@ -276,10 +299,28 @@ class Plan(Control, frozen=True, kw_only=True):
     answer_tokens: int = 0
     kv_transfer: str = "exact"
     hop_overhead_seconds: float = 0.0
+    others: list[Plan] = field(default_factory=list)
+    is_leaving: bool = False
+    share: float = 0.0
+
+    @property
+    def parts(self) -> list[Plan]:
+        """The plans for each model; the first is this one."""
+        return [self, *self.others]
+
+    @property
+    def all_replicas(self) -> list[Replica]:
+        """The replicas of all models."""
+        return [replica for part in self.parts for replica in part.replicas]
+
+    def part_for(self, target: OfModel) -> Plan | None:
+        """Return the plan for one model; None: it has none."""
+        wanted = identity(target)
+        return next((part for part in self.parts if identity(part) == wanted), None)
 
     def replica(self, replica_id: str) -> Replica | None:
-        """Return the replica of that id, or None."""
-        return next((r for r in self.replicas if r.id == replica_id), None)
+        """Return the replica of that id, whichever model it is of, or None."""
+        return next((r for r in self.all_replicas if r.id == replica_id), None)
 
 
 class PlannerStatus(Control, frozen=True, kw_only=True):

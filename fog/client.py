@@ -171,6 +171,30 @@ class FogClient:
             changed: dict[str, Any] = _json(response.read())
         return changed
 
+    def models(self) -> list[dict[str, Any]]:
+        """Return the body of ``GET /fog/models``."""
+        models: list[dict[str, Any]] = self._get("/fog/models")
+        return models
+
+    def add_model(self, source: str, name: str | None, weights: str | None) -> dict[str, Any]:
+        """Let the gateway prepare a model; return it as it is now."""
+        body = {"source": source, "name": name, "weights": weights}
+        given = {key: value for key, value in body.items() if value is not None}
+        with self._request("POST", "/fog/models", given) as response:
+            added: dict[str, Any] = _json(response.read())
+        return added
+
+    def use_models(self, names: Sequence[str]) -> None:
+        """Let the fog serve these models and give up the others."""
+        with self._request("PUT", "/fog/models/use", {"models": list(names)}) as response:
+            response.read()
+
+    def remove_model(self, name: str) -> list[dict[str, Any]]:
+        """Forget a model; return those that are left."""
+        with self._request("DELETE", f"/fog/models/{quote(name, safe='')}") as response:
+            left: list[dict[str, Any]] = _json(response.read())
+        return left
+
     def devices(self) -> list[dict[str, Any]]:
         """Return the body of ``GET /fog/devices``."""
         devices: list[dict[str, Any]] = self._get("/fog/devices")
@@ -295,7 +319,7 @@ class FogClient:
             sent = {**self._identity, **content, **(headers or {})}
             connection.request(method, self._path + path, payload, sent)
             response = connection.getresponse()
-            if response.status != 200:
+            if response.status not in (200, 202):
                 raise _refusal(response.status, response.read())
             # Of its own: a response that ends with its connection is not closed by that.
             with contextlib.closing(response):

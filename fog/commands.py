@@ -15,6 +15,7 @@ from fog.chaos.command import chaos
 from fog.cli import missing_module_text
 from fog.client import FogRequestError, FogUnreachableError
 from fog.device_commands import device
+from fog.model_commands import model as model_app
 from fog.node_commands import node
 from fog.options import (
     EXIT_FAILED,
@@ -268,3 +269,4 @@ app.add_typer(device, name="device")
 app.add_typer(access_commands.key, name="key")
 app.add_typer(access_commands.token, name="token")
 app.add_typer(node, name="node")
+app.add_typer(model_app, name="model")

@@ -106,9 +106,10 @@ class StateFolder:
             yield
 
     def forget_last_run(self) -> None:
-        """Remove what must not outlive a run: retained messages and telemetry of old devices."""
+        """Remove what must not outlive a run: telemetry of old devices, models that were added."""
         shutil.rmtree(self.redis, ignore_errors=True)
         self.conditions.unlink(missing_ok=True)
+        (self.gateway / "models.json").unlink(missing_ok=True)
         self.processes.unlink(missing_ok=True)
 
 

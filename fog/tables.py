@@ -28,7 +28,12 @@ def plan_view(plan: Json) -> RenderableType:
     ]
     if problem := plan.get("arithmetic_problem"):
         lines.append(Text(f"warning: {problem}", style="yellow"))
-    return Group(_title(plan), _plan_table(plan), *lines)
+    others = [
+        view
+        for part in plan.get("others") or ()
+        for view in (_other_title(part), _plan_table(part))
+    ]
+    return Group(_title(plan), _plan_table(plan), *lines, *others)
 
 
 def devices_table(devices: Sequence[Json]) -> Table:
@@ -52,6 +57,35 @@ def devices_table(devices: Sequence[Json]) -> Table:
     return table
 
 
+def models_table(models: Sequence[Json]) -> Table:
+    """Return one row per model of the fog."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("model", "weights", "size", "in use", "state"):
+        table.add_column(column)
+    for model in models:
+        size = model.get("num_bytes")
+        table.add_row(
+            Text(str(model.get("name", "?"))),
+            str(model.get("weights", "?")),
+            "-" if size is None else format_bytes(size),
+            "yes" if model.get("in_use") else "-",
+            Text(_model_state(model)),
+        )
+    return table
+
+
+def model_line(model: Json) -> str:
+    """Return a model and how far the fog is with it, in one line."""
+    return f"{model.get('name', '?')}: {_model_state(model)}"
+
+
+def _model_state(model: Json) -> str:
+    progress = model.get("progress")
+    share = "" if progress is None else f" ({progress:.0%})"
+    detail = f", {model['detail']}" if model.get("detail") else ""
+    return f"{model.get('state', '?')}{detail}{share}"
+
+
 def layers_text(stage: Json) -> str:
     """Return a stage's layers, first and last, with embedding and head where it has them."""
     start, end = stage["layers"]
@@ -73,6 +107,12 @@ def _title(plan: Json) -> Text:
     if optimality := plan.get("optimality"):
         title += f", {optimality}"
     return Text(title, "bold")
+
+
+def _other_title(part: Json) -> Text:
+    """Return the title of a plan for another model of the fog."""
+    leaving = ", leaves when its requests have ended" if part.get("leaving") else ""
+    return Text(f"Beside it: {part.get('model', '?')}, {part.get('weights', '?')}{leaving}", "bold")
 
 
 def _plan_table(plan: Json) -> Table:

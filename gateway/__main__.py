@@ -28,10 +28,12 @@ from gateway.claims import RedisClaims
 from gateway.engine import FogEngine
 from gateway.inference import Inference
 from gateway.journal import open_journal
+from gateway.keeper import Keeper
 from gateway.ledger import DispatchSettings
 from gateway.meter import Meter
-from gateway.model import ModelRefusedError, ModelSlot
-from gateway.preparation import keep_published, prepare_model
+from gateway.model import ModelRefusedError, ServedModel
+from gateway.models import Model, Models
+from gateway.preparation import prepare_model
 from gateway.prompts import Prompts
 from gateway.server import HttpServer, listen
 from gateway.settings import PREFIX, Settings
@@ -68,7 +70,7 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._software = _software_version()
-        self._slot = ModelSlot()
+        self._models = Models(settings)
         try:
             key = load_key(settings.state)
         except OSError as error:
@@ -111,7 +113,7 @@ class Gateway:
         prompt_transport, prompts = self._prompts_later(engine)
         app = create_app(
             engine,
-            self._slot,
+            self._models,
             settings,
             self._signer,
             stopping,
@@ -125,12 +127,14 @@ class Gateway:
         advertising = asyncio.create_task(advertise(settings))
 
         async def work() -> None:
+            keeper = self._keeper(engine)
+            keeper.expect()
             await engine.start()
             transport.connect()
             if settings.prompts_per_client:
                 prompts.start()
                 prompt_transport.connect()
-            await self._serve_model(engine)
+            await keeper.run()
 
         working = asyncio.create_task(work())
         told = asyncio.create_task(_told_to_stop())
@@ -194,7 +198,7 @@ class Gateway:
         prompts = Prompts(
             transport,
             settings.site,
-            Inference(engine, self._slot, settings, self._meter),
+            Inference(engine, self._models, settings, self._meter),
             max_body_bytes=settings.max_body_bytes,
             per_client=settings.prompts_per_client,
             claims=self._claims(),
@@ -208,9 +212,12 @@ class Gateway:
         owner = f"{settings.gateway_id}:{new_session()}"
         return RedisClaims(settings.redis, settings.site, owner)
 
-    async def _serve_model(self, engine: FogEngine) -> None:
-        model = await prepare_model(self._settings, self._slot, self._software)
-        await keep_published(engine, model.manifest, self._signer, self._settings.url_seconds)
+    def _keeper(self, engine: FogEngine) -> Keeper:
+        async def prepare(model: Model) -> ServedModel:
+            return await prepare_model(model.settings, model.slot, self._software)
+
+        seconds = self._settings.url_seconds
+        return Keeper(self._models, engine, self._signer, prepare, seconds)
 
 
 async def advertise(settings: Settings) -> None:

@@ -28,10 +28,11 @@ from gateway.administration import add_administration_routes
 from gateway.errors import ApiError, internal_error, invalid_value
 from gateway.forms import CHAT, COMPLETION
 from gateway.framing import SERVER_SENT_EVENTS
-from gateway.inference import Inference, require_model
+from gateway.inference import Inference
 from gateway.items.routes import add_responses_routes
 from gateway.meter import Meter
-from gateway.model import ModelSlot
+from gateway.model_routes import add_model_routes
+from gateway.models import Models
 from gateway.ollama.routes import PREFIX, OllamaError, add_ollama_routes
 from gateway.openapi import GENERATION_ERRORS, body_of, document, errors, streamed
 from gateway.prompts import Prompts
@@ -45,7 +46,7 @@ from gateway.weights import UrlSigner, WrongSignatureError
 
 def create_app(
     engine: Engine,
-    model: ModelSlot,
+    models: Models,
     settings: Settings,
     signer: UrlSigner,
     stopping: asyncio.Event,
@@ -58,7 +59,7 @@ def create_app(
 
     Args:
         engine: The bus side.
-        model: Filled when the model is prepared.
+        models: That a person gave to this gateway.
         settings: Limits.
         signer: Checks the URLs of weights.
         stopping: Set when the process is about to stop; ends what is open with an error.
@@ -74,17 +75,18 @@ def create_app(
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_wrong_parameter)
     app.add_exception_handler(Exception, _answer_bug)
-    serving = Serving(Inference(engine, model, settings, meter), settings, stopping)
+    serving = Serving(Inference(engine, models, settings, meter), settings, stopping)
     _add_inference_routes(app, serving)
-    _add_model_routes(app, model)
-    add_tokenization_routes(app, serving, model)
+    _add_model_routes(app, serving.inference)
+    add_tokenization_routes(app, serving)
     add_responses_routes(app, serving)
-    add_ollama_routes(app, serving, model)
-    _add_state_routes(app, engine, model, prompts)
+    add_ollama_routes(app, serving)
+    _add_state_routes(app, engine, models, prompts)
     add_administration_routes(app, engine)
+    add_model_routes(app, engine, models)
     add_access_routes(app, keys, meter)
     add_join_route(app, settings)
-    _add_weights_route(app, model, signer)
+    _add_weights_route(app, models, signer)
     document(app)
     return app
 
@@ -118,19 +120,19 @@ def _add_inference_routes(app: FastAPI, serving: Serving) -> None:
         return await serving.deliver(http, found)
 
 
-def _add_model_routes(app: FastAPI, slot: ModelSlot) -> None:
+def _add_model_routes(app: FastAPI, inference: Inference) -> None:
     @app.get("/v1/models")
     async def models() -> ModelList:
-        served = [] if slot.served is None else [model_card(slot.served)]
-        return ModelList(object="list", data=served)
+        """Return the models that requests may name, first the one for those that name none."""
+        return ModelList(object="list", data=[model_card(each) for each in inference.named()])
 
     @app.get("/v1/models/{name:path}", responses=errors(404, 503))
     async def one_model(name: str) -> ModelCard:
-        return model_card(require_model(slot, name))
+        return model_card(inference.require(name))
 
 
 def _add_state_routes(
-    app: FastAPI, engine: Engine, slot: ModelSlot, prompts: Prompts | None
+    app: FastAPI, engine: Engine, models: Models, prompts: Prompts | None
 ) -> None:
     @app.get("/")
     async def links() -> dict[str, Any]:
@@ -148,6 +150,7 @@ def _add_state_routes(
             "/fog/plans",
             "/fog/devices",
             "/fog/requests",
+            "/fog/models",
             "/fog/requests/{id}",
             "/fog/keys",
             "/healthz",
@@ -162,7 +165,7 @@ def _add_state_routes(
 
     @app.get("/readyz", responses={503: {"description": "Not ready; says why"}})
     async def readyz() -> JSONResponse:
-        readiness = slot.readiness(engine)
+        readiness = models.readiness(engine)
         content = asdict(readiness)
         if prompts is not None:
             content["details"]["prompts"] = prompts.details()
@@ -188,7 +191,7 @@ def _add_state_routes(
         return JSONResponse(engine.devices())
 
 
-def _add_weights_route(app: FastAPI, slot: ModelSlot, signer: UrlSigner) -> None:
+def _add_weights_route(app: FastAPI, models: Models, signer: UrlSigner) -> None:
     @app.head("/weights/{revision}/{file}", include_in_schema=False)
     @app.get("/weights/{revision}/{file}", responses=errors(403, 404))
     async def weights(revision: str, file: str, http: Request) -> FileResponse:
@@ -202,10 +205,10 @@ def _add_weights_route(app: FastAPI, slot: ModelSlot, signer: UrlSigner) -> None
                 signer.check(revision, file, http.query_params, time.time())
             except WrongSignatureError as error:
                 raise ApiError(403, str(error), code="wrong_signature") from error
-        model = slot.served
         # Only what the manifest names: the folder may hold other things.
-        known = model is not None and file in model.manifest.files
-        if model is None or not known or revision != model.manifest.revision:
+        found = (each for each in models.of_revision(revision) if file in each.manifest.files)
+        model = next(found, None)
+        if model is None:
             raise ApiError(404, f"no file {file} in revision {revision}", code="not_found")
         return FileResponse(model.folder / file, media_type="application/octet-stream")
 

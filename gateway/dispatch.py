@@ -114,6 +114,10 @@ class Dispatcher:
                 self._delivery.lost(sender, event, now)
         return self._actions(now)
 
+    def heard(self, device: str, now: float) -> None:
+        """A device said something, of whichever request."""
+        self._ledger.liveness.heard(device, now)
+
     def reported(self, device: str, now: float) -> None:
         """A device has sent telemetry."""
         self._ledger.liveness.reported(device, now)
@@ -184,6 +188,11 @@ class Dispatcher:
     def dropped(self) -> Counter[str]:
         """How many events were ignored, by reason."""
         return self._ledger.dropped
+
+    @property
+    def arithmetics(self) -> tuple[str, ...]:
+        """The ways in which devices of the serving plan compute, each once."""
+        return self._ledger.view.arithmetics
 
     def phase(self, request_id: str) -> Phase | None:
         """Return where a live request is; None when it has ended or never was."""

@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from broker.control import DeviceControl, DeviceState, GatewayStatus, ModelManifest
+from broker.identity import ModelIdentity, identity
 from broker.plan import Plan
 from broker.topics import (
     DEVICE_CONTROL,
@@ -41,12 +42,13 @@ from broker.transport import (
     TransportEvent,
 )
 from gateway import report
-from gateway.dispatch import Actions, Dispatcher, DispatchSettings, FailedOutcome
+from gateway.choice import in_order
+from gateway.desks import Desks
+from gateway.dispatch import Actions, DispatchSettings, FailedOutcome
 from gateway.fogview import FogView
 from gateway.intake import Intake, Reported
 from gateway.journal import Journal, NoJournal
 from gateway.lengths import LengthsNews
-from gateway.measures import Measures
 from gateway.owners import UnknownDeviceError, control_body, control_publication
 from gateway.receiver import Receiver
 from gateway.requests import (
@@ -58,7 +60,7 @@ from gateway.requests import (
     TakenOverError,
     Written,
 )
-from gateway.status import OwnState, new_session
+from gateway.status import OwnState, new_session, topic_level
 
 logger = logging.getLogger(__name__)
 
@@ -110,11 +112,10 @@ class FogEngine:
         self._journal: Journal = journal or NoJournal()
         self._on_refused = on_refused
         self._clock = clock
-        self._measures = Measures()
-        self._dispatcher = Dispatcher(site, gateway_id, settings, self._measures)
+        self._desks = Desks(site, gateway_id, settings)
         self._intake = Intake(gateway_id)
         self._bus_problem: str | None = "not connected to the MQTT broker yet"
-        self._lengths = LengthsNews(self._measures)
+        self._lengths = LengthsNews()
         self._own = OwnState(
             site, gateway_id, session or new_session(), self._lengths, addresses, software
         )
@@ -152,7 +153,7 @@ class FogEngine:
     async def stop(self) -> None:
         """Cancel what runs, say `lost`, close the transport and the journal."""
         for request_id in list(self._streams):
-            self._apply(self._dispatcher.cancel(request_id, self._clock()))
+            self._apply(self._desks.cancel(request_id, self._clock()))
             self._tell(request_id, NotReadyError("the gateway is stopping"))
         for task in self._tasks:
             task.cancel()
@@ -164,12 +165,12 @@ class FogEngine:
 
     async def generate(self, generation: Generation) -> AsyncGenerator[GeneratedToken, None]:
         request_id, entry = generation.request_id, generation.journal_id
-        actions = self._dispatcher.submit(generation, self._clock())
+        actions = self._desks.submit(generation, self._clock())
         stream = self._streams[request_id] = Stream()
         self._writers[entry] = request_id
         status = "cancelled"
         try:
-            self._journal.begin(generation, self._own.manifest)
+            self._journal.begin(generation, self._manifest_of(generation))
             self._apply(actions)
             self._wake.set()
             while True:
@@ -190,7 +191,7 @@ class FogEngine:
             if self._writers.get(entry) == request_id:
                 del self._writers[entry]
                 self._journal.end(entry, status)
-            self._apply(self._dispatcher.cancel(request_id, self._clock()))
+            self._apply(self._desks.cancel(request_id, self._clock()))
             stream.closed.set()
 
     async def written(self, entry: str) -> Written | None:
@@ -206,18 +207,25 @@ class FogEngine:
             await asyncio.wait_for(asyncio.gather(*closing), TAKE_OVER_SECONDS)
         return number
 
-    def largest_request_tokens(self) -> int | None:
-        return self._dispatcher.largest_request_tokens()
+    def largest_request_tokens(self, model: ModelIdentity | None = None) -> int | None:
+        return self._desks.of(model).largest_request_tokens()
 
-    def plan(self) -> Plan | None:
-        return self._view.preparing or self._view.active
+    def arithmetics(self, model: ModelIdentity | None = None) -> tuple[str, ...]:
+        return self._desks.of(model).arithmetics
 
-    def arithmetics(self) -> tuple[str, ...]:
-        return self._view.arithmetics
+    def active_plan(self) -> Plan | None:
+        return self._view.active
+
+    def num_unfinished(self, manifest: ModelManifest) -> int:
+        return self._desks.num_unfinished(manifest)
+
+    def model_state(self, manifest: ModelManifest) -> dict[str, Any]:
+        return report.model_state(self._view, manifest, self._desks.num_unfinished(manifest))
 
     def fog_plan(self) -> dict[str, Any]:
-        is_full = self._dispatcher.num_waiting > 0
-        measured = self._measures.body(self._view.replicas, self._clock(), is_full=is_full)
+        is_full = self._desks.num_waiting > 0
+        measures = self._desks.of(None).measures
+        measured = measures.body(self._view.replicas, self._clock(), is_full=is_full)
         return report.plan_body(self._view, measured)
 
     def plan_history(self) -> list[dict[str, Any]]:
@@ -241,22 +249,31 @@ class FogEngine:
     def readiness(self) -> Readiness:
         details = {
             "journal": self._journal.is_available,
-            "waiting": self._dispatcher.num_waiting,
-            "running": self._dispatcher.num_running,
+            "waiting": self._desks.num_waiting,
+            "running": self._desks.num_running,
             "dropped": self.dropped,
         }
         return report.readiness(self._view, self._bus_problem, details)
 
+    def expect_models(self, names: Iterable[str]) -> None:
+        self._own.expected = frozenset(map(topic_level, names))
+
     def publish_model(self, manifest: ModelManifest) -> None:
-        self._intake.serve(self._own.serve(manifest))
-        self._fog_changed()
-        if self._transport.is_connected:
-            self._publish_manifest()
+        own = self._own.serve(manifest)
+        self._intake.serve(own)
+        self._desks.open(own)
+        self._models_changed()
+
+    def withdraw_model(self, manifest: ModelManifest) -> None:
+        self._own.withdraw(manifest)
+        self._desks.close(manifest)
+        self._intake.own_models.add(topic_level(manifest.name))
+        self._models_changed()
 
     @property
     def dropped(self) -> dict[str, int]:
         """How many messages were ignored, by topic for those that could not be read."""
-        return dict(self._intake.drops.counts + self._dispatcher.dropped)
+        return dict(self._intake.drops.counts + self._desks.dropped)
 
     # --- the bus -----------------------------------------------------------------------------
 
@@ -271,7 +288,7 @@ class FogEngine:
             case Connected():
                 self._bus_problem = None
                 self._publish_status()
-                self._publish_manifest()
+                self._publish_manifests()
             case Disconnected():
                 self._bus_problem = f"no connection to the MQTT broker: {event.reason}"
                 logger.warning("lost the broker: %s", event.reason)
@@ -286,11 +303,11 @@ class FogEngine:
         if not message.payload and message.topic in self._own.topics:
             # Cleared by hand: a node or planner that starts now would know nothing.
             self._publish_status()
-            self._publish_manifest()
+            self._publish_manifests()
             return
         taken = self._intake.take(message, now)
-        if self._own.manifest is not None and len(self._intake.own_models) > 1:
-            self._publish_manifest()
+        if self._own.gone(self._intake.own_models):
+            self._publish_manifests()
         if taken is None:
             return
         if isinstance(taken, GatewayStatus):
@@ -299,22 +316,38 @@ class FogEngine:
         elif isinstance(taken, FogView):
             self._fog_changed()
         elif isinstance(taken, Reported):
-            self._dispatcher.reported(taken.device, now)
+            self._desks.reported(taken.device, now)
         else:
             sender, event = taken
-            self._apply(self._dispatcher.handle(sender, event, now))
+            self._apply(self._desks.handle(sender, event, now))
+
+    def _models_changed(self) -> None:
+        self._fog_changed()
+        if self._transport.is_connected:
+            self._publish_manifests()
 
     def _fog_changed(self) -> None:
-        self._apply(self._dispatcher.fog_changed(self._view, self._clock()))
+        models = in_order(self._own.manifests.values(), self._view.active)
+        if models:
+            self._intake.view = self._view.with_model(models[0])
+        self._apply(self._desks.fog_changed(self._view, self._clock()))
+
+    def _manifest_of(self, generation: Generation) -> ModelManifest | None:
+        own = {identity(manifest): manifest for manifest in self._own.manifests.values()}
+        return self._view.model if generation.model is None else own.get(generation.model)
 
     def _publish_status(self) -> None:
         self._publish(self._own.status())
 
-    def _publish_manifest(self) -> None:
+    def _publish_manifests(self) -> None:
         for publication in self._own.models(self._intake.own_models):
             self._publish(publication)
-        if self._own.model is not None:
-            self._intake.own_models = {self._own.model}
+        self._intake.own_models -= self._own.gone(self._intake.own_models)
+
+    def _tell_finishing(self) -> None:
+        """Let the planner know which models that are not in use still answer requests."""
+        if self._own.has_news(self._desks.num_unfinished) and self._transport.is_connected:
+            self._publish_status()
 
     def _publish(self, publication: Publication) -> None:
         try:
@@ -334,6 +367,7 @@ class FogEngine:
                 self._tell(outcome.request_id, outcome.error)
             else:
                 self._tell(outcome.request_id, outcome.token)
+        self._tell_finishing()
 
     def _tell(self, request_id: str, item: GeneratedToken | EngineError) -> None:
         stream = self._streams.get(request_id)
@@ -342,13 +376,15 @@ class FogEngine:
 
     async def _tick(self) -> None:
         while True:
-            if self._dispatcher.is_idle:
+            if self._desks.is_idle:
                 self._wake.clear()
                 await self._wake.wait()
             await asyncio.sleep(TICK_SECONDS)
             try:
-                self._apply(self._dispatcher.tick(self._clock()))
-                if self._lengths.look(self._clock()) and self._transport.is_connected:
+                self._apply(self._desks.tick(self._clock()))
+                asked, measures = self._desks.asked, self._desks.of(None).measures
+                has_news = self._lengths.look(measures, asked, self._clock())
+                if has_news and self._transport.is_connected:
                     self._publish_status()
             except Exception:
                 # A bug: without timers every request of this gateway would hang.

@@ -18,7 +18,6 @@ from broker.control import (
     DeviceStatus,
     ModelManifest,
 )
-from broker.placement import formats
 from broker.plan import Loaded, Plan, PlannerStatus, PlanState, Replica
 from broker.telemetry import Reading, Telemetry, merged
 
@@ -73,7 +72,7 @@ class FogView:
     Attributes:
         active: The plan that requests are bound to.
         preparing: A newer plan whose nodes still load, beside the active one.
-        model: The model that this gateway serves, or the one seen on the bus.
+        model: The model that requests get which name none, or the one seen on the bus.
     """
 
     active: Plan | None = None
@@ -160,21 +159,21 @@ class FogView:
         return replace(self, planner=status)
 
     def with_model(self, manifest: ModelManifest) -> FogView:
-        """Take in the model that is served."""
-        return replace(self, model=manifest)
+        """Return what is known, for one model."""
+        return self if manifest == self.model else replace(self, model=manifest)
 
     # --- what follows from it ----------------------------------------------------------------
 
     @property
     def serving(self) -> Plan | None:
-        """The active plan, unless it is for another model than the one that is served.
+        """The active plan for the model of this view, if there is one.
 
         Token ids of one model mean nothing to another, and in other formats it gives other
         answers than this gateway says.
         """
         if self.active is None or self.model is None:
             return self.active
-        return self.active if formats(self.active) == formats(self.model) else None
+        return self.active.part_for(self.model)
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -212,12 +211,17 @@ class FogView:
     @property
     def arithmetics(self) -> tuple[str, ...]:
         """The ways in which devices of the serving plan compute, each once, as far as known."""
+        plan = self.serving
+        if plan is None:
+            return ()
         profiles = (
             self._device(stage.device).profile
-            for replica in self.replicas
+            for replica in plan.replicas
             for stage in replica.stages
         )
-        return tuple(sorted({p.arithmetic for p in profiles if p is not None and p.arithmetic}))
+        known = (profile for profile in profiles if profile is not None)
+        measured = (each.times_for(plan.revision, plan.weights) or each for each in known)
+        return tuple(sorted({times.arithmetic for times in measured if times.arithmetic}))
 
     @property
     def arithmetic_problem(self) -> str | None:

@@ -14,13 +14,16 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Generic
 
+from broker.identity import identity
 from gateway.access.caller import current_visit
 from gateway.answers import Chunk, Event, answers
 from gateway.errors import ApiError, from_engine, not_ready
 from gateway.forms import CHAT, COMPLETION, Form, Pieces, RequestT
 from gateway.grammar import plan_grammar
 from gateway.meter import Meter
-from gateway.model import ModelSlot, ServedModel
+from gateway.model import ServedModel
+from gateway.models import Models
+from gateway.naming import RETRY_SECONDS, require_model
 from gateway.parameters import Limits, plan_generations
 from gateway.requests import (
     Engine,
@@ -31,13 +34,12 @@ from gateway.requests import (
     Written,
 )
 from gateway.responses import Usage
-from gateway.resumption import Resumed, check_model, continued, parse_position
+from gateway.resumption import Resumed, check_model, continued, model_problem, parse_position
 from gateway.schemas import check_request
 from gateway.settings import Settings
 
 # Longer texts are tokenised in a thread, so that other streams go on meanwhile.
 _LONG_BODY_BYTES: Final = 16 * 1024
-_RETRY_SECONDS: Final = 5
 
 
 class Answer(Generic[RequestT]):
@@ -164,16 +166,16 @@ class Inference:
 
     Args:
         engine: Generates the tokens.
-        model: Filled when the model is prepared.
+        models: That requests may name.
         settings: Limits.
         meter: Lets requests in, and counts what they cost; the same for HTTP and MQTT.
     """
 
     def __init__(
-        self, engine: Engine, model: ModelSlot, settings: Settings, meter: Meter | None = None
+        self, engine: Engine, models: Models, settings: Settings, meter: Meter | None = None
     ) -> None:
         self._engine = engine
-        self._model = model
+        self._models = models
         self._settings = settings
         self._meter = meter or Meter()
 
@@ -193,8 +195,9 @@ class Inference:
         request = check_request(content, form.request_type)
         answer_id = f"{form.id_prefix}-{secrets.token_hex(12)}"
         created = int(time.time())
-        generations, model = await self._plan(
-            request, form, num_bytes, answer_id, created, secrets.randbits(63)
+        model = self.require(request.model)
+        generations = await self._plan(
+            request, model, form, num_bytes, answer_id, created, secrets.randbits(63)
         )
         entry = await self._meter.admit(current_visit(), answer_id, model.name, generations)
         pieces = _pieces(self._engine, form, request, model, generations)
@@ -272,10 +275,10 @@ class Inference:
                 content.pop("stream_options", None)
         request = check_request(content, form.request_type)
         created = int(fields["created"])
-        planned, model = await self._plan(
-            request, form, len(fields["body"]), answer_id, created, int(fields["seed"])
+        model = self._began_with(first)
+        planned = await self._plan(
+            request, model, form, len(fields["body"]), answer_id, created, int(fields["seed"])
         )
-        check_model(first, model)
         seen = parse_position(last_event_id, len(planned))
         entries = [each.request_id for each in planned]
         num_streams = await self._engine.take_over(entries)
@@ -288,21 +291,48 @@ class Inference:
         watched = self._meter.watch(entry, pieces, num_known)
         return Answer(form, request, head, generations, watched, seen)
 
+    def require(self, asked: str | None) -> ServedModel:
+        """Return the model that a request gets.
+
+        Raises:
+            ApiError: There is none yet, or none of that name that new requests may have.
+        """
+        return require_model(self._models, self._engine, asked)
+
+    def named(self) -> list[ServedModel]:
+        """Return the models that requests may name, first the one for those that name none."""
+        return self._models.named(self._engine)
+
+    def _began_with(self, first: Written) -> ServedModel:
+        """Return the model that an answer began with, as long as the fog has it.
+
+        Raises:
+            ApiError: It has another one now.
+        """
+        plan, named = self._engine.active_plan(), self.named()
+        for model in self._models.of_revision(first.fields["revision"]):
+            is_held = plan is not None and plan.part_for(model.manifest) is not None
+            if (is_held or model in named) and model_problem(first, model) is None:
+                return model
+        model = self.require(None)
+        check_model(first, model)
+        return model
+
     async def _plan(
         self,
         request: RequestT,
+        model: ServedModel,
         form: Form[RequestT],
         num_bytes: int,
         answer_id: str,
         created: int,
         drawn_seed: int,
-    ) -> tuple[list[Generation], ServedModel]:
-        model = require_model(self._model, request.model)
+    ) -> list[Generation]:
         if num_bytes > _LONG_BODY_BYTES:
             prompts = await asyncio.to_thread(form.encode, request, model)
         else:
             prompts = form.encode(request, model)
-        generations = plan_generations(
+        return plan_generations(
             request,
             prompts,
             model,
@@ -315,18 +345,19 @@ class Inference:
             caller=current_visit().caller.id,
             grammar=await plan_grammar(request, form.tools(request, model), model),
         )
-        return generations, model
 
     def _head(self, answer_id: str, created: int, model: ServedModel) -> dict[str, Any]:
         return {
             "id": answer_id,
             "created": created,
             "model": model.name,
-            "system_fingerprint": model.fingerprint(self._engine.arithmetics()),
+            "system_fingerprint": model.fingerprint(
+                self._engine.arithmetics(identity(model.manifest))
+            ),
         }
 
     def _limits(self, model: ServedModel) -> Limits:
-        largest = self._engine.largest_request_tokens()
+        largest = self._engine.largest_request_tokens(identity(model.manifest))
         context = model.context_tokens
         return Limits(
             context_tokens=context if largest is None else min(context, largest),
@@ -340,7 +371,7 @@ def _readable_journal() -> Iterator[None]:
     try:
         yield
     except JournalUnavailableError as error:
-        raise not_ready(f"the journal cannot be read: {error}", _RETRY_SECONDS) from error
+        raise not_ready(f"the journal cannot be read: {error}", RETRY_SECONDS) from error
 
 
 def _pieces(
@@ -352,23 +383,3 @@ def _pieces(
 ) -> Pieces:
     prefixes, tools = form.prefixes(request, model), form.tools(request, model)
     return answers(engine, model.tokenizer, generations, request.stop, prefixes, tools)
-
-
-def require_model(slot: ModelSlot, asked: str | None) -> ServedModel:
-    """Return the model that is served; `ApiError` when there is none yet, or another is asked."""
-    model = slot.served
-    if model is None:
-        raise not_ready(f"the gateway is {slot.stage}", _RETRY_SECONDS)
-    if asked is not None and asked != model.name:
-        raise unknown_model(asked, model.name)
-    return model
-
-
-def unknown_model(asked: str, served: str) -> ApiError:
-    """Return the 404 about a model that is not served."""
-    return ApiError(
-        404,
-        f"the model {asked!r} is not served here; this gateway serves {served!r}",
-        param="model",
-        code="model_not_found",
-    )

@@ -70,6 +70,7 @@ class Intake:
         history: The planner's latest decisions.
         own_models: Topic levels under which this gateway, or one before it with the same
             id, has published a model.
+        serves_own_models: This gateway has models; what others publish does not count any more.
     """
 
     def __init__(self, gateway: str) -> None:
@@ -78,11 +79,11 @@ class Intake:
         self.drops = Drops()
         self._gateway = gateway
         self.own_models: set[str] = set()
-        self._serves_own_model = False
+        self.serves_own_models = False
 
     def serve(self, manifest: ModelManifest) -> None:
         """This gateway serves that model; what others publish does not count any more."""
-        self._serves_own_model = True
+        self.serves_own_models = True
         self.view = self.view.with_model(manifest)
 
     def take(self, message: Received, now: float) -> Taken | None:
@@ -137,7 +138,7 @@ class Intake:
             self.view = before.with_planner(content)
         elif content.gateway == self._gateway:
             self.own_models.add(names["model"])
-        elif not self._serves_own_model:
+        elif not self.serves_own_models:
             self.view = before.with_model(content)
         problem = self.view.arithmetic_problem
         if problem is not None and problem != before.arithmetic_problem:

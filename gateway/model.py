@@ -11,7 +11,6 @@ from typing import Any
 
 from broker.architecture import ModelConfig, context_limit, parse_config
 from broker.control import ModelManifest
-from gateway.requests import Engine, Readiness
 from gateway.template import ChatTemplate
 from gateway.text import Tokenizer
 from gateway.tools.calls import ToolFormat
@@ -192,14 +191,3 @@ class ModelSlot:
     def report(self, stage: str, progress: float | None) -> None:
         """Say how far the preparation is; called from its thread."""
         self.stage, self.progress = stage, progress
-
-    def readiness(self, engine: Engine) -> Readiness:
-        """Return whether requests can be served: first the model, then the fog."""
-        if self.served is None:
-            return Readiness(False, self.stage, self.progress)
-        readiness = engine.readiness()
-        if readiness.ready or not self.served.problems:
-            return readiness
-        reason = f"{'; '.join(self.served.problems)} ({readiness.reason})"
-        details = {**readiness.details, "checkpoint_problems": list(self.served.problems)}
-        return Readiness(False, reason, readiness.progress, details)

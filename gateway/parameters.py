@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from broker.identity import identity
 from broker.work import Sampling
 from gateway.errors import invalid_value, too_long
 from gateway.model import ServedModel
@@ -96,6 +97,7 @@ def plan_generations(
                     body=body,
                     created=created,
                     caller=caller,
+                    model=identity(model.manifest),
                 )
             )
     return generations

@@ -1,4 +1,4 @@
-"""From the setting ``model`` to a served model, with progress; and URLs that stay good."""
+"""From what names a model to a served one, with progress."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 
-from broker.control import ModelManifest
 from gateway.checkpoint import Checkpoint
 from gateway.gguf.text import read_text
 from gateway.hub import HubUnreachableError, hub_place, is_hub_id, model_path
@@ -27,11 +25,11 @@ from gateway.model import (
     join_model,
     read_folder_text,
 )
-from gateway.requests import Engine
+from gateway.models import model_name
 from gateway.settings import Settings
+from gateway.status import topic_level
 from gateway.template import ChatTemplateError
 from gateway.text import TokenizerError
-from gateway.weights import UrlSigner, with_urls
 
 logger = logging.getLogger(__name__)
 
@@ -84,11 +82,11 @@ def read_model(settings: Settings, slot: ModelSlot, software: str) -> ServedMode
     slot.report(f"reading model {settings.model}", 0.0)
     prepared = prepare_manifest(
         path,
-        name=settings.model_name or _default_name(settings.model, path),
+        name=model_name(settings),
         weights=settings.weights,
         kv_format=settings.kv_format,
         kv_transfer=settings.kv_transfer,
-        cache=settings.state / "checksums.json",
+        cache=settings.state / "checksums" / f"{topic_level(model_name(settings))}.json",
         progress=lambda ratio: slot.report(f"reading model {settings.model}", ratio),
     )
     manifest = prepared.manifest
@@ -116,15 +114,6 @@ def _text_of(checkpoint: Checkpoint) -> ModelText:
         raise ModelRefusedError(str(error)) from error
 
 
-async def keep_published(
-    engine: Engine, manifest: ModelManifest, signer: UrlSigner, url_seconds: int
-) -> None:
-    """Publish the manifest, and again with fresh URLs at half of their life; never returns."""
-    while True:
-        engine.publish_model(with_urls(manifest, signer, int(time.time()) + url_seconds))
-        await asyncio.sleep(url_seconds / 2)
-
-
 async def _in_daemon(work: Callable[[], ResultT]) -> ResultT:
     """Run ``work`` in a thread that the end of the process does not wait for.
 
@@ -150,8 +139,3 @@ async def _in_daemon(work: Callable[[], ResultT]) -> ResultT:
 
     threading.Thread(target=run, name="model", daemon=True).start()
     return await future
-
-
-def _default_name(model: str, path: Path) -> str:
-    # A folder's name may have a dot in it, as in Qwen2.5.
-    return model if is_hub_id(model) else path.stem if path.is_file() else path.name

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from broker.control import DeviceState
+from broker.control import DeviceState, ModelManifest
+from broker.identity import identity
 from broker.plan import Loaded, LoadState, Plan, Replica
 from gateway.comparison import errors_body, stage_body
 from gateway.fogview import DeviceView, FogView
@@ -16,9 +17,10 @@ from gateway.requests import Readiness
 def plan_body(view: FogView, measured: dict[str, Any]) -> dict[str, Any]:
     """Return the body of ``GET /fog/plan``: the active plan, or the one in preparation.
 
+    Of several models it has the one for requests that name none; the others are in ``others``.
     Before any plan it has the same keys, with nothing in them and ``state`` ``"none"``.
     """
-    plan = view.active or view.preparing
+    plan = view.serving or view.active or view.preparing
     replicas = [] if plan is None else [_replica_body(view, plan, r) for r in plan.replicas]
     preparing = view.preparing
     body: dict[str, Any] = {
@@ -38,6 +40,7 @@ def plan_body(view: FogView, measured: dict[str, Any]) -> dict[str, Any]:
         "optimality": "",
         "trigger": "",
         "preparing": None,
+        "others": [] if plan is None else _others_body(view, plan),
         "refused_fields": 0 if view.planner is None else view.planner.refused_fields,
     }
     if plan is not None:
@@ -65,10 +68,51 @@ def plan_body(view: FogView, measured: dict[str, Any]) -> dict[str, Any]:
     if preparing is not None:
         body["preparing"] = {
             "version": preparing.version,
+            "model": preparing.model,
             "trigger": preparing.trigger,
             "progress": load_progress(view, preparing),
         }
     return body
+
+
+def _others_body(view: FogView, plan: Plan) -> list[dict[str, Any]]:
+    """Return the plans beside ``plan``, for other models."""
+    parts = view.active.parts if view.active is not None else []
+    return [
+        {
+            "model": part.model,
+            "revision": part.revision,
+            "weights": part.weights,
+            "leaving": part.is_leaving,
+            "replicas": [_replica_body(view, part, replica) for replica in part.replicas],
+            "predicted": msgspec.to_builtins(part.predicted),
+        }
+        for part in parts
+        if identity(part) != identity(plan)
+    ]
+
+
+def model_state(view: FogView, manifest: ModelManifest, num_unfinished: int) -> dict[str, Any]:
+    """Return how far the fog is with a model that is published: state, why, progress 0..1."""
+    active = None if view.active is None else view.active.part_for(manifest)
+    coming = None if view.preparing is None else view.preparing.part_for(manifest)
+    progress: float | None = None
+    if active is not None and active.is_leaving:
+        state, detail = "leaving", f"{num_unfinished} requests have not ended"
+    elif active is not None and any(view.is_complete(replica) for replica in active.replicas):
+        state, detail = "serving", f"{len(active.replicas)} replicas"
+    elif coming is not None and view.preparing is not None:
+        state, detail = "loading", f"devices load plan {view.preparing.version}"
+        progress = load_progress(view, view.preparing)
+    elif manifest.in_use:
+        problem = view.planner.problem if view.planner is not None else None
+        state, detail = "waiting", problem or "waiting for a plan"
+    else:
+        ready = [device for device in view.devices.values() if device.is_ready]
+        measured = [device for device in ready if _has_measured(device, manifest)]
+        state, detail = "added", f"{len(measured)} of {len(ready)} devices have measured it"
+        progress = len(measured) / len(ready) if ready else None
+    return {"state": state, "detail": detail, "progress": progress, "unfinished": num_unfinished}
 
 
 def devices_body(view: FogView, now: float) -> list[dict[str, Any]]:
@@ -78,7 +122,7 @@ def devices_body(view: FogView, now: float) -> list[dict[str, Any]]:
 
 def load_progress(view: FogView, plan: Plan) -> float | None:
     """Return the share of bytes in memory on the devices of ``plan``; None: none reported."""
-    names = {stage.device for replica in plan.replicas for stage in replica.stages}
+    names = {stage.device for replica in plan.all_replicas for stage in replica.stages}
     reports = [
         device.loaded
         for name in names
@@ -179,8 +223,14 @@ def _incomplete(view: FogView) -> str:
 def _is_measuring(device: DeviceView, view: FogView) -> bool:
     if device.loaded is not None and device.loaded.session == device.session:
         return device.loaded.state is LoadState.MEASURING
-    revision = view.model.revision if view.model is not None else None
-    return device.profile is None or device.profile.model_revision != revision
+    return view.model is None or not _has_measured(device, view.model)
+
+
+def _has_measured(device: DeviceView, manifest: ModelManifest) -> bool:
+    profile = device.profile
+    return (
+        profile is not None and profile.times_for(manifest.revision, manifest.weights) is not None
+    )
 
 
 def _load_errors(view: FogView) -> dict[str, str]:

@@ -6,12 +6,13 @@ grants or attempts. The engine knows nothing of HTTP, text or templates.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from broker.control import DeviceControl, ModelManifest
 from broker.events import Logprobs
+from broker.identity import ModelIdentity
 from broker.plan import Plan
 from broker.work import Sampling
 
@@ -33,6 +34,7 @@ class Generation:
         generated_logprobs: Theirs, where they were asked for.
         entry: Where the journal has it; "": under its request id.
         caller: Id of who asked, and may have the answer again; for the journal only.
+        model: That shall answer; None: the one that the fog serves.
     """
 
     request_id: str
@@ -46,6 +48,7 @@ class Generation:
     generated_logprobs: tuple[Logprobs | None, ...] = ()
     entry: str = ""
     caller: str = ""
+    model: ModelIdentity | None = None
 
     @property
     def journal_id(self) -> str:
@@ -164,14 +167,20 @@ class Engine(TokenSource, Protocol):
             JournalUnavailableError: Redis does not answer, or there is none.
         """
 
-    def largest_request_tokens(self) -> int | None:
-        """Prompt plus answer that the active plan can hold; None without a plan."""
+    def largest_request_tokens(self, model: ModelIdentity | None = None) -> int | None:
+        """Prompt plus answer that the active plan for a model can hold; None without a plan."""
 
-    def arithmetics(self) -> tuple[str, ...]:
-        """The ways in which devices of the serving plan compute, each once."""
+    def arithmetics(self, model: ModelIdentity | None = None) -> tuple[str, ...]:
+        """The ways in which devices of the active plan for a model compute, each once."""
 
-    def plan(self) -> Plan | None:
-        """The newest plan that the planner published."""
+    def active_plan(self) -> Plan | None:
+        """The plan that serves, of whichever models."""
+
+    def num_unfinished(self, manifest: ModelManifest) -> int:
+        """Requests of a model that have not ended."""
+
+    def model_state(self, manifest: ModelManifest) -> dict[str, Any]:
+        """What ``GET /fog/models`` says of a model that is published."""
 
     def fog_plan(self) -> dict[str, Any]:
         """The body of ``GET /fog/plan``."""
@@ -195,5 +204,11 @@ class Engine(TokenSource, Protocol):
     def readiness(self) -> Readiness:
         """The answer to ``GET /readyz``."""
 
+    def expect_models(self, names: Iterable[str]) -> None:
+        """Leave these on the bus that a gateway before this one published."""
+
     def publish_model(self, manifest: ModelManifest) -> None:
-        """Publish (retained, and again after every reconnect) the model that is served."""
+        """Publish (retained, and again after every reconnect) a model."""
+
+    def withdraw_model(self, manifest: ModelManifest) -> None:
+        """Take a model back."""

@@ -80,8 +80,8 @@ def continued(
     return made
 
 
-def check_model(written: Written, model: ServedModel) -> None:
-    """Refuse to go on with another model, revision or weight format; `ApiError` 409."""
+def model_problem(written: Written, model: ServedModel) -> str | None:
+    """Return why an answer cannot go on with a model; None: it can."""
     manifest = model.manifest
     for name, began, now in (
         ("model", written.fields["model"], manifest.name),
@@ -89,11 +89,15 @@ def check_model(written: Written, model: ServedModel) -> None:
         ("weights", written.fields["weights"], manifest.weights),
     ):
         if began != now:
-            raise ApiError(
-                409,
-                f"the answer began with {name} {began!r}, and {now!r} is served now; ask again",
-                code="model_changed",
-            )
+            return f"the answer began with {name} {began!r}, and {now!r} is served now; ask again"
+    return None
+
+
+def check_model(written: Written, model: ServedModel) -> None:
+    """Refuse to go on with another model, revision or weight format; `ApiError` 409."""
+    problem = model_problem(written, model)
+    if problem is not None:
+        raise ApiError(409, problem, code="model_changed")
 
 
 def parse_position(text: str | None, num_choices: int) -> tuple[int, ...]:

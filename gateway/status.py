@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -27,14 +27,16 @@ def status_publication(site: str, gateway: str, status: GatewayStatus) -> Public
 
 
 class OwnState:
-    """The retained state of one gateway: its status, and the model that it serves. Pure.
+    """The retained state of one gateway: its status, and the models that it publishes. Pure.
 
     Args:
         session: The one in the last will.
         lengths: What the status tells of requests, as it is when it is asked for.
 
     Attributes:
-        manifest: Of the model; None before there is one.
+        manifests: Of its models, by topic level, in the order in which they came.
+        expected: Topic levels of models that will be published, and stay as they are until then.
+        finishing: Models that are not in use, of which requests are unfinished.
     """
 
     def __init__(
@@ -49,27 +51,25 @@ class OwnState:
         self._site, self._gateway, self._session = site, gateway, session
         self._lengths = lengths
         self._addresses, self._software = list(addresses), software
-        self.manifest: ModelManifest | None = None
+        self.manifests: dict[str, ModelManifest] = {}
+        self.expected: frozenset[str] = frozenset()
+        self.finishing: list[str] = []
 
     def serve(self, manifest: ModelManifest) -> ModelManifest:
         """Take over a model; return its manifest with this gateway's name."""
-        self.manifest = msgspec.structs.replace(manifest, gateway=self._gateway)
-        return self.manifest
+        own = msgspec.structs.replace(manifest, gateway=self._gateway)
+        self.manifests[topic_level(own.name)] = own
+        return own
 
-    @property
-    def model(self) -> str | None:
-        """The model's name as one topic level; None without a model."""
-        if self.manifest is None:
-            return None
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.manifest.name).strip("-")[:100] or "model"
+    def withdraw(self, manifest: ModelManifest) -> None:
+        """Give a model up."""
+        self.manifests.pop(topic_level(manifest.name), None)
 
     @property
     def topics(self) -> set[str]:
         """The topics that retain it."""
         topics = {GATEWAY_STATUS.path(self._site, gateway=self._gateway)}
-        if self.model is not None:
-            topics.add(MODEL.path(self._site, model=self.model))
-        return topics
+        return topics | {MODEL.path(self._site, model=model) for model in self.manifests}
 
     def status(self, state: DeviceState = DeviceState.READY) -> Publication:
         """Return the status as it is now."""
@@ -80,8 +80,20 @@ class OwnState:
             software=self._software,
             lengths=self._lengths.told,
             hop_overhead_seconds=self._lengths.hop_overhead_seconds,
+            finishing=self.finishing,
+            asked=self._lengths.asked,
         )
         return status_publication(self._site, self._gateway, status)
+
+    def has_news(self, num_unfinished: Callable[[ModelManifest], int]) -> bool:
+        """Look which models are finishing; return whether that is to be told."""
+        before = self.finishing
+        self.finishing = [
+            manifest.revision
+            for manifest in self.manifests.values()
+            if not manifest.in_use and num_unfinished(manifest)
+        ]
+        return self.finishing != before
 
     def meet(self, status: GatewayStatus) -> bool:
         """Take in a retained status of ours; return whether ours must be said again.
@@ -95,17 +107,26 @@ class OwnState:
             self._session = status.session + 1
         return True
 
+    def gone(self, known: Iterable[str]) -> set[str]:
+        """Return those of ``known`` that are to be taken back; none before there is a model."""
+        return set(known) - self.manifests.keys() - self.expected if self.manifests else set()
+
     def models(self, known: Iterable[str]) -> list[Publication]:
-        """Return the manifest, after empty ones for other models that this gateway served.
+        """Return the manifests, after empty ones for other models that this gateway published.
 
         Args:
             known: Models, as topic levels, of which the broker has a manifest of ours.
         """
-        if self.manifest is None or self.model is None:
-            return []
-        payloads = {model: b"" for model in sorted(known) if model != self.model}
-        payloads[self.model] = encode_control(self.manifest)
+        # Those that are not in use go first: nobody shall see two in use where one is meant.
+        own = sorted(self.manifests.items(), key=lambda item: item[1].in_use)
+        gone = dict.fromkeys(sorted(self.gone(known)), b"")
+        payloads = {**gone, **{level: encode_control(manifest) for level, manifest in own}}
         return [
             Publication(MODEL.path(self._site, model=model), payload, MODEL.qos, retained=True)
             for model, payload in payloads.items()
         ]
+
+
+def topic_level(name: str) -> str:
+    """Return a model's name as one topic level."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:100] or "model"

@@ -11,9 +11,8 @@ from pydantic import BaseModel, Field
 from gateway.bodies import Body
 from gateway.chat import render
 from gateway.errors import ApiError, invalid_value
-from gateway.inference import require_model
 from gateway.messages import Message
-from gateway.model import ModelSlot, ServedModel
+from gateway.model import ServedModel
 from gateway.openapi import body_of, errors
 from gateway.serving import Serving
 
@@ -56,7 +55,7 @@ class DetokenizeResponse(BaseModel):
     prompt: str
 
 
-def add_tokenization_routes(app: FastAPI, serving: Serving, slot: ModelSlot) -> None:
+def add_tokenization_routes(app: FastAPI, serving: Serving) -> None:
     """Add both routes."""
 
     @app.post(
@@ -65,7 +64,7 @@ def add_tokenization_routes(app: FastAPI, serving: Serving, slot: ModelSlot) -> 
     async def tokenize(http: Request) -> TokenizeResponse:
         """Return the token ids of a text or of a chat."""
         request, _ = await serving.read_as(http, TokenizeRequest)
-        model = require_model(slot, request.model)
+        model = serving.inference.require(request.model)
         return await asyncio.to_thread(_tokenize, request, model)
 
     @app.post(
@@ -76,7 +75,7 @@ def add_tokenization_routes(app: FastAPI, serving: Serving, slot: ModelSlot) -> 
     async def detokenize(http: Request) -> DetokenizeResponse:
         """Return the text of token ids, special ones included."""
         request, _ = await serving.read_as(http, DetokenizeRequest)
-        model = require_model(slot, request.model)
+        model = serving.inference.require(request.model)
         outside = [one for one in request.tokens if one >= model.config.vocab_size]
         if outside:
             raise invalid_value(

@@ -45,9 +45,7 @@ class TensorSource:
         supply: Where tensors are kept, and who else has them; None: only those that the
             manifest names, and nothing is kept.
         progress: Told about bytes as they arrive.
-
-    Attributes:
-        log: What came from where.
+        log: Told what came from where.
     """
 
     def __init__(
@@ -55,8 +53,9 @@ class TensorSource:
         manifest: ModelManifest,
         supply: Supply | None = None,
         progress: Progress | None = None,
+        log: ReadLog | None = None,
     ) -> None:
-        self.log = ReadLog()
+        self.log = log or ReadLog()
         self._manifest = manifest
         self._supply = supply or Supply()
         self._progress = progress or _ignore

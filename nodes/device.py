@@ -50,7 +50,7 @@ class DeviceCore:
 
     def learn(self, plan: Plan) -> None:
         """Take in the replicas of a plan, preparing or active."""
-        for replica in plan.replicas:
+        for replica in plan.all_replicas:
             self._replicas[replica.id] = replica
             self._replicas.move_to_end(replica.id)
             for (replica_id, _), stage in self.stages.items():

@@ -10,7 +10,14 @@ from collections.abc import Callable
 from typing import Final
 
 from broker.control import ModelManifest
-from broker.plan import Assignment, Loaded, LoadState, ReadFrom
+from broker.plan import (
+    Assignment,
+    Loaded,
+    LoadState,
+    ModelStages,
+    ReadFrom,
+    StageAssignment,
+)
 from nodes.device import DeviceCore, StageKey
 from nodes.executor import StageExecutor
 from nodes.grammars import GrammarMaker
@@ -22,6 +29,7 @@ from nodes.loader import (
     LoadProgress,
     StageBuilt,
     StageSpec,
+    WeightsKey,
 )
 
 logger = logging.getLogger(__name__)
@@ -82,7 +90,8 @@ class Holdings:
         """A model is served, or its URLs were renewed."""
         known = self._manifests.get(manifest.revision)
         self._manifests[manifest.revision] = manifest
-        is_awaited = self._assignment is not None and self._assignment.revision == manifest.revision
+        parts = self._assignment.parts if self._assignment is not None else []
+        is_awaited = any(part.revision == manifest.revision for part in parts)
         if is_awaited and (known is None or self._state is LoadState.FAILED):
             self._order(now)
 
@@ -94,23 +103,13 @@ class Holdings:
         self._assignment = assignment
         self._sources = ()
         self._wanted, self._kv_tokens = {}, {}
-        for stage in (*assignment.hold, *assignment.prepare):
-            spec = StageSpec(
-                replica=stage.replica,
-                stage=stage.stage,
-                revision=assignment.revision,
-                weights=assignment.weights,
-                kv_format=assignment.kv_format,
-                kv_transfer=assignment.kv_transfer,
-                chunk_tokens=assignment.chunk_tokens,
-                layers=stage.layers,
-                embedding=stage.embedding,
-                head=stage.head,
-            )
-            self._wanted[spec.key] = spec
-            # In both lists while it is being moved: room for the larger.
-            room = max(stage.kv_tokens, self._kv_tokens.get(spec.key, 0))
-            self._kv_tokens[spec.key] = room
+        for part in assignment.parts:
+            for stage in part.stages:
+                spec = _spec(part, stage)
+                self._wanted[spec.key] = spec
+                # In both lists while it is being moved: room for the larger.
+                room = max(stage.kv_tokens, self._kv_tokens.get(spec.key, 0))
+                self._kv_tokens[spec.key] = room
         self._built = {k: b for k, b in self._built.items() if self._wanted.get(k) == b[0]}
         for key in self._held:
             if key in self._wanted:
@@ -193,10 +192,10 @@ class Holdings:
 
     # --- what is known ---------------------------------------------------------------------
 
-    def revision_of(self, key: StageKey) -> str | None:
-        """Return the model of a stage that serves."""
+    def weights_of(self, key: StageKey) -> WeightsKey | None:
+        """Return the revision and weight format of a stage that serves."""
         spec = self._held.get(key)
-        return None if spec is None else spec.revision
+        return None if spec is None else spec.weights_key
 
     @property
     def loaded(self) -> Loaded:
@@ -237,20 +236,22 @@ class Holdings:
             self._state, self._error = LoadState.LOADING, None
         if self._waits_for_memory and self._draining:
             return  # `tick` comes back when the last of them has drained
-        manifest = self._manifests.get(assignment.revision)
-        if manifest is None:
-            if wanted:
-                logger.info("assignment %d waits for its model", assignment.version)
-                return
-            # Nothing to load, so nothing to read from any model.
-            manifest = ModelManifest(name=assignment.model, revision="", config={}, tensors={})
+        manifests = {
+            part.revision: self._manifests[part.revision]
+            for part in assignment.parts
+            if part.revision in self._manifests
+        }
+        if any(spec.revision not in manifests for spec in missing):
+            logger.info("assignment %d waits for its model", assignment.version)
+            return
         self._want(
             LoadOrder(
                 version=assignment.version,
-                manifest=manifest,
-                wanted=wanted,
+                manifests=manifests,
+                # Of a model that nobody publishes any more nothing can be read; what serves stays.
+                wanted=tuple(spec for spec in wanted if spec.revision in manifests),
                 build=missing,
-                keep=tuple(self._held.values()),
+                keep=(*self._held.values(), *(spec for spec, _ in self._built.values())),
             )
         )
 
@@ -268,3 +269,18 @@ class Holdings:
             stage = self._core.stages.get(key)
             if stage is not None:
                 stage.executor.kv.limit_tokens = kv_tokens
+
+
+def _spec(part: ModelStages, stage: StageAssignment) -> StageSpec:
+    return StageSpec(
+        replica=stage.replica,
+        stage=stage.stage,
+        revision=part.revision,
+        weights=part.weights,
+        kv_format=part.kv_format,
+        kv_transfer=part.kv_transfer,
+        chunk_tokens=part.chunk_tokens,
+        layers=stage.layers,
+        embedding=stage.embedding,
+        head=stage.head,
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,14 +71,14 @@ class LoadOrder:
 
     Attributes:
         version: Of the assignment; comes back in every event.
-        manifest: Of the model of all ``wanted`` stages.
+        manifests: Of the models of all ``wanted`` stages, by revision.
         wanted: Stages whose layers are to be loaded.
         build: Those of ``wanted`` that have no executor yet.
         keep: Stages that still serve; their layers stay.
     """
 
     version: int
-    manifest: ModelManifest
+    manifests: Mapping[str, ModelManifest]
     wanted: tuple[StageSpec, ...]
     build: tuple[StageSpec, ...]
     keep: tuple[StageSpec, ...]
@@ -220,52 +220,63 @@ class Loader:
         self._log = ReadLog()
         self._free({*order.wanted, *order.keep})
         if order.wanted:
-            model = self._model(order)
-            with self._source(order, model) as source:
-                model.source.replace(source)
-                for spec in order.wanted:
-                    model.load(spec)
-                    if spec in order.build:
-                        self.events.put(StageBuilt(spec, model.executor(spec)))
+            if self._supply.cache is not None:
+                self._supply.cache.forget_unread()
+            # One model after the other; most of the time there is one.
+            by_model: dict[WeightsKey, list[StageSpec]] = {}
+            for spec in order.wanted:
+                by_model.setdefault(spec.weights_key, []).append(spec)
+            jobs = [self._job(order, key, specs) for key, specs in by_model.items()]
+            progress = self._progress(order, jobs)
+            for job in jobs:
+                self._carry_out(job, order, progress)
         give_memory_back()
         if self.exchange.shelf is not None:
-            self.exchange.shelf.stock(order.manifest)
+            for manifest in order.manifests.values():
+                self.exchange.shelf.stock(manifest)
         weights = [model.weights for model in self._models.values()]
         names = dict.fromkeys(name for held in weights for name in held.tensor_names)
         num_bytes = sum(held.num_bytes for held in weights)
         self.events.put(LoadFinished(order.version, tuple(names), num_bytes, self._log.sources))
 
-    def _model(self, order: LoadOrder) -> _Model:
-        key = order.wanted[0].weights_key
+    def _job(self, order: LoadOrder, key: WeightsKey, specs: list[StageSpec]) -> _Job:
+        manifest = order.manifests[key[0]]
         if key not in self._models:
             kernel = None
             if is_integer(key[1]):
                 kernel = choose_int8_kernel(self._cache_folder, self._threads)
-            self._models[key] = _Model(parse_config(order.manifest.config), key[1], kernel)
-        return self._models[key]
-
-    def _source(self, order: LoadOrder, model: _Model) -> ReadAhead:
-        """Return a source with the manifest's newest URLs that reports its progress."""
-        tensors = order.manifest.tensors
-        names = dict.fromkeys(name for spec in order.wanted for name in model.tensor_names(spec))
-        total = sum(tensors[name].num_bytes for name in names if name in tensors)
+            self._models[key] = _Model(parse_config(manifest.config), key[1], kernel)
+        model = self._models[key]
+        names = dict.fromkeys(name for spec in specs for name in model.tensor_names(spec))
         here = set(model.weights.tensor_names)
-        missing = [name for name in names if name not in here]
-        arrived = total - sum(tensors[name].num_bytes for name in missing if name in tensors)
+        return _Job(manifest, model, specs, [*names], [name for name in names if name not in here])
+
+    def _progress(self, order: LoadOrder, jobs: Iterable[_Job]) -> Callable[[int], None]:
+        """Return what tells how many bytes of all models are here, called with those that came."""
+        jobs = list(jobs)
+        total = sum(job.num_bytes(job.names) for job in jobs)
+        arrived = total - sum(job.num_bytes(job.missing) for job in jobs)
         self.events.put(LoadProgress(order.version, arrived, total))
 
         def progress(num_bytes: int) -> None:
             nonlocal arrived
             arrived += num_bytes
             loaded = min(arrived, total)
-            self.events.put(LoadProgress(order.version, loaded, total, source.log.sources))
+            self.events.put(LoadProgress(order.version, loaded, total, self._log.sources))
 
+        return progress
+
+    def _carry_out(self, job: _Job, order: LoadOrder, progress: Callable[[int], None]) -> None:
+        model = job.model
         model.source.before_each = self._check_superseded
-        source = TensorSource(order.manifest, self._supply, progress)
-        self._log = source.log
-        if self._supply.cache is not None:
-            self._supply.cache.forget_unread()
-        return ReadAhead(source, missing)
+        source = TensorSource(job.manifest, self._supply, progress, self._log)
+        # With the manifest's newest URLs.
+        with ReadAhead(source, job.missing) as reading:
+            model.source.replace(reading)
+            for spec in job.specs:
+                model.load(spec)
+                if spec in order.build:
+                    self.events.put(StageBuilt(spec, model.executor(spec)))
 
     def _check_superseded(self) -> None:
         with self._changed:
@@ -342,6 +353,27 @@ class _Model:
             kv_format=spec.kv_format,
             kv_transfer=spec.kv_transfer,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What an order wants of one model.
+
+    Attributes:
+        names: Tensors of ``specs``.
+        missing: Those that are not in memory.
+    """
+
+    manifest: ModelManifest
+    model: _Model
+    specs: list[StageSpec]
+    names: list[str]
+    missing: list[str]
+
+    def num_bytes(self, names: Iterable[str]) -> int:
+        """Return what tensors take in the checkpoint; those that it lacks count nothing."""
+        tensors = self.manifest.tensors
+        return sum(tensors[name].num_bytes for name in names if name in tensors)
 
 
 def _describe(error: Exception) -> str:

@@ -1,6 +1,6 @@
-"""What the device says of itself for one model: measured times, link, memory.
+"""What the device says of itself: its link, and for each model that is published times and memory.
 
-The newest manifest is the one that counts. Measuring runs in the background.
+Measuring runs in the background, one model after the other.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 from typing import Final, Protocol
 
+from msgspec.structs import asdict
+
 from broker.architecture import parse_config
-from broker.control import DeviceProfile, Link, ModelManifest, OwnerRules
-from nodes.calibration import Calibration, CostTable
+from broker.control import DeviceProfile, Link, ModelManifest, ModelTimes, OwnerRules
+from nodes.calibration import CostTable
 from nodes.calibrator import Calibrated, CalibrationFailed
 from nodes.compute import JobCost
 from nodes.hardware import free_memory_bytes, offered_bytes, total_memory_bytes
@@ -58,7 +60,7 @@ class Profiler:
 
     Attributes:
         link: The measured link; None until `take_link`.
-        error: Why the device cannot serve the newest model; None when it can.
+        error: Why the device cannot serve the model that it measured for last; None when it can.
     """
 
     def __init__(
@@ -79,22 +81,32 @@ class Profiler:
         self._owner = owner or OwnerRules()
         self.link: Link | None = None
         self.error: str | None = None
-        self._manifest: ModelManifest | None = None
-        self._started: tuple[str, str, str] | None = None
-        self._calibration: Calibration | None = None
-        self._arithmetic = ""
-        self._memory_bytes = 0
-        self._tables: dict[str, CostTable] = {}
+        # By the topic level under which they are published; the newest is the last.
+        self._manifests: dict[str, ModelManifest] = {}
+        self._started: set[_Shape] = set()
+        self._times: dict[_Shape, ModelTimes] = {}
+        self._tables: dict[tuple[str, str], CostTable] = {}
+        # Before anything was loaded: what is free later is what models have left.
+        self._free_bytes: int | None = None
 
-    def take_manifest(self, manifest: ModelManifest) -> bool:
-        """Take in the newest model; True when the device has to measure itself for it."""
-        is_same = self._manifest is not None and _identity(self._manifest) == _identity(manifest)
-        self._manifest = manifest
-        if is_same:
-            return False
-        self._calibration = None
+    def take_manifest(self, manifest: ModelManifest, model: str = "") -> bool:
+        """Take in what is published as ``model``; True when the device has to measure for it."""
+        known = self._manifests.get(model)
+        is_same = known is not None and _shape(known) == _shape(manifest)
+        if not is_same:
+            self.forget(model)
+        self._manifests[model] = manifest
         self._start()
-        return True
+        return not is_same and _shape(manifest) not in self._times
+
+    def forget(self, model: str) -> bool:
+        """A model is not published any more; True when the profile loses its times."""
+        manifest = self._manifests.pop(model, None)
+        if manifest is None or _shape(manifest) in self._published:
+            return False
+        # Published again, it is measured again, or read from disk.
+        self._started.discard(_shape(manifest))
+        return self._times.pop(_shape(manifest), None) is not None
 
     def take_link(self, link: Link) -> None:
         """The link was measured; now nothing disturbs the measuring of the device."""
@@ -102,71 +114,102 @@ class Profiler:
         self._start()
 
     def _start(self) -> None:
-        manifest = self._manifest
-        if manifest is None or self.link is None or self._started == _identity(manifest):
+        if self.link is None:
             return
-        self._started = _identity(manifest)
-        self._calibrator.start(manifest)
+        for manifest in self._manifests.values():
+            if _shape(manifest) not in self._started:
+                self._started.add(_shape(manifest))
+                self._calibrator.start(manifest)
 
     def poll(self) -> bool:
-        """Take in results; True when there was one for the newest model."""
+        """Take in results; True when there was one for a model that is published."""
         is_new = False
         while not self._calibrator.events.empty():
             event = self._calibrator.events.get()
-            if self._manifest is None or _identity(event.manifest) != _identity(self._manifest):
+            shape = _shape(event.manifest)
+            if shape not in self._published:
                 continue
             is_new = True
             if isinstance(event, CalibrationFailed):
-                self.error, self._calibration = event.error, None
-                self._started = None
+                self.error = event.error
+                self._started.discard(shape)
                 logger.error("%s", event.error)
                 continue
-            self.error, self._calibration = None, event.calibration
-            self._arithmetic = event.arithmetic
-            self._tables[event.manifest.revision] = CostTable(event.calibration)
-            config = parse_config(event.manifest.config)
-            weights, kv_format = event.manifest.weights, event.manifest.kv_format
-            most = int(self._owner.share * total_memory_bytes())
-            offered = offered_bytes(self._offer, config, weights, kv_format, free_memory_bytes())
-            self._memory_bytes = min(offered, most) if self._owner.share < 1 else offered
+            self.error = None
+            calibration = event.calibration
+            self._tables[shape[:2]] = CostTable(calibration)
+            self._times[shape] = self._model_times(event)
         return is_new
 
-    def calibrated_seconds(self, revision: str | None, cost: JobCost) -> float | None:
-        """Return what a computation takes on this machine without slowdown, if measured."""
-        table = self._tables.get(revision or "")
+    def _model_times(self, event: Calibrated) -> ModelTimes:
+        manifest, slowed = event.manifest, event.calibration.slowed(self._slowdown)
+        if self._free_bytes is None:
+            self._free_bytes = free_memory_bytes()
+        config = parse_config(manifest.config)
+        weights, kv_format = manifest.weights, manifest.kv_format
+        memory_bytes = offered_bytes(self._offer, config, weights, kv_format, self._free_bytes)
+        if self._owner.share < 1:
+            memory_bytes = min(memory_bytes, int(self._owner.share * total_memory_bytes()))
+        return ModelTimes(
+            model_revision=manifest.revision,
+            weights=weights,
+            memory_bytes=memory_bytes,
+            blocks=slowed.blocks,
+            embedding=slowed.embedding,
+            head=slowed.head,
+            chunk_tokens=slowed.chunk_tokens,
+            cpu_seconds_per_second=slowed.cpu_seconds_per_second,
+            arithmetic=event.arithmetic,
+        )
+
+    def calibrated_seconds(self, key: tuple[str, str] | None, cost: JobCost) -> float | None:
+        """Return what a computation takes on this machine without slowdown, if measured.
+
+        ``key`` is the model's revision and the format of its weights.
+        """
+        table = None if key is None else self._tables.get(key)
         return None if table is None else table.seconds(cost)
 
     @property
     def core_share(self) -> float:
         """Share of a core that computing took when the device measured itself."""
-        known = self._calibration
-        return 1.0 if known is None else max(known.cpu_seconds_per_second, _LEAST_SHARE)
+        known = self._measured
+        return 1.0 if not known else max(known[0].cpu_seconds_per_second, _LEAST_SHARE)
+
+    @property
+    def _published(self) -> set[_Shape]:
+        return {_shape(manifest) for manifest in self._manifests.values()}
+
+    @property
+    def _measured(self) -> list[ModelTimes]:
+        """What was measured of the models that are published, the newest first, each once."""
+        newest_first = reversed(list(self._manifests.values()))
+        shapes = dict.fromkeys(_shape(manifest) for manifest in newest_first)
+        return [self._times[shape] for shape in shapes if shape in self._times]
 
     def profile(self, session: int) -> DeviceProfile | None:
-        """Return the profile for the newest model; None until all is measured."""
-        if self._manifest is None or self._calibration is None or self.link is None:
+        """Return the profile; None until the link and a model are measured."""
+        measured = self._measured
+        if not measured or self.link is None:
             return None
-        slowed = self._calibration.slowed(self._slowdown)
+        newest, *others = measured
         return DeviceProfile(
+            **asdict(newest),
             session=session,
-            model_revision=self._manifest.revision,
-            weights=self._manifest.weights,
             threads=self._threads,
-            memory_bytes=self._memory_bytes,
-            blocks=slowed.blocks,
-            embedding=slowed.embedding,
-            head=slowed.head,
             link=self.link,
-            chunk_tokens=slowed.chunk_tokens,
             slowdown=self._slowdown,
-            cpu_seconds_per_second=slowed.cpu_seconds_per_second,
             hardware=self._calibrator.hardware,
             idle_watts=self._watts[0],
             busy_watts=self._watts[1],
             owner=self._owner,
-            arithmetic=self._arithmetic,
+            others=others,
         )
 
 
-def _identity(manifest: ModelManifest) -> tuple[str, str, str]:
+_Shape = tuple[str, str, str]
+"""What times are for: revision, weight format, KV format."""
+
+
+def _shape(manifest: ModelManifest) -> _Shape:
     return manifest.revision, manifest.weights, manifest.kv_format

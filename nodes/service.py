@@ -214,6 +214,8 @@ class NodeService:
                     self._reports.contradict()
                 elif topic is DEVICE_TENSORS:
                     self._on_offer(None, names, now)
+                elif topic is MODEL and self._profiler.forget(names["model"]):
+                    self._reports.publish_profile()
                 return
             try:
                 handle(decode_control(message.payload, topic.message), names, now)
@@ -272,7 +274,7 @@ class NodeService:
     def _on_model(self, manifest: Any, names: dict[str, str], now: float) -> None:
         self._loader.exchange.learn_manifest(manifest)
         self.holdings.learn_manifest(manifest, now)
-        if self._profiler.take_manifest(manifest):
+        if self._profiler.take_manifest(manifest, names["model"]):
             self.holdings.measuring()
 
     def _on_assignment(self, assignment: Any, names: dict[str, str], now: float) -> None:
@@ -343,8 +345,7 @@ class NodeService:
         """Called by the stage that runs, after its computation."""
         key = self.core.running
         assert key is not None, "only a running stage paces"
-        revision = self.holdings.revision_of(key)
-        calibrated = self._profiler.calibrated_seconds(revision, cost)
+        calibrated = self._profiler.calibrated_seconds(self.holdings.weights_of(key), cost)
         took = self._pacer.finish(calibrated, self._profiler.core_share)
         predicted = None if calibrated is None else calibrated * self._pacer.slowdown
         share = 1.0 if cost.is_decode else len(cost.kinds) / self.core.num_layers(key)

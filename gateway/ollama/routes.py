@@ -10,8 +10,6 @@ from pydantic import BaseModel
 
 from gateway.forms import Form
 from gateway.framing import JSON_LINES
-from gateway.inference import require_model
-from gateway.model import ModelSlot
 from gateway.ollama.answers import (
     OLLAMA_CHAT,
     OLLAMA_GENERATE,
@@ -36,7 +34,7 @@ class OllamaError(BaseModel):
     error: str
 
 
-def add_ollama_routes(app: FastAPI, serving: Serving, slot: ModelSlot) -> None:
+def add_ollama_routes(app: FastAPI, serving: Serving) -> None:
     """Add Ollama's routes."""
     answers = errors(*GENERATION_ERRORS, model=OllamaError) | streamed(JSON_LINES)
 
@@ -47,7 +45,7 @@ def add_ollama_routes(app: FastAPI, serving: Serving, slot: ModelSlot) -> None:
         return await serving.deliver(http, found, framing(content["model"], is_chat=is_chat))
 
     def loaded(asked: str, *, is_chat: bool) -> Response:
-        name = require_model(slot, asked).name
+        name = serving.inference.require(asked).name
         text = nothing_asked(name, is_chat=is_chat).json_text()
         return Response(text, media_type="application/json")
 
@@ -82,8 +80,8 @@ def add_ollama_routes(app: FastAPI, serving: Serving, slot: ModelSlot) -> None:
     @app.get("/api/tags")
     @app.get("/api/ps")
     async def ollama_tags() -> dict[str, Any]:
-        """Return the model that is served."""
-        return {"models": [] if slot.served is None else [tag_body(slot.served)]}
+        """Return the models that are served."""
+        return {"models": [tag_body(model) for model in serving.inference.named()]}
 
     @app.post(
         "/api/show",
@@ -92,7 +90,7 @@ def add_ollama_routes(app: FastAPI, serving: Serving, slot: ModelSlot) -> None:
     )
     async def ollama_show(http: Request) -> dict[str, Any]:
         request, _ = await serving.read_as(http, OllamaShow)
-        return show_body(require_model(slot, request.asked))
+        return show_body(serving.inference.require(request.asked))
 
     @app.get("/api/version")
     async def ollama_version() -> dict[str, str]:

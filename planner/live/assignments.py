@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from broker.placement import kv_reserved_tokens
 from broker.plan import Plan, Replica, StageAssignment
-from planner.live.target import is_for
-from planner.model import ModelSpec
+from planner.live.needs import Needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ def loads(
     active: Plan | None,
     coming: Plan | None,
     memory_bytes: Mapping[str, int],
-    model: ModelSpec,
+    needs: Needs,
     ready: Collection[str],
 ) -> dict[str, Load]:
     """Return what each device of either plan is to hold and to prepare.
@@ -51,13 +49,12 @@ def loads(
         coming: The plan to prepare, if any; with one, old replicas that lost a device are
             given up, since nobody can use what is left of them.
         memory_bytes: Memory that each device offers.
-        model: The model that is assigned; plans of another revision or in other formats count
-            as none, because an assignment names one model and its formats. What a device held
-            for them it serves to its end while it loads (`nodes.holdings`).
+        needs: Of both plans. Plans for models that nobody publishes count as none; what a device
+            held for them it serves to its end while it loads (`nodes.holdings`).
         ready: Devices that are there.
     """
-    old = _stages(active, model, ready if coming is not None else None)
-    new = _stages(coming, model, None)
+    old = _stages(active, needs, ready if coming is not None else None)
+    new = _stages(coming, needs, None)
     found: dict[str, Load] = {}
     for device in sorted({*old, *new}):
         hold, wanted = old.get(device, []), new.get(device, [])
@@ -73,9 +70,7 @@ def loads(
             # Nothing serves here yet, so what is loaded may stay as it is when the plan
             # becomes active.
             found[device] = Load(hold=tuple(fresh))
-        elif replaced and not fits(
-            [*replaced, *wanted], memory_bytes.get(device, 0), model, coming.context_tokens
-        ):
+        elif replaced and not needs.fit([*replaced, *wanted], memory_bytes.get(device, 0)):
             found[device] = Load(hold=tuple(kept), prepare=tuple(fresh), is_shrunk=True)
         else:
             found[device] = Load(hold=(*replaced, *kept), prepare=tuple(fresh))
@@ -83,13 +78,13 @@ def loads(
 
 
 def _stages(
-    plan: Plan | None, model: ModelSpec, ready: Collection[str] | None
+    plan: Plan | None, needs: Needs, ready: Collection[str] | None
 ) -> dict[str, list[StageAssignment]]:
-    if plan is None or not is_for(plan, model):
-        return {}
     return stages_by_device(
         replica
-        for replica in plan.replicas
+        for part in (plan.parts if plan is not None else ())
+        if needs.knows(part)
+        for replica in part.replicas
         if ready is None or all(stage.device in ready for stage in replica.stages)
     )
 
@@ -113,25 +108,3 @@ def _stage(replica: Replica, index: int) -> StageAssignment:
         head=stage.head,
         kv_tokens=replica.kv_tokens,
     )
-
-
-def fits(
-    stages: list[StageAssignment], memory_bytes: int, model: ModelSpec, context_tokens: int
-) -> bool:
-    """Whether weights, held once, and KV of one request for each stage fit.
-
-    KV lies in slabs that are taken and given back as requests come and go, so both plans
-    share the room; each needs enough for the longest request.
-    """
-    layers = {layer for stage in stages for layer in range(stage.layers.start, stage.layers.end)}
-    total = sum(model.block_bytes[layer] for layer in layers)
-    embedding = any(stage.embedding for stage in stages)
-    head = any(stage.head for stage in stages)
-    total += model.embedding_bytes if embedding else 0
-    total += model.head_bytes if head else 0
-    total -= model.shared_bytes if embedding and head else 0
-    tokens = kv_reserved_tokens(context_tokens)
-    total += sum(
-        tokens * sum(model.kv_bytes[stage.layers.start : stage.layers.end]) for stage in stages
-    )
-    return total <= memory_bytes

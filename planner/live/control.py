@@ -8,11 +8,17 @@ the lease publishes; another one listens and knows everything when it takes over
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from broker.plan import LoadState
+import msgspec.structs
+
+from broker.identity import ModelIdentity, identity
+from broker.plan import LoadState, Plan
 from broker.transport import Publication
 from planner.live.authority import Authority
+from planner.live.demand import Demand
 from planner.live.devices import Failure
 from planner.live.events import (
     AssignmentSeen,
@@ -30,7 +36,8 @@ from planner.live.knowledge import Knowledge
 from planner.live.rollout import Rollout
 from planner.live.search import Search
 from planner.live.settings import PlannerSettings
-from planner.live.target import NoModelError, chosen_model, is_for
+from planner.live.sharing import Claim, groups
+from planner.live.target import NoModelError, chosen_models
 from planner.model import DeviceSpec, ModelSpec
 
 _RECENT_SECONDS: Final = 600.0
@@ -55,10 +62,12 @@ class Control:
         self.settings = settings
         self.session = session
         self.knowledge = Knowledge(settings.limits)
-        self.rollout = Rollout(settings.site, settings.drain_seconds)
+        self.rollout = Rollout(settings.site, settings.drain_seconds, settings.leave_seconds)
         self.authority = Authority(settings.site, session, settings.lease_seconds)
         self.history = History(settings.site)
-        self._search = Search(settings, self.knowledge, self.rollout, self.history)
+        self._searches: dict[ModelIdentity, Search] = {}
+        # With what they follow from, which seldom changes.
+        self._groups: tuple[object, object, dict[ModelIdentity, set[str]]] = (None, None, {})
         self.wants_look = False
         self._up_seconds: float | None = None
         self._heard_store = False
@@ -86,7 +95,8 @@ class Control:
                 self._must_republish = True
             case PlanSeen(plan) if plan is not None:
                 if self.rollout.hear(plan):
-                    self._search.take_over(plan)
+                    for part in plan.parts:
+                        self._search(identity(part)).take_over(part)
             case HistorySeen(history):
                 self.history.hear(history)
             case PlannerSeen(status):
@@ -97,7 +107,8 @@ class Control:
                 self.authority.hear_store(event.lease, now)
                 self.authority.refused_fields = event.refused_fields
                 self.rollout.version = max(self.rollout.version, event.last_version)
-                self._search.look(now)
+                for search in self._searches.values():
+                    search.look(now)
             case LoadedSeen(device, loaded) if loaded is not None:
                 if loaded.state is LoadState.FAILED:
                     self._note_failure(device, loaded.error or "it gives no reason", now)
@@ -135,7 +146,8 @@ class Control:
             return []
         if not self.authority.leads(now):
             self.authority.forget_announced()
-            self._search.give_up_found("another planner has the lease")
+            for search in self._searches.values():
+                search.give_up_found("another planner has the lease")
             return []
         publications: list[Publication] = []
         if self._must_republish:
@@ -144,24 +156,27 @@ class Control:
             self.history.republish()
             publications += self.rollout.republished(self.knowledge)
         try:
-            model = chosen_model(self.knowledge.models, self.settings.model)
+            goals = self._goals(now)
         except NoModelError as error:
             problem: str | None = str(error)
         else:
-            self.knowledge.notice_silence(model, now)
-            usable, left_out = self.knowledge.usable(model, now)
-            publications += self._give_up(model, usable, now)
-            publications += self.rollout.step(self.knowledge, model, now)
-            publications += self._search.start_found(model, usable, now)
+            publications += self._give_up(goals, now)
+            publications += self.rollout.step(self.knowledge, now)
+            publications += self._retire(goals, now)
+            for goal in goals:
+                publications += self._search(goal.key).start_found(goal.model, goal.usable, now)
             if not publications:
-                if self._search.seek(model, usable, left_out, now):
-                    self.wants_look = True
-                    return []
-                publications += self._search.name_waiting(model, usable, now)
-            problem = self._problem(model, now)
+                for goal in filter(self._may_search, goals):
+                    search = self._search(goal.key)
+                    if search.seek(goal.model, goal.usable, goal.left_out, now, goal.share):
+                        self.wants_look = True
+                        return []
+                    publications += search.name_waiting(goal.model, goal.usable, now)
+            problem = self._problem(goals, now)
         # Numbers of a progress change often; the log is told of each kind of problem once.
         kind = problem.partition(":")[0] if problem is not None else None
-        if problem is not None and kind != self._problem_told and self._search.infeasible is None:
+        is_noted = any(search.infeasible for search in self._searches.values())
+        if problem is not None and kind != self._problem_told and not is_noted:
             self.history.tell(problem)
         self._problem_told = kind
         return [
@@ -172,14 +187,107 @@ class Control:
 
     # --- planning -------------------------------------------------------------------------
 
-    def _give_up(
-        self, model: ModelSpec, usable: dict[str, DeviceSpec], now: float
-    ) -> list[Publication]:
+    def _search(self, key: ModelIdentity) -> Search:
+        """Return the search for plans of a model."""
+        if key not in self._searches:
+            known = self.settings, self.knowledge, self.rollout, self.history
+            demand = next((search.demand for search in self._searches.values()), Demand())
+            self._searches[key] = Search(key, *known, self._start, demand)
+        return self._searches[key]
+
+    def _goals(self, now: float) -> list[Goal]:
+        """Return the models in use, each with the devices that are its own.
+
+        Raises:
+            NoModelError: There is nothing to plan for.
+        """
+        models = chosen_models(self.knowledge.models, self.settings.model)
+        self.knowledge.notice_silence(models, now)
+        seen = {identity(model): self.knowledge.usable(model, now) for model in models}
+        shares = self.knowledge.shares([model.revision for model in models])
+        claims = [
+            Claim(model, seen[identity(model)][0], share, self.settings.workload.context_tokens)
+            for model, share in zip(models, shares, strict=True)
+        ]
+        for key in seen:
+            self._search(key)
+        for key in self._searches.keys() - seen.keys():
+            del self._searches[key]
+        found = self._grouped(claims)
+        goals = []
+        for claim in claims:
+            key = identity(claim.model)
+            usable, left_out = seen[key]
+            # What another model still holds comes later.
+            others = self._held_by_others(key)
+            own = {n: spec for n, spec in usable.items() if n in found[key] and n not in others}
+            is_whole = found[key].isdisjoint(others)
+            share = claim.share if len(claims) > 1 else 0.0
+            goals.append(Goal(claim.model, own, left_out, share, is_whole))
+        return goals
+
+    def _held_by_others(self, key: ModelIdentity) -> set[str]:
+        """Return the devices with stages of other models that are in use."""
+        current = self.rollout.current
+        return {
+            stage.device
+            for part in (current.parts if current is not None else ())
+            if identity(part) != key and identity(part) in self._searches
+            for replica in part.replicas
+            for stage in replica.stages
+        }
+
+    def _may_search(self, goal: Goal) -> bool:
+        """Whether a model has its devices; one without a plan waits until others have left them."""
+        current = self.rollout.current
+        return goal.is_whole or (current is not None and current.part_for(goal.model) is not None)
+
+    def _grouped(self, claims: Sequence[Claim]) -> dict[ModelIdentity, set[str]]:
+        is_stuck = any(search.infeasible for search in self._searches.values())
+        asked = tuple((identity(claim.model), *sorted(claim.devices)) for claim in claims)
+        # On the way to a plan groups stay, or the way would lead elsewhere with each step.
+        if self._groups[0] != asked or not self.rollout.is_changing:
+            shared = (
+                *(round(claim.share, 2) for claim in claims),
+                *(d.memory_bytes for claim in claims for d in claim.devices.values()),
+                self.rollout.current,
+                is_stuck,
+            )
+            if self._groups[:2] != (asked, shared):
+                found = groups(claims, self.rollout.current, is_stuck=is_stuck)
+                self._groups = asked, shared, found
+        return self._groups[2]
+
+    def _start(self, plan: Plan, now: float) -> list[Publication]:
+        """Carry out a plan for one model, beside those for the others that are in use."""
+        current = self.rollout.current
+        kept = [
+            part
+            for part in (current.parts if current is not None else ())
+            if identity(part) != identity(plan) and identity(part) in self._searches
+        ]
+        return self.rollout.start(_merged([plan, *kept]), self.knowledge, now)
+
+    def _retire(self, goals: Sequence[Goal], now: float) -> list[Publication]:
+        """Let models leave that are not in use any more, when all those that are have a plan.
+
+        Also one that is in use again, or that a planner before this one did not see off.
+        """
+        current, wanted = self.rollout.current, {goal.key for goal in goals}
+        if current is None or self.rollout.is_changing:
+            return []
+        parts = [part for part in current.parts if identity(part) in wanted]
+        is_settled = len(parts) == len(current.parts) and not any(p.is_leaving for p in parts)
+        if is_settled or len(parts) < len(wanted):
+            return []
+        return self.rollout.start(_merged(parts), self.knowledge, now)
+
+    def _give_up(self, goals: Sequence[Goal], now: float) -> list[Publication]:
         """Drop the coming plan when one of its devices is lost, failed or hangs."""
         target = self.rollout.current
         if target is None or not self.rollout.is_changing:
             return []
-        coming = self.rollout.coming or target
+        usable = {goal.key: goal.usable for goal in goals}
         for device in self.rollout.waiting_for(self.knowledge):
             view = self.knowledge.devices.get(device)
             silent = now - view.heard_seconds if view is not None else 0.0
@@ -187,36 +295,80 @@ class Control:
                 wait = self.settings.retry_seconds
                 error = f"it said nothing for {silent:.0f} s while loading"
                 view.failure = Failure(error, 1, now + wait)
-                usable.pop(device, None)
-        is_wanted = is_for(coming, model)
+                for each in usable.values():
+                    each.pop(device, None)
+        staying = [part for part in target.parts if not part.is_leaving]
         # On the way replicas serve that are left because one of their devices is unusable.
-        needed = {stage.device for replica in target.replicas for stage in replica.stages}
-        if is_wanted and needed <= usable.keys():
+        if all(identity(part) in usable for part in staying) and all(
+            stage.device in usable[identity(part)]
+            for part in staying
+            for replica in part.replicas
+            for stage in replica.stages
+        ):
             return []
+        coming = self.rollout.coming or target
         self._note(f"plan {coming.version} is given up before it was active")
-        return self.rollout.drop_coming(self.knowledge, model, now)
+        return self.rollout.drop_coming(self.knowledge, now)
 
     # --- status ---------------------------------------------------------------------------
 
-    def _problem(self, model: ModelSpec, now: float) -> str | None:
+    def _problem(self, goals: Sequence[Goal], now: float) -> str | None:
         """Return what keeps a plan from being made or becoming active."""
         failures = "; ".join(
             f"{device} failed to load: {view.failure.error}"
             for device, view in sorted(self.knowledge.devices.items())
             if view.failure is not None
         )
-        if self._search.infeasible is not None:
-            return f"{failures}; {self._search.infeasible}" if failures else self._search.infeasible
-        if self.rollout.active is not None and is_for(self.rollout.active, model):
+        for goal in goals:
+            infeasible = self._search(goal.key).infeasible
+            if infeasible is not None:
+                which = f"{goal.model.name}: " if len(goals) > 1 else ""
+                return f"{failures}; {which}{infeasible}" if failures else f"{which}{infeasible}"
+        active = self.rollout.active
+        lacking = [goal for goal in goals if active is None or not active.part_for(goal.model)]
+        if not lacking:
             return None
         progress = self.rollout.progress(self.knowledge)
+        measuring = self.knowledge.measuring(lacking[0].model)
+        if progress is None and len(goals) > 1 and not lacking[0].usable and not measuring:
+            name, others = lacking[0].model.name, [g.model.name for g in goals if g not in lacking]
+            progress = f"{name}: no plan: no device is left beside {', '.join(others)}"
         if progress is None:
-            usable, _ = self.knowledge.usable(model, now)
-            measuring = self.knowledge.measuring(model)
-            expected = max(self.settings.expect_devices, len(usable) + len(measuring))
-            progress = f"waiting for devices: {len(usable)} of {expected} profiles"
+            num_usable = len(self.knowledge.usable(lacking[0].model, now)[0])
+            expected = max(self.settings.expect_devices, num_usable + len(measuring))
+            progress = f"waiting for devices: {num_usable} of {expected} profiles"
             if not expected:
                 progress = "waiting for devices: none is on the bus"
             elif measuring:
                 progress += f"; measuring: {', '.join(measuring)}"
         return f"{failures}; {progress}" if failures else progress
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A model in use, and what it is planned with.
+
+    Attributes:
+        usable: The devices that are its own.
+        left_out: Why each other device cannot be used.
+        share: Of all requests; 0: it is the only model.
+        is_whole: No device that is to be its own holds stages of another model in use.
+    """
+
+    model: ModelSpec
+    usable: dict[str, DeviceSpec]
+    left_out: dict[str, str]
+    share: float
+    is_whole: bool
+
+    @property
+    def key(self) -> ModelIdentity:
+        """Which model it is."""
+        return identity(self.model)
+
+
+def _merged(parts: Iterable[Plan]) -> Plan:
+    """Return one plan for several models, in the order of their names."""
+    alone = [msgspec.structs.replace(part, others=[], is_leaving=False) for part in parts]
+    first, *others = sorted(alone, key=lambda part: part.model)
+    return msgspec.structs.replace(first, others=others)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import msgspec.structs
-
 from broker.control import (
     DeviceControl,
     DeviceProfile,
     DeviceState,
     DeviceStatus,
-    Link,
-    OwnerRules,
+    ModelTimes,
 )
 from broker.plan import Assignment, Loaded, LoadState
 from planner.live.conditions import Condition
@@ -64,22 +61,31 @@ class DeviceView:
 
     def is_busy_with(self, model: ModelSpec) -> bool:
         """Whether it loads, or measures itself for a model, and may well be silent meanwhile."""
-        loaded, profile = self.loaded, self.profile
+        loaded = self.loaded
         if loaded is None or loaded.state in (LoadState.MEASURING, LoadState.LOADING):
             return True
         if self.assigned is not None and loaded.version < self.assigned.version:
             return True
-        return profile is None or (profile.model_revision, profile.weights) != (
-            model.revision,
-            model.weights,
-        )
+        return not self.has_measured(model)
 
-    def has_loaded(self, stages: set[str], revision: str) -> bool:
-        """Whether all ``stages`` of a revision are in memory, in the present session."""
+    def has_measured(self, model: ModelSpec) -> bool:
+        """Whether it has measured itself for a model."""
+        profile = self.profile
+        return profile is not None and profile.times_for(model.revision, model.weights) is not None
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it offers to models, in all; a share counts of the largest."""
+        if self.profile is None:
+            return 0
+        return max(times.memory_bytes for times in (self.profile, *self.profile.others))
+
+    def has_loaded(self, stages: set[str]) -> bool:
+        """Whether all ``stages`` are in memory, in the present session."""
         loaded = self.loaded
         if loaded is None or self.status is None or loaded.session < self.status.session:
             return False
-        if loaded.state is not LoadState.LOADED or loaded.revision not in ("", revision):
+        if loaded.state is not LoadState.LOADED:
             return False
         version = self.assigned.version if self.assigned is not None else 0
         return loaded.version >= version and stages <= set(loaded.stages)
@@ -89,20 +95,32 @@ def longest_job_seconds(view: DeviceView, speed: float) -> float:
     """Return what a device may compute without a pause: a chunk, in all layers of a stage."""
     if view.profile is None or view.assigned is None:
         return 0.0
-    stages = (*view.assigned.hold, *view.assigned.prepare)
-    layers = max((len(stage.layers) for stage in stages), default=0)
-    # Short prompts take the most for a token.
-    token_seconds = max(
-        time.seconds / max(time.num_tokens, 1)
-        for times in view.profile.blocks.values()
-        for time in times.prefill
-    )
-    return layers * view.assigned.chunk_tokens * token_seconds / speed
+    longest = 0.0
+    for part in view.assigned.parts:
+        layers = max((len(stage.layers) for stage in part.stages), default=0)
+        measured = view.profile.times_for(part.revision, part.weights) or view.profile
+        # Short prompts take the most for a token.
+        token_seconds = max(
+            time.seconds / max(time.num_tokens, 1)
+            for times in measured.blocks.values()
+            for time in times.prefill
+        )
+        longest = max(longest, layers * part.chunk_tokens * token_seconds)
+    return longest / speed
 
 
-def measured_times(profile: DeviceProfile) -> DeviceProfile:
-    """Return a profile's times alone, whenever that was and over whatever link."""
-    reference = Link(latency_seconds=0.0, bytes_per_second=1.0)
-    return msgspec.structs.replace(
-        profile, session=0, memory_bytes=0, link=reference, owner=OwnerRules()
-    )
+def has_other_times(known: DeviceProfile, profile: DeviceProfile) -> bool:
+    """Whether a device measured itself anew: for models of both profiles times differ."""
+    pairs = [
+        (before, after)
+        for before in (known, *known.others)
+        for after in (profile, *profile.others)
+        if (before.model_revision, before.weights) == (after.model_revision, after.weights)
+    ]
+    if not pairs:
+        return True
+    return any(_times(before) != _times(after) for before, after in pairs)
+
+
+def _times(measured: ModelTimes) -> tuple[object, ...]:
+    return measured.blocks, measured.embedding, measured.head

@@ -68,13 +68,16 @@ def device_spec(
         UnusableProfileError: It measured another model or weight format, or not every kind
             of block.
     """
-    if profile.model_revision != model.revision:
-        raise UnusableProfileError(f"{device} has not measured this revision of the model yet")
-    if profile.weights != model.weights:
+    measured = profile.times_for(model.revision, model.weights)
+    if measured is None:
+        everything = (profile, *profile.others)
+        others = [times.weights for times in everything if times.model_revision == model.revision]
+        if not others:
+            raise UnusableProfileError(f"{device} has not measured this revision of the model yet")
         raise UnusableProfileError(
-            f"{device} measured {profile.weights} weights, the model has {model.weights}"
+            f"{device} measured {others[0]} weights, the model has {model.weights}"
         )
-    missing = set(model.block_kinds) - set(profile.blocks)
+    missing = set(model.block_kinds) - set(measured.blocks)
     if missing:
         raise UnusableProfileError(f"{device} did not measure blocks of kind {sorted(missing)}")
     watts = profile.idle_watts, profile.busy_watts
@@ -83,10 +86,10 @@ def device_spec(
         watts = None, None
     return DeviceSpec(
         id=device,
-        memory_bytes=condition.memory_bytes(profile.memory_bytes),
-        blocks={kind: _finite(device, times) for kind, times in profile.blocks.items()},
-        embedding=_finite(device, profile.embedding),
-        head=_finite(device, profile.head),
+        memory_bytes=condition.memory_bytes(measured.memory_bytes),
+        blocks={kind: _finite(device, times) for kind, times in measured.blocks.items()},
+        embedding=_finite(device, measured.embedding),
+        head=_finite(device, measured.head),
         link=condition.link(profile.link),
         speed=condition.speed,
         idle_watts=watts[0],

@@ -6,7 +6,9 @@ same session and an older version, never replaces knowledge.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from broker.control import (
     PROTOCOL_VERSION,
@@ -19,12 +21,12 @@ from broker.control import (
     ModelManifest,
     Placement,
 )
-from broker.placement import formats
+from broker.identity import identity
 from broker.plan import Loaded, LoadState
 from broker.quiet import is_quiet
 from broker.telemetry import Telemetry
 from planner.live.conditions import Condition, Limits
-from planner.live.devices import DeviceView, Failure, longest_job_seconds, measured_times
+from planner.live.devices import DeviceView, Failure, has_other_times, longest_job_seconds
 from planner.live.events import (
     AssignmentSeen,
     BusUp,
@@ -41,6 +43,9 @@ from planner.live.events import (
 from planner.live.inputs import UnusableProfileError, device_spec
 from planner.live.presence import Presence
 from planner.model import DeviceSpec, ModelSpec
+
+_SAME_REQUESTS: Final = 16
+"""Requests that each model is taken to have had beside those that were counted."""
 
 
 class Knowledge:
@@ -81,7 +86,7 @@ class Knowledge:
                 self.models.pop(model, None)
             case ModelSeen(model, manifest) if manifest is not None:
                 known = self.models.get(model)
-                if known is None or formats(known) != formats(manifest):
+                if known is None or identity(known) != identity(manifest):
                     self.changed_seconds = now
                 self.models[model] = manifest
             case StatusSeen(device, status):
@@ -137,11 +142,11 @@ class Knowledge:
             view.losses = view.losses.after_return(now)
             self.changed_seconds = now
 
-    def notice_silence(self, model: ModelSpec, now: float) -> None:
+    def notice_silence(self, models: Sequence[ModelSpec], now: float) -> None:
         """Let time pass, and leave devices out that should have said something by now."""
         self._presence.step(now)
         for device, view in self.devices.items():
-            if view.is_there and not view.is_busy_with(model):
+            if view.is_there and not any(view.is_busy_with(model) for model in models):
                 job = longest_job_seconds(view, self._condition(device, view).speed)
                 view.silent_seconds = self._presence.silent_seconds(device, job)
                 if view.silent_seconds is not None:
@@ -177,11 +182,7 @@ class Knowledge:
             return
         if profile is not None and (known is None or known != profile):
             self.changed_seconds = now
-        if (
-            profile is not None
-            and known is not None
-            and measured_times(known) != measured_times(profile)
-        ):
+        if profile is not None and known is not None and has_other_times(known, profile):
             # It measured itself anew: what was slow then may be what it measured now.
             view.condition = Condition.planned(1.0)
             self.planned_speeds.pop(device, None)
@@ -287,10 +288,23 @@ class Knowledge:
         return sorted(
             device
             for device, view in self.devices.items()
-            if view.is_ready
-            and view.failure is None
-            and (view.profile is None or view.profile.model_revision != model.revision)
+            if view.is_ready and view.failure is None and not view.has_measured(model)
         )
+
+    def shares(self, revisions: Sequence[str]) -> list[float]:
+        """Return which part of the requests each model gets, by the gateways that can say.
+
+        Before there are many requests, each counts about the same.
+        """
+        asked = [
+            _SAME_REQUESTS + sum(status.asked.get(each, 0) for status in self._gateways.values())
+            for each in revisions
+        ]
+        return [number / sum(asked) for number in asked]
+
+    def is_finishing(self, revision: str) -> bool:
+        """Whether a gateway has unfinished requests of a model that is not in use any more."""
+        return any(revision in status.finishing for status in self._gateways.values())
 
     def measured_hops(self) -> list[float]:
         """Return what hops take beside their links, by the gateways that can say."""

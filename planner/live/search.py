@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 import msgspec.structs
 
-from broker.placement import formats, kv_reserved_tokens
+from broker.identity import ModelIdentity, identity
+from broker.placement import kv_reserved_tokens
 from broker.plan import IdleDevice, Plan
 from broker.transport import Publication
 from planner.live.demand import RULE, Demand
@@ -26,14 +28,21 @@ _FEW_PLANS: Final = 3
 """More plans within `_RECENT_SECONDS` say that the next one will not last either."""
 
 
+Start = Callable[[Plan, float], list[Publication]]
+"""Begins to carry out a plan for one model, beside those of the others."""
+
+
 class Search:
-    """The way to the next plan.
+    """The way to the next plan for one model, on the devices that are its own.
 
     Args:
+        model: Which one.
         settings: What a person set.
         knowledge: Models and devices.
-        rollout: The plans that there are.
+        rollout: The plans that there are, with a part for each model.
         history: Learns of each decision.
+        start: Carries a plan out.
+        demand: What requests are like, as far as it is known.
 
     Attributes:
         infeasible: Why the last search found nothing, in words; None: it found something.
@@ -41,17 +50,22 @@ class Search:
 
     def __init__(
         self,
+        model: ModelIdentity,
         settings: PlannerSettings,
         knowledge: Knowledge,
         rollout: Rollout,
         history: History,
+        start: Start,
+        demand: Demand,
     ) -> None:
         self.infeasible: str | None = None
+        self._model = model
+        self._start = start
         self._settings = settings
         self._knowledge = knowledge
         self._rollout = rollout
         self._history = history
-        self._demand = Demand()
+        self.demand = demand
         # The devices as they were when the latest plan was made.
         self._planned_with: dict[str, DeviceSpec] = {}
         self._adopted: deque[float] = deque()
@@ -62,32 +76,40 @@ class Search:
     def take_over(self, plan: Plan) -> None:
         """Go on with a plan that another planner made, with what it was made with."""
         self._planned_with = {}
-        self._knowledge.planned_speeds = dict(plan.speeds)
-        if self._demand.ratio is None and plan.prompt_tokens and plan.answer_tokens:
-            self._demand = Demand.planned(
+        self._know_speeds(plan)
+        if self.demand.ratio is None and plan.prompt_tokens and plan.answer_tokens:
+            self.demand = Demand.planned(
                 plan.prompt_tokens, plan.answer_tokens, plan.hop_overhead_seconds
             )
-            self._knowledge.hop_overhead_seconds = self._demand.hop_overhead_seconds
+            self._knowledge.hop_overhead_seconds = self.demand.hop_overhead_seconds
 
     def look(self, now: float) -> None:
         """Take in what gateways measured; devices are the business of `Knowledge`."""
         if self._settings.follow_lengths:
             measured = self._knowledge.measured_lengths()
-            self._demand = self._demand.after(measured, self._settings.workload, now)
-        self._demand = self._demand.after_hops(self._knowledge.measured_hops(), now)
-        self._knowledge.hop_overhead_seconds = self._demand.hop_overhead_seconds
+            self.demand = self.demand.after(measured, self._settings.workload, now)
+        self.demand = self.demand.after_hops(self._knowledge.measured_hops(), now)
+        self._knowledge.hop_overhead_seconds = self.demand.hop_overhead_seconds
 
     def seek(
-        self, model: ModelSpec, usable: dict[str, DeviceSpec], left_out: dict[str, str], now: float
+        self,
+        model: ModelSpec,
+        usable: dict[str, DeviceSpec],
+        left_out: dict[str, str],
+        now: float,
+        share: float = 0.0,
     ) -> bool:
-        """Search for a plan if something calls for one; return whether a search was made."""
+        """Search for a plan if something calls for one; return whether a search was made.
+
+        ``share`` is the model's share of the requests; 0: it is the only model.
+        """
         trigger = self._trigger(model, usable, left_out, now)
         if trigger is None:
             self._blocked = self.infeasible = None
             return False
         workload = self._workload(model)
         signature = (
-            formats(model),
+            identity(model),
             workload,
             *((d.id, d.memory_bytes, d.speed, d.link, d.owner) for d in usable.values()),
             *sorted(self._keeping(now)),
@@ -107,14 +129,15 @@ class Search:
                 for device, reason in left_out.items()
                 if self._knowledge.devices[device].is_ready
             ],
-            running=self._running(model),
+            running=self._part_of(self._rollout.active),
             min_gain=self._settings.min_gain,
             seed=self._settings.seed,
             trigger=trigger,
             version=self._rollout.version + 1,
         )
         try:
-            self._found = self._propose(question)
+            found = self._propose(question)
+            self._found = replace(found, plan=msgspec.structs.replace(found.plan, share=share))
         except InfeasiblePlanError as error:
             self._blocked, self.infeasible = signature, f"no plan: {error}"
             self._history.note(f"{trigger}: {self.infeasible}", self._knowledge.utc_seconds)
@@ -155,8 +178,8 @@ class Search:
 
         The plan is the same, so nothing is searched for.
         """
-        active = self._rollout.active
-        if active is None or self._rollout.is_changing or not is_for(active, model):
+        active = self._part_of(self._rollout.active)
+        if active is None or self._rollout.is_changing:
             return []
         in_use = {stage.device for replica in active.replicas for stage in replica.stages}
         if not in_use <= usable.keys():
@@ -181,14 +204,20 @@ class Search:
             ],
             reasons={d: why for d, why in active.reasons.items() if d not in waiting},
         )
-        return self._rollout.start(plan, self._knowledge, model, now)
+        return self._start(plan, now)
 
-    def _running(self, model: ModelSpec) -> Plan | None:
-        running = self._rollout.active
-        return running if running is not None and is_for(running, model) else None
+    def _part_of(self, plan: Plan | None) -> Plan | None:
+        parts = plan.parts if plan is not None else []
+        return next((part for part in parts if identity(part) == self._model), None)
+
+    def _know_speeds(self, plan: Plan) -> None:
+        """Remember the speeds that a plan was made with; other devices are of other plans."""
+        known = self._knowledge.planned_speeds
+        others = {device: speed for device, speed in known.items() if device not in plan.reasons}
+        self._knowledge.planned_speeds = {**others, **plan.speeds}
 
     def _workload(self, model: ModelSpec) -> Workload:
-        return fitted_workload(self._demand.workload(self._settings.workload), model)
+        return fitted_workload(self.demand.workload(self._settings.workload), model)
 
     def _objective(self, now: float) -> Objective:
         """Return the objective; where plans follow each other, none repays much loading."""
@@ -220,9 +249,8 @@ class Search:
         if found.record.outcome == "adopted":
             self._adopted.append(now)
         self._planned_with = dict(usable)
-        self._knowledge.planned_speeds = dict(plan.speeds)
-        plan = msgspec.structs.replace(plan, created_at=at)
-        published = self._rollout.start(plan, self._knowledge, model, now)
+        self._know_speeds(plan)
+        published = self._start(msgspec.structs.replace(plan, created_at=at), now)
         # Other plans may come first; what was decided is the last of them.
         version = self._rollout.final_version
         record = msgspec.structs.replace(found.record, at=at, version=version)
@@ -242,18 +270,21 @@ class Search:
         self, model: ModelSpec, usable: dict[str, DeviceSpec], left_out: dict[str, str], now: float
     ) -> str | None:
         """Return what calls for a plan now, in words."""
-        current = self._rollout.current
+        current = self._part_of(self._rollout.current)
         quiet = now - self._knowledge.changed_seconds >= self._settings.settle_seconds
-        if current is None or not is_for(current, model):
-            if not usable or self._waits_for_devices(model, usable, now):
+        if current is None:
+            if self._rollout.is_changing:
+                return None  # Another model's plan comes first.
+            num_measured = len(self._knowledge.usable(model, now)[0])
+            if not usable or self._waits_for_devices(model, num_measured, now):
                 return None
-            if not quiet and not 0 < self._settings.expect_devices <= len(usable):
+            if not quiet and not 0 < self._settings.expect_devices <= num_measured:
                 return None
             return f"{len(usable)} devices for {model.name}"
         devices = {stage.device for replica in current.replicas for stage in replica.stages}
         gone = sorted(devices - set(usable))
         if gone:
-            return "; ".join(f"{d} left ({left_out.get(d, 'it is gone')})" for d in gone)
+            return "; ".join(f"{d} left ({left_out.get(d) or self._absence(d)})" for d in gone)
         if self._rollout.is_changing:
             return None
         small = self._too_small(current, model, usable)
@@ -269,9 +300,12 @@ class Search:
         workload = self._workload(model).fitted_to(model.context_limit)
         if drift := drift_text(current, workload, RULE.threshold):
             changed.append(drift)
-        if hops := hop_text(current, self._demand.hop_overhead_seconds):
+        if hops := hop_text(current, self.demand.hop_overhead_seconds):
             changed.append(hops)
         return "; ".join(changed) or None
+
+    def _absence(self, device: str) -> str:
+        return "it is for another model" if device in self._knowledge.devices else "it is gone"
 
     def _too_small(self, plan: Plan, model: ModelSpec, usable: dict[str, DeviceSpec]) -> list[str]:
         tokens = kv_reserved_tokens(plan.context_tokens)
@@ -283,9 +317,8 @@ class Search:
             < model.stage_bytes(stage.layers.start, stage.layers.end, tokens)
         )
 
-    def _waits_for_devices(
-        self, model: ModelSpec, usable: dict[str, DeviceSpec], now: float
-    ) -> bool:
+    def _waits_for_devices(self, model: ModelSpec, num_measured: int, now: float) -> bool:
         if now - self._knowledge.changed_seconds >= self._settings.wait_seconds:
             return False
-        return len(usable) < self._settings.expect_devices or bool(self._knowledge.measuring(model))
+        is_early = num_measured < self._settings.expect_devices
+        return is_early or bool(self._knowledge.measuring(model))

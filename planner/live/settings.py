@@ -61,6 +61,7 @@ class PlannerSettings:
         telemetry_seconds: Telemetry older than this is silence.
         lease_seconds: A planner that is silent for so long loses its lease.
         drain_seconds: Old replicas are kept so long after a new plan is active.
+        leave_seconds: Longest wait for the end of requests to a model that is given up.
         load_seconds: A device that says nothing for so long while loading has failed.
         retry_seconds: A device that failed is left out for so long, then twice that ...
     """
@@ -102,6 +103,7 @@ class PlannerSettings:
     telemetry_seconds: float = 30.0
     lease_seconds: float = 10.0
     drain_seconds: float = 5.0
+    leave_seconds: float = 300.0
     load_seconds: float = 300.0
     retry_seconds: float = 30.0
 
@@ -111,7 +113,7 @@ class PlannerSettings:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0")
         not_negative = ("wait_seconds", "settle_seconds", "drain_seconds", "min_gain")
-        for name in (*not_negative, "battery_limit", "rest_seconds"):
+        for name in (*not_negative, "leave_seconds", "battery_limit", "rest_seconds"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative")
         if not 0 < self.speed_threshold < 1:

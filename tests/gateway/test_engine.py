@@ -492,7 +492,7 @@ async def test_plan_and_devices_show_predicted_and_measured(site: Site) -> None:
     assert body["measured"]["ttft_seconds"] > 0
     assert [r["id"] for r in body["replicas"]] == ["r"]
     assert [d["id"] for d in site.engine.devices()] == ["a", "b"]
-    newest = site.engine.plan()
+    newest = site.engine.active_plan()
     assert newest is not None
     assert newest.version == 1
 

@@ -284,7 +284,12 @@ def test_a_plan_in_preparation_is_shown_with_its_progress() -> None:
     view = view.with_plan(plan(TWO, version=2, state=PlanState.PREPARING))
     view = view.with_loaded("c", loaded(state=LoadState.LOADING, got=25), 0.0)
 
-    assert plan_body(view, {})["preparing"] == {"version": 2, "trigger": "", "progress": 0.25}
+    assert plan_body(view, {})["preparing"] == {
+        "version": 2,
+        "model": "tiny",
+        "trigger": "",
+        "progress": 0.25,
+    }
     assert load_progress(view, plan(ONE)) is None
 
 

@@ -55,7 +55,7 @@ def spec(manifest: ModelManifest, start: int, end: int, replica: str = "r-1") ->
 def order(
     manifest: ModelManifest, *wanted: StageSpec, keep: tuple[StageSpec, ...] = (), version: int = 1
 ) -> LoadOrder:
-    return LoadOrder(version, manifest, wanted, wanted, keep)
+    return LoadOrder(version, {manifest.revision: manifest}, wanted, wanted, keep)
 
 
 def drain(loader: Loader) -> list[LoadEvent]:
@@ -124,7 +124,7 @@ def test_a_coming_plan_shares_the_layers_of_the_running_one(
     loader.process(order(manifest, spec(manifest, 0, 3)))
     read.clear()
     now, coming = spec(manifest, 0, 3), spec(manifest, 0, 4, "r-2")
-    loader.process(LoadOrder(2, manifest, (now, coming), (coming,), (now,)))
+    loader.process(LoadOrder(2, {manifest.revision: manifest}, (now, coming), (coming,), (now,)))
     built = [event.spec for event in drain(loader) if isinstance(event, StageBuilt)]
     assert built == [spec(manifest, 0, 3), coming]
     assert set(read) == names(manifest, (3, 4))
@@ -298,3 +298,26 @@ def test_a_newer_order_overtakes_one_that_is_loading(
 def _with(manifest: ModelManifest, **changes: object) -> ModelManifest:
     fields = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
     return ModelManifest(**{**fields, **changes})
+
+
+def test_stages_of_two_models_are_loaded_by_one_order_and_freed_apart(
+    manifest: ModelManifest, tmp_path: Path
+) -> None:
+    other = manifest_of(write_checkpoint(tmp_path / "other", seed=7), "other")
+    loader = Loader()
+    first, second = spec(manifest, 0, 2), spec(other, 1, 4, "r-2")
+    manifests = {each.revision: each for each in (manifest, other)}
+    loader.process(LoadOrder(1, manifests, (first, second), (first, second), ()))
+    events = drain(loader)
+    assert [event.spec for event in events if isinstance(event, StageBuilt)] == [first, second]
+    total = sum(
+        model.tensors[name].num_bytes
+        for model, layers in ((manifest, (0, 2)), (other, (1, 4)))
+        for name in names(model, layers)
+    )
+    progress = [event for event in events if isinstance(event, LoadProgress)]
+    assert {event.total_bytes for event in progress} == {total}
+    assert progress[-1].loaded_bytes == total
+
+    loader.process(LoadOrder(2, {other.revision: other}, (second,), (), (second,)))
+    assert set(finished(drain(loader)).tensors) == names(other, (1, 4))

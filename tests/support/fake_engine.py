@@ -1,11 +1,12 @@
 """An engine without a fog: it answers each request with a script of token ids."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 from broker.control import DeviceControl, ModelManifest
 from broker.events import Logprobs
+from broker.identity import ModelIdentity
 from broker.plan import Plan
 from gateway.owners import UnknownDeviceError, control_body
 from gateway.requests import GeneratedToken, Generation, Readiness, Written
@@ -27,6 +28,8 @@ class FakeEngine:
         error: Raised instead of token ``error_at``.
         journal: What `written` finds, by entry.
         taken_over: The entries of each answer that went on.
+        active: The plan that serves.
+        unfinished: Requests of a model that have not ended, by its name.
     """
 
     def __init__(self, script: Script) -> None:
@@ -35,6 +38,10 @@ class FakeEngine:
         self.closed: list[str] = []
         self.completed: list[str] = []
         self.published: list[ModelManifest] = []
+        self.withdrawn: list[str] = []
+        self.expected: list[str] = []
+        self.active: Plan | None = None
+        self.unfinished: dict[str, int] = {}
         self.hold_after: int | None = None
         self.holding = asyncio.Event()
         self.go_on = asyncio.Event()
@@ -91,14 +98,21 @@ class FakeEngine:
         self.taken_over.append(entries)
         return len(self.taken_over)
 
-    def largest_request_tokens(self) -> int | None:
+    def largest_request_tokens(self, model: ModelIdentity | None = None) -> int | None:
         return self.largest_tokens
 
-    def arithmetics(self) -> tuple[str, ...]:
+    def arithmetics(self, model: ModelIdentity | None = None) -> tuple[str, ...]:
         return self.computing
 
-    def plan(self) -> Plan | None:
-        return None
+    def active_plan(self) -> Plan | None:
+        return self.active
+
+    def num_unfinished(self, manifest: ModelManifest) -> int:
+        return self.unfinished.get(manifest.name, 0)
+
+    def model_state(self, manifest: ModelManifest) -> dict[str, Any]:
+        state = "serving" if manifest.in_use else "added"
+        return {"state": state, "detail": "", "progress": None, "unfinished": 0}
 
     def fog_plan(self) -> dict[str, Any]:
         return {"version": 3, "state": "active", "replicas": []}
@@ -120,5 +134,11 @@ class FakeEngine:
     def readiness(self) -> Readiness:
         return self.ready
 
+    def expect_models(self, names: Iterable[str]) -> None:
+        self.expected = list(names)
+
     def publish_model(self, manifest: ModelManifest) -> None:
         self.published.append(manifest)
+
+    def withdraw_model(self, manifest: ModelManifest) -> None:
+        self.withdrawn.append(manifest.name)

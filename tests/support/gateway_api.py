@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from fastapi import FastAPI
 from broker.events import Logprobs
 from gateway.access.store import KeyFile, KeyStore
 from gateway.app import create_app
+from gateway.keeper import Keeper
 from gateway.meter import Meter
-from gateway.model import ModelSlot
+from gateway.model import ModelRefusedError, ModelSlot, ServedModel
+from gateway.models import Model, Models
 from gateway.preparation import read_model
 from gateway.prompts import Prompts
 from gateway.requests import Generation, Written
@@ -38,7 +40,7 @@ class Api:
     def __init__(self, engine: FakeEngine, settings: Settings, *, prepared: bool = True) -> None:
         self.engine = engine
         self.settings = settings
-        self.slot = ModelSlot()
+        self.models = Models(settings)
         if prepared:
             self.slot.served = read_model(settings, self.slot, "test")
         self.signer = UrlSigner(b"k" * 32, BASE_URL)
@@ -50,7 +52,7 @@ class Api:
     def make_app(self, prompts: Prompts | None = None) -> FastAPI:
         return create_app(
             self.engine,
-            self.slot,
+            self.models,
             self.settings,
             self.signer,
             self.stopping,
@@ -58,6 +60,11 @@ class Api:
             keys=self.keys,
             meter=self.meter,
         )
+
+    @property
+    def slot(self) -> ModelSlot:
+        """Of the model in the settings."""
+        return self.models.first.slot
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[httpx2.AsyncClient]:
@@ -99,6 +106,25 @@ class Api:
     async def get(self, path: str, **headers: str) -> httpx2.Response:
         async with self.client() as client:
             return await client.get(path, headers=headers)
+
+    @asynccontextmanager
+    async def kept(self, *refuse: str) -> AsyncIterator[asyncio.Task[None]]:
+        """Prepare and publish models while the block lasts; those named are refused."""
+
+        async def prepare(model: Model) -> ServedModel:
+            if model.name in refuse:
+                raise ModelRefusedError(f"{model.name} is damaged")
+            model.slot.served = read_model(model.settings, model.slot, "test")
+            return model.slot.served
+
+        keeper = Keeper(self.models, self.engine, self.signer, prepare, 3600)
+        task = asyncio.create_task(keeper.run())
+        try:
+            yield task
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError, ModelRefusedError):
+                await task
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[str]:

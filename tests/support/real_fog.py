@@ -135,7 +135,7 @@ class ServiceFog:
         return log.read_text(errors="replace") if log.is_file() else ""
 
     def _is_active(self, version: int) -> bool:
-        plan = self.engine.plan()
+        plan = self.engine.active_plan()
         ready = self.engine.readiness().ready
         return ready and plan is not None and plan.version == version
 

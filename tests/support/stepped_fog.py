@@ -12,21 +12,27 @@ from itertools import pairwise
 from threading import Event
 from typing import Any
 
+import msgspec.structs
+
 from broker.codec import encode_control
-from broker.control import Control, ModelManifest
+from broker.control import Control, DeviceState, GatewayStatus, ModelManifest
+from broker.identity import identity
 from broker.memory import MemoryBroker, MemoryTransport
 from broker.topics import (
     DEVICE_LOADED,
     DEVICE_STATUS,
     DEVICE_TELEMETRY,
     GATEWAY_EVENTS,
+    GATEWAY_STATUS,
     MODEL,
     PLAN,
     Topic,
 )
 from broker.transport import Inbox, Publication, Received, Transport
 from broker.work import Sampling
-from gateway.dispatch import Actions, Dispatcher, FailedOutcome
+from gateway.choice import in_order
+from gateway.desks import Desks
+from gateway.dispatch import Actions, FailedOutcome
 from gateway.fogview import FogView
 from gateway.intake import Intake, Reported
 from gateway.requests import Generation
@@ -84,6 +90,7 @@ class SteppedFog:
         load_seconds: How long a device loads, whatever it is.
         settings: Of the planner, beside the usual ones of a test.
         bus: The broker, when a test wants one of its own.
+        others: Models that are published beside it.
 
     Attributes:
         now: The fog's clock, in seconds.
@@ -101,6 +108,7 @@ class SteppedFog:
         load_seconds: float = 2.0,
         settings: Mapping[str, Any] | None = None,
         bus: MemoryBroker | None = None,
+        others: Sequence[ModelManifest] = (),
     ) -> None:
         self.now = 1000.0
         self.bus = bus or MemoryBroker()
@@ -108,16 +116,19 @@ class SteppedFog:
         self.failed: dict[str, str] = {}
         self.done: set[str] = set()
         self.num_complete: list[int] = []
-        self._manifest = manifest
+        self.models = {each.name: each for each in (manifest, *others)}
         self._intake = Intake(GATEWAY)
-        self._dispatcher = Dispatcher(SITE, GATEWAY)
+        self._desks = Desks(SITE, GATEWAY)
+        self._finishing: list[str] = []
         self._bus = MemoryTransport(self.bus, GATEWAY)
         topics: tuple[Topic[Any], ...] = (
             PLAN, DEVICE_STATUS, DEVICE_LOADED, DEVICE_TELEMETRY, GATEWAY_EVENTS,
         )  # fmt: skip
         self._bus.subscribe([(topic.filter(SITE, gateway=GATEWAY), topic.qos) for topic in topics])
         self._bus.connect()
-        self.say(MODEL, manifest, model="tiny")
+        for each in self.models.values():
+            self.say(MODEL, each, model=each.name)
+            self._desks.open(each)
         self._intake.serve(manifest)
         self._memory_bytes = dict(memory_bytes)
         self._load_seconds = load_seconds
@@ -135,12 +146,27 @@ class SteppedFog:
         path = topic.path(SITE, **names)
         self._bus.publish(Publication(path, payload, topic.qos, topic.retained))
 
+    def use(self, *names: str) -> None:
+        """Let the fog serve these models."""
+        for name, manifest in self.models.items():
+            self.models[name] = msgspec.structs.replace(manifest, in_use=name in names)
+            self._desks.open(self.models[name])
+        for name, manifest in sorted(self.models.items(), key=lambda item: item[1].in_use):
+            self.say(MODEL, manifest, model=name)
+
+    @property
+    def model(self) -> ModelManifest:
+        """The model of requests that name none."""
+        return in_order(self.models.values(), self.view.active)[0]
+
     def ask(
         self,
         request_id: str,
         prompt_ids: Sequence[int],
         max_tokens: int,
         sampling: Sampling | None = None,
+        *,
+        model: str | None = None,
     ) -> None:
         """Submit a request; half of those that do not say how are sampled."""
         self.tokens[request_id] = []
@@ -153,8 +179,9 @@ class SteppedFog:
             or Sampling(
                 temperature=0.8 if sampled else 0.0, seed=len(self.tokens), ignore_eos=True
             ),
+            model=identity(self.model if model is None else self.models[model]),
         )
-        self._act(self._dispatcher.submit(generation, self.now))
+        self._act(self._desks.submit(generation, self.now))
 
     def run(self, seconds: float) -> Iterator[None]:
         """Let time pass, and stop after each step for what the test does then."""
@@ -167,6 +194,11 @@ class SteppedFog:
     def view(self) -> FogView:
         """What the gateway knows."""
         return self._intake.view
+
+    @property
+    def services(self) -> list[NodeService]:
+        """The loops of all devices."""
+        return [node.service for node in self._nodes.values()]
 
     @property
     def longest_gap_seconds(self) -> float:
@@ -188,7 +220,7 @@ class SteppedFog:
         self.move("planner")
         self.turn(GATEWAY)
         self.move(GATEWAY)
-        self.num_complete.append(len(self.view.complete_replicas))
+        self.num_complete.append(len(self.view.with_model(self.model).complete_replicas))
 
     def turn(self, actor: str) -> None:
         """Somebody's turn begins; a recording marks it."""
@@ -208,16 +240,25 @@ class SteppedFog:
         while (event := self._bus.receive(0.0)) is not None:
             if isinstance(event, Received):
                 self._take(event)
-        self._act(self._dispatcher.tick(self.now))
+        self._act(self._desks.tick(self.now))
+        unfinished = [
+            each.revision
+            for each in self.models.values()
+            if not each.in_use and self._desks.num_unfinished(each)
+        ]
+        if unfinished != self._finishing:
+            self._finishing = unfinished
+            status = GatewayStatus(state=DeviceState.READY, session=1, finishing=unfinished)
+            self.say(GATEWAY_STATUS, status, gateway=GATEWAY)
 
     def _take(self, message: Received) -> None:
         taken = self._intake.take(message, self.now)
         if isinstance(taken, FogView):
-            self._act(self._dispatcher.fog_changed(taken, self.now))
+            self._act(self._desks.fog_changed(taken, self.now))
         elif isinstance(taken, Reported):
-            self._dispatcher.reported(taken.device, self.now)
+            self._desks.reported(taken.device, self.now)
         elif isinstance(taken, tuple):
-            self._act(self._dispatcher.handle(*taken, self.now))
+            self._act(self._desks.handle(*taken, self.now))
 
     def _act(self, actions: Actions) -> None:
         for publication in actions.publications:

@@ -120,7 +120,7 @@ class Bench:
         """Let devices answer their assignments."""
         for name in names:
             wanted = self.assignments[name]
-            stages = [f"{s.replica}/{s.stage}" for s in (*wanted.hold, *wanted.prepare)]
+            stages = [f"{s.replica}/{s.stage}" for part in wanted.parts for s in part.stages]
             self.handle(
                 LoadedSeen(
                     name,

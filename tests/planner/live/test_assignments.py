@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from broker.plan import LayerRange, Plan
 from planner.live.assignments import Load, loads
+from planner.live.needs import Needs
 from tests.planner import fogs
 
 MODEL = fogs.model(4)
@@ -18,6 +19,10 @@ OLD = plan(("old", [("a", 0, 2), ("b", 2, 4)]))
 NEW = plan(("new", [("a", 0, 3), ("c", 3, 4)]))
 
 
+def needs(*plans: Plan | None) -> Needs:
+    return Needs.of([MODEL], plans)
+
+
 def names(load: Load) -> tuple[list[str], list[str]]:
     return (
         [f"{s.replica}/{s.stage}" for s in load.hold],
@@ -26,7 +31,7 @@ def names(load: Load) -> tuple[list[str], list[str]]:
 
 
 def test_the_first_plan_is_held_at_once() -> None:
-    found = loads(None, OLD, ROOMY, MODEL, "ab")
+    found = loads(None, OLD, ROOMY, needs(None, OLD), "ab")
     assert {device: names(load) for device, load in found.items()} == {
         "a": (["old/0"], []),
         "b": (["old/1"], []),
@@ -37,7 +42,7 @@ def test_the_first_plan_is_held_at_once() -> None:
 
 
 def test_old_stages_stay_beside_new_ones_while_memory_allows() -> None:
-    found = loads(OLD, NEW, ROOMY, MODEL, "abc")
+    found = loads(OLD, NEW, ROOMY, needs(OLD, NEW), "abc")
     assert {device: names(load) for device, load in found.items()} == {
         "a": (["old/0"], ["new/0"]),
         "b": (["old/1"], []),
@@ -47,38 +52,38 @@ def test_old_stages_stay_beside_new_ones_while_memory_allows() -> None:
 
 def test_weights_that_both_plans_need_count_once() -> None:
     shared = MODEL.stage_bytes(0, 3) + (2 + 3) * 256 * 1024
-    assert not loads(OLD, NEW, {**ROOMY, "a": shared}, MODEL, "abc")["a"].is_shrunk
-    assert loads(OLD, NEW, {**ROOMY, "a": shared - 1}, MODEL, "abc")["a"].is_shrunk
+    assert not loads(OLD, NEW, {**ROOMY, "a": shared}, needs(OLD, NEW), "abc")["a"].is_shrunk
+    assert loads(OLD, NEW, {**ROOMY, "a": shared - 1}, needs(OLD, NEW), "abc")["a"].is_shrunk
 
 
 def test_a_device_without_room_for_both_gives_up_the_old_stage_first() -> None:
-    found = loads(OLD, NEW, {**ROOMY, "a": 4_000_000}, MODEL, "abc")["a"]
+    found = loads(OLD, NEW, {**ROOMY, "a": 4_000_000}, needs(OLD, NEW), "abc")["a"]
     assert names(found) == ([], ["new/0"])
     assert found.is_shrunk
 
 
 def test_a_stage_in_both_plans_is_simply_held() -> None:
     wider = plan(("old", [("a", 0, 2), ("b", 2, 4)]), ("new", [("c", 0, 4)]))
-    found = loads(OLD, wider, ROOMY, MODEL, "abc")
+    found = loads(OLD, wider, ROOMY, needs(OLD, wider), "abc")
     assert names(found["a"]) == (["old/0"], [])
     assert names(found["c"]) == (["new/0"], [])
 
 
 def test_replicas_that_lost_a_device_are_not_held_for_nobody() -> None:
-    found = loads(OLD, NEW, ROOMY, MODEL, "ac")
+    found = loads(OLD, NEW, ROOMY, needs(OLD, NEW), "ac")
     assert names(found["a"]) == (["new/0"], [])
     assert "b" not in found
 
 
 def test_stages_of_another_revision_are_not_kept() -> None:
     other = plan(("old", [("a", 0, 2), ("b", 2, 4)]), revision="r0")
-    found = loads(other, NEW, ROOMY, MODEL, "abc")
+    found = loads(other, NEW, ROOMY, needs(other, NEW), "abc")
     assert names(found["a"]) == (["new/0"], [])
     assert "b" not in found
 
 
 def test_when_nothing_comes_the_active_plan_is_held() -> None:
-    found = loads(OLD, None, ROOMY, MODEL, "a")
+    found = loads(OLD, None, ROOMY, needs(OLD, None), "a")
     assert {device: names(load) for device, load in found.items()} == {
         "a": (["old/0"], []),
         "b": (["old/1"], []),

@@ -84,11 +84,7 @@ def test_a_model_that_is_not_supported_is_named() -> None:
     assert (bench.problem or "").startswith("the model demo cannot be planned")
 
 
-def test_two_models_need_a_choice() -> None:
-    bench = Bench().connect().model().join(*"abc")
-    bench.handle(ModelSeen("other", fogs.manifest("rev-2", "other")))
-    bench.run(4)
-    assert "E2LLM_PLANNER_MODEL" in (bench.problem or "")
+def test_of_two_models_in_use_a_setting_may_choose_one() -> None:
     chosen = Bench(model="demo").connect().model().join(*"abc")
     chosen.handle(ModelSeen("other", fogs.manifest("rev-2", "other")))
     chosen.run(4)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from broker.placement import kv_reserved_tokens
 from broker.plan import Plan, PlanState, Replica
-from planner.live.assignments import fits, stages_by_device
+from planner.live.assignments import stages_by_device
+from planner.live.needs import Needs
 from planner.live.rolling import way
 from tests.planner import fogs
 from tests.planner.live.harness import Bench, active
@@ -43,18 +44,18 @@ NEW = plan(replica("new-1", "ba"), replica("new-2", "dc"))
 
 def test_where_memory_holds_both_there_is_one_step() -> None:
     roomy = dict.fromkeys("abcd", 10 * TIGHT)
-    assert way(OLD, NEW, roomy, MODEL, "abcd") == [NEW]
+    assert way(OLD, NEW, roomy, [MODEL], "abcd") == [NEW]
 
 
 def test_replicas_change_one_after_the_other_and_one_always_serves() -> None:
-    plans = way(OLD, NEW, tight("abcd"), MODEL, "abcd")
+    plans = way(OLD, NEW, tight("abcd"), [MODEL], "abcd")
     assert names(plans) == ["old-2", "new-1 old-2", "new-1", "new-1 new-2"]
     assert plans[-1] == NEW
 
 
 def test_what_stands_in_nobody_s_way_stays_until_the_end() -> None:
     new = plan(replica("new-1", "ba"), replica("old-2", "cd"), replica("new-3", "ef"))
-    plans = way(OLD, new, tight("abcdef"), MODEL, "abcdef")
+    plans = way(OLD, new, tight("abcdef"), [MODEL], "abcdef")
     # The new devices are loaded before anything is given up.
     assert names(plans) == ["new-3 old-1 old-2", "new-3 old-2", "new-1 new-3 old-2"]
     assert plans[-1] == new
@@ -62,23 +63,23 @@ def test_what_stands_in_nobody_s_way_stays_until_the_end() -> None:
 
 def test_what_needs_nothing_given_up_comes_first_and_serves_meanwhile() -> None:
     only, new = plan(replica("old-1", "ab")), plan(replica("new-1", "ba"), replica("new-2", "cd"))
-    plans = way(only, new, tight("abcd"), MODEL, "abcd")
+    plans = way(only, new, tight("abcd"), [MODEL], "abcd")
     assert names(plans) == ["new-2 old-1", "new-2", "new-1 new-2"]
 
 
 def test_a_gap_remains_only_where_every_old_replica_is_in_the_way() -> None:
     only, new = plan(replica("old-1", "ab")), plan(replica("new-1", "ba"))
-    assert way(only, new, tight("ab"), MODEL, "ab") == [new]
+    assert way(only, new, tight("ab"), [MODEL], "ab") == [new]
 
 
 def test_a_replica_that_lost_a_device_stands_in_nobody_s_way() -> None:
-    assert way(OLD, plan(replica("new-1", "bc")), tight("abcd"), MODEL, "bc") == [
+    assert way(OLD, plan(replica("new-1", "bc")), tight("abcd"), [MODEL], "bc") == [
         plan(replica("new-1", "bc"))
     ]
 
 
 def test_devices_without_a_stage_on_the_way_have_no_reason_there() -> None:
-    first, *_ = way(OLD, NEW, tight("abcd"), MODEL, "abcd")
+    first, *_ = way(OLD, NEW, tight("abcd"), [MODEL], "abcd")
     assert first.reasons == {"c": "its place", "d": "its place"}
     assert first.trigger == ("a change; one replica after the other, as memory does not hold both")
 
@@ -96,7 +97,7 @@ def test_on_every_way_each_step_fits_and_somebody_serves_if_that_can_be() -> Non
     for _ in range(300):
         old, new = some_pairs("old-", devices, rng), some_pairs("new-", devices, rng)
         memory = {device: int(TIGHT * rng.uniform(1.0, 1.8)) for device in devices}
-        plans = way(old, new, memory, MODEL, devices)
+        plans = way(old, new, memory, [MODEL], devices)
         assert plans[-1] == new
         num_ways += len(plans) > 1
         before = {replica.id for replica in old.replicas}
@@ -106,7 +107,7 @@ def test_on_every_way_each_step_fits_and_somebody_serves_if_that_can_be() -> Non
             # Nothing is given up and loaded at once, so that running requests can end.
             assert here < before or here > before
             for device, stages in stages_by_device(step.replicas).items():
-                assert fits(stages, memory[device], MODEL, CONTEXT)
+                assert Needs.of([MODEL], [old, new]).fit(stages, memory[device])
             before = here
     assert num_ways > 50
 
