@@ -110,6 +110,9 @@ def block_tensors(config: ModelConfig, layer: int) -> dict[str, TensorSpec]:
     Local names are ``q_proj.weight``, in a mixture ``router.weight`` and, for each expert,
     ``3.gate_proj.weight``.
     """
+    if config.other is not None and (other := config.layers[layer].other) is not None:
+        prefix = f"{config.other.prefix}{other.number}"
+        return _other_tensors((f"{prefix}.{name}", name, shape) for name, shape in other.tensors)
     prefix = f"model.layers.{layer}"
     specs: dict[str, TensorSpec] = {}
     for place, norm in config.norms._asdict().items():
@@ -187,14 +190,25 @@ def _linear(
     return specs
 
 
+def _other_tensors(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> dict[str, TensorSpec]:
+    # Only matrices of linears can be held in whole numbers; what else has two dimensions is rare.
+    return {
+        local: TensorSpec(name, shape, is_exact=len(shape) != 2) for name, local, shape in tensors
+    }
+
+
 def embedding_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
     """Return the tensors of the embedding look-up by local name."""
+    if config.other is not None:
+        return {name: TensorSpec(name, shape, is_exact=True) for name, shape in config.other.before}
     shape = (config.vocab_size, config.hidden_size)
     return {"embedding.weight": TensorSpec("model.embed_tokens.weight", shape)}
 
 
 def head_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
     """Return final norm and head by local name; a tied head is the embedding's tensor."""
+    if config.other is not None:
+        return _other_tensors((name, name, shape) for name, shape in config.other.after)
     matrix = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     return {
         "norm.weight": TensorSpec("model.norm.weight", (config.hidden_size,), is_exact=True),
@@ -229,8 +243,10 @@ def block_bytes(config: ModelConfig, weights: str, layer: int) -> int:
 def embedding_bytes(config: ModelConfig, weights: str) -> int:
     """Return the bytes of the embedding matrix."""
     total = _bytes(embedding_tensors(config), _outer_format(weights))
+    if config.other is not None or not is_integer(weights):
+        return total
     # Rows that are looked up need a step, rows that are multiplied their sum as well.
-    return total - (config.vocab_size * ITEMSIZE["float32"] if is_integer(weights) else 0)
+    return total - config.vocab_size * ITEMSIZE["float32"]
 
 
 def head_bytes(config: ModelConfig, weights: str) -> int:
@@ -243,7 +259,7 @@ def shared_bytes(config: ModelConfig, weights: str) -> int:
 
     In whole numbers it is held twice: packed for products in the head, by rows for look-ups.
     """
-    is_shared = config.tie_word_embeddings and not is_integer(weights)
+    is_shared = config.tie_word_embeddings and not is_integer(weights) and config.other is None
     return embedding_bytes(config, weights) if is_shared else 0
 
 

@@ -92,6 +92,41 @@ class Experts:
     is_mxfp4: bool = False
 
 
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OtherLayer:
+    """A block that transformers computes.
+
+    Attributes:
+        number: Its own among all, as the model counts.
+        variant: Equal for blocks with tensors of the same shapes.
+        tensors: Names after the block's number, and shapes.
+    """
+
+    number: int
+    variant: int
+    tensors: tuple[tuple[str, Shape], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OtherModel:
+    """A model of no family here, which transformers computes.
+
+    Attributes:
+        config: Its ``config.json``.
+        prefix: Of the names of a block's tensors, before its number.
+        before: Names and shapes of what stands before the blocks.
+        after: Names and shapes of what stands after them.
+    """
+
+    config: str
+    prefix: str
+    before: tuple[tuple[str, Shape], ...]
+    after: tuple[tuple[str, Shape], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class LayerConfig:
     """What may differ from block to block of one model.
@@ -100,16 +135,20 @@ class LayerConfig:
         rope: None: queries and keys are not rotated.
         window: Positions that a query sees, itself included; None: all.
         experts: None: one feed-forward part for all rows.
+        other: None: a block of a family here.
     """
 
     rope: Rope | None
     window: int | None = None
     experts: Experts | None = None
+    other: OtherLayer | None = None
 
     @property
     def kind(self) -> str:
         """Name of the blocks that take as long as this one: ``full``, ``sliding-moe``."""
         attention = "full" if self.window is None else "sliding"
+        if self.other is not None:
+            return f"{attention}-other{self.other.variant}"
         return attention if self.experts is None else f"{attention}-moe"
 
 
@@ -130,6 +169,8 @@ class ModelConfig:
         has_sinks: Whether each head may also look at nothing, as much as a weight says.
         norm_offset: What is added to the weights of all norms.
         dtype: Element type that the checkpoint declares; nodes convert it.
+        other: What transformers computes; sizes apart, the rest says nothing then. None: a family
+            here.
     """
 
     family: str
@@ -155,6 +196,7 @@ class ModelConfig:
     scales: Scales = field(default_factory=Scales)
     is_fused: bool = False
     has_sinks: bool = False
+    other: OtherModel | None = None
 
     @property
     def num_layers(self) -> int:

@@ -19,6 +19,11 @@ import broker.families
 from broker.config_values import REMEDY, ConfigValues, UnsupportedModelError
 from broker.families.family import NEUTRAL, Family
 from broker.model_config import ModelConfig
+from broker.other_models import DESCRIPTION, read_other
+
+
+class UnknownArchitectureError(UnsupportedModelError):
+    """No family here computes models of this architecture; the message names it."""
 
 
 @cache
@@ -35,9 +40,12 @@ def parse_config(config: Mapping[str, Any]) -> ModelConfig:
     """Read a ``config.json`` of either layout.
 
     Raises:
-        UnsupportedModelError: The architecture is unknown, a key changes the computation in
-            an unsupported way, or a value is malformed; names the key and the remedy.
+        UnknownArchitectureError: No family here computes it.
+        UnsupportedModelError: A key changes the computation in an unsupported way, or a value
+            is malformed; names the key and the remedy.
     """
+    if DESCRIPTION in config:
+        return read_other(config)
     family = _family(config)
     _refuse_unsupported(config, family)
     return family.read(ConfigValues({**family.defaults, **config}))
@@ -55,9 +63,10 @@ def _family(config: Mapping[str, Any]) -> Family:
     for name in names:
         if name in families():
             return families()[name]
-    raise UnsupportedModelError(
-        f"architecture {', '.join(map(str, names))} is not supported; "
-        f"choose a checkpoint of {', '.join(families())}"
+    raise UnknownArchitectureError(
+        f"architecture {', '.join(map(str, names))} is not supported; choose a checkpoint of "
+        f"{', '.join(families())}, install e2llm[transformers] on gateway and nodes to run it with "
+        "transformers, or add its family (docs/adding-a-model-family.md)"
     )
 
 

@@ -10,16 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from broker.architecture import UnsupportedModelError, parse_config, stage_tensor_names
+from broker.architecture import (
+    ModelConfig,
+    UnsupportedModelError,
+    parse_config,
+    stage_tensor_names,
+)
 from broker.codec import encode_control
 from broker.control import ModelManifest, TensorInfo
 from broker.limits import DEFAULT_MAX_PAYLOAD_BYTES
 from broker.plan import LayerRange
+from broker.registry import UnknownArchitectureError
 from gateway.checkpoint import Checkpoint, TensorPlace, read_checkpoint
 from gateway.gguf.checkpoint import read_gguf_checkpoint
 from gateway.gguf.file import gguf_file
 from gateway.model import ModelRefusedError
+from gateway.other_models import described_for_transformers, has_transformers
 
+_FLOATS: Final = ("F64", "F32", "F16", "BF16")
 _READ_BYTES: Final = 4 * 1024 * 1024
 _REVISION_DIGITS: Final = 20
 _ADDRESSES_BYTES: Final = 64 << 10  # signed URLs of the files, which come later
@@ -69,7 +77,7 @@ def prepare_manifest(
     file = gguf_file(model.resolve())
     checkpoint = read_checkpoint(model.resolve()) if file is None else read_gguf_checkpoint(file)
     try:
-        config = parse_config(checkpoint.config)
+        raw, config = _parsed(checkpoint)
     except UnsupportedModelError as error:
         raise ModelRefusedError(f"{model}: {error}") from error
     layers = LayerRange(0, config.num_layers)
@@ -93,8 +101,8 @@ def prepare_manifest(
     }
     manifest = ModelManifest(
         name=name,
-        revision=revision(checkpoint.config, tensors),
-        config=checkpoint.config,
+        revision=revision(raw, tensors),
+        config=raw,
         tensors=tensors,
         weights=weights,
         kv_format=kv_format,
@@ -109,6 +117,31 @@ def prepare_manifest(
             "message may have; choose a model with fewer, larger tensors"
         )
     return PreparedManifest(manifest, problems, checkpoint)
+
+
+def _parsed(checkpoint: Checkpoint) -> tuple[dict[str, object], ModelConfig]:
+    """Return the config that is published, and what it says.
+
+    A model of no family here is described by its tensors, for the engine that runs such models.
+
+    Raises:
+        UnsupportedModelError: It is not supported.
+    """
+    raw = checkpoint.config
+    try:
+        return raw, parse_config(raw)
+    except UnknownArchitectureError as error:
+        if not has_transformers():
+            raise
+        places = checkpoint.tensors.values()
+        shapes = {place.name: place.shape for place in places if place.dtype in _FLOATS}
+        try:
+            described = described_for_transformers(raw, shapes)
+            return described, parse_config(described)
+        except UnsupportedModelError as why:
+            raise UnsupportedModelError(
+                f"{error}; transformers is here, but cannot run this one by ranges of layers: {why}"
+            ) from why
 
 
 def revision(config: dict[str, object], tensors: dict[str, TensorInfo]) -> str:

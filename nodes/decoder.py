@@ -74,23 +74,47 @@ class Scores:
     sinks: torch.Tensor | None = None
 
 
+Rotary = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines of some positions."""
+
+Attend = Callable[[torch.Tensor, torch.Tensor, Scores], torch.Tensor]
+"""Attention of rows: queries, and keys beside values, as `Block.project` gives them, to
+(n, heads * head_dim)."""
+
+
 class Block:
-    """One decoder block: what comes before attention and what comes after it."""
+    """One decoder block: what comes before attention and what comes after it.
+
+    Attributes:
+        weights: What it is made of.
+    """
 
     def __init__(self, config: ModelConfig, weights: BlockWeights) -> None:
-        self._config, self._weights = config, weights
+        self._config, self.weights = config, weights
         scales = config.scales
-        self.scores = Scores(scales.scores, scales.scores_cap, weights.sinks)
+        self._scores = Scores(scales.scores, scales.scores_cap, weights.sinks)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in memory."""
+        return self.weights.num_bytes
+
+    def run(
+        self, hidden: torch.Tensor, rotary: Rotary | None, positions: torch.Tensor, attend: Attend
+    ) -> torch.Tensor:
+        """Return the block's output (n, hidden) of its input, at positions that are rotated so."""
+        q, kv = self.project(hidden, rotary)
+        return self.finish(hidden, attend(q, kv, self._scores))
 
     def project(
-        self, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None
+        self, hidden: torch.Tensor, rotary: Rotary | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what attention takes of all rows, in the memory of one product.
 
         Rotated queries (n, heads, head_dim), and keys, rotated, beside values:
         (n, 2, kv_heads, head_dim).
         """
-        config, weights = self._config, self._weights
+        config, weights = self._config, self.weights
         qkv = weights.qkv(hidden, weights.before_attention).view(len(hidden), -1, config.head_dim)
         q, kv = torch.split(qkv, [config.num_heads, 2 * config.num_kv_heads], 1)
         if weights.q_norm is not None and weights.k_norm is not None:
@@ -102,7 +126,7 @@ class Block:
 
     def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Return the block's output from its input and the attention's (n, heads * head_dim)."""
-        weights = self._weights
+        weights = self.weights
         hidden = self._join(hidden, partial(weights.output, attended), weights.after_attention)
         feed_forward = partial(weights.feed_forward, hidden, weights.before_feed_forward)
         return self._join(hidden, feed_forward, weights.after_feed_forward)

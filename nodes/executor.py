@@ -8,6 +8,7 @@ every request's length as it was, so the caller may try its rows one by one.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 
 import torch
 
@@ -16,7 +17,7 @@ from broker.codec import Buffer
 from broker.placement import KV_BLOCK_TOKENS
 from broker.plan import LayerRange
 from broker.work import RequestKey, TensorMeta
-from nodes.decoder import Block, attend_chunk, attend_position, chunk_mask
+from nodes.decoder import Scores, attend_chunk, attend_position, chunk_mask
 from nodes.kv_cache import KvCache
 from nodes.kv_wire import kv_wire
 from nodes.rotary import RotaryTable
@@ -27,9 +28,8 @@ from nodes.weights import LayerWeights
 ByLayer = Generator[None, None, torch.Tensor]
 """A computation that pauses after each layer and returns its result at the end."""
 
-# Layer index within the stage, queries, and keys and values of all rows, as `Block.project`
-# gives them, to what attention gives.
-_Attention = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+# Of a layer by its index within the stage: as `Attend`.
+_Attention = Callable[[int, torch.Tensor, torch.Tensor, Scores], torch.Tensor]
 
 # Keys and values, each (1, kv_heads, length, head_dim), that a position of one layer sees.
 _Sight = tuple[torch.Tensor, torch.Tensor]
@@ -76,7 +76,7 @@ class StageExecutor:
         self.embedding, self.head = embedding, head
         self.chunk_tokens = chunk_tokens
         self._device, self._dtype = weights.device, weights.dtype
-        self._blocks = [Block(config, weights.block(i)) for i in range(layers.start, layers.end)]
+        self._blocks = [weights.block(layer) for layer in range(layers.start, layers.end)]
         self._embedding = weights.embedding if embedding else None
         self._head = weights.head if head else None
         self._kv_dtype = DTYPES[kv_format]
@@ -183,12 +183,13 @@ class StageExecutor:
         slab, end = self._append_to(key, hidden, start_position)
         sights = {w: self._chunk_sight(w, start_position, end) for w in self._windows}
 
-        def attend(layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        def attend(layer: int, q: torch.Tensor, kv: torch.Tensor, scores: Scores) -> torch.Tensor:
             keys, values = slab.data[layer]
             slab.data[layer, :, start_position:end] = kv.transpose(0, 1)
             first, mask = sights[self._layers[layer].window]
-            scores = self._blocks[layer].scores
-            return attend_chunk(q, keys[first:end], values[first:end], mask, scores)
+            q = q.to(self._kv_dtype)
+            attended = attend_chunk(q, keys[first:end], values[first:end], mask, scores)
+            return attended.to(self._dtype)
 
         positions = torch.arange(start_position, end, device=self._device)
         hidden = yield from self._run(hidden, positions, end, attend)
@@ -207,9 +208,9 @@ class StageExecutor:
         slab, end = self._append_to(key, hidden, start_position)
         sights = [self._sight(slab, position) for position in range(start_position, end)]
 
-        def attend(layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        def attend(layer: int, q: torch.Tensor, kv: torch.Tensor, scores: Scores) -> torch.Tensor:
             slab.data[layer, :, start_position:end] = kv.transpose(0, 1)
-            return self._attend_rows(layer, q, [sight[layer] for sight in sights])
+            return self._attend_rows(q, [sight[layer] for sight in sights], scores)
 
         positions = torch.arange(start_position, end, device=self._device)
         hidden = yield from self._run(hidden, positions, end, attend)
@@ -233,10 +234,10 @@ class StageExecutor:
         sights = [self._sight(slab, position) for slab, position in rows]
         targets = [slab.data[:, :, position].unbind() for slab, position in rows]
 
-        def attend(layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        def attend(layer: int, q: torch.Tensor, kv: torch.Tensor, scores: Scores) -> torch.Tensor:
             for target, row in zip(targets, kv.unbind(), strict=True):
                 target[layer].copy_(row)
-            return self._attend_rows(layer, q, [sight[layer] for sight in sights])
+            return self._attend_rows(q, [sight[layer] for sight in sights], scores)
 
         lengths = [position for _, position in rows]
         positions = torch.tensor(lengths, device=self._device)
@@ -251,7 +252,7 @@ class StageExecutor:
         if self._head is None:
             raise ValueError("this stage has no head")
         hidden = hidden.to(self._device, self._dtype)
-        logits = self._head.linear(hidden, self._head.norm).to("cpu", torch.float32)
+        logits = self._head.logits(hidden).to("cpu", torch.float32)
         scales = self.config.scales
         if scales.logits != 1:
             logits = logits * scales.logits
@@ -330,11 +331,11 @@ class StageExecutor:
             )
         hidden = hidden.to(self._device, self._dtype)
         rotary = {rope: table(positions, end) for rope, table in self._rotary.items()}
+
         for layer, block in enumerate(self._blocks):
             rope = self._layers[layer].rope
-            q, kv = block.project(hidden, None if rope is None else rotary[rope])
-            attended = attend(layer, q.to(self._kv_dtype), kv)
-            hidden = block.finish(hidden, attended.to(self._dtype))
+            tables = None if rope is None else rotary[rope]
+            hidden = block.run(hidden, tables, positions, partial(attend, layer))
             yield
         return hidden
 
@@ -362,15 +363,18 @@ class StageExecutor:
             for index, layer in enumerate(self._layers)
         ]
 
-    def _attend_rows(self, layer: int, q: torch.Tensor, sights: Sequence[_Sight]) -> torch.Tensor:
+    def _attend_rows(
+        self, q: torch.Tensor, sights: Sequence[_Sight], scores: Scores
+    ) -> torch.Tensor:
         """Attend row by row, so that no row's result depends on another."""
-        scores = self._blocks[layer].scores
-        queries = q.reshape(len(q), 1, self.config.num_kv_heads, -1, self.config.head_dim)
+        queries = q.to(self._kv_dtype).reshape(
+            len(q), 1, self.config.num_kv_heads, -1, self.config.head_dim
+        )
         attended = [
             attend_position(query, keys, values, scores)
             for query, (keys, values) in zip(queries.unbind(), sights, strict=True)
         ]
-        return torch.cat(attended).view(len(q), -1)
+        return torch.cat(attended).view(len(q), -1).to(self._dtype)
 
     def _part(self, slab: Slab, layers: LayerRange, start: int, end: int) -> torch.Tensor:
         return slab.data[self._within(layers), :, start:end]

@@ -132,8 +132,10 @@ def measure(
     """
     began = time.perf_counter()
     watch = _Stopwatch(threads, began, cpu_quota_cores())
-    # Embedding and head are linear in the vocabulary, so a piece of it tells the whole.
+    # Embedding and head are linear in the vocabulary, so a piece of it tells the whole; a model
+    # that transformers computes has no pieces.
     rows = max(256, _MATRIX_BYTES * config.vocab_size // embedding_bytes(config, weights))
+    rows = config.vocab_size if config.other else rows
     ranges, layers = _some_of_each_kind(config, weights)
     reduced = replace(config, vocab_size=min(config.vocab_size, rows), layers=layers)
     store = LayerWeights(reduced, _MadeUpTensors(reduced), weights, kernel=kernel)

@@ -22,8 +22,9 @@ from broker.architecture import (
 from broker.plan import LayerRange
 from nodes.activations import Norm
 from nodes.blocks import BlockReader, Tensors
-from nodes.decoder import BlockWeights
+from nodes.decoder import Block
 from nodes.kernels import Int8Kernel
+from nodes.other.engine import OtherBlock, OtherEmbedding, OtherHead, OtherReader
 from nodes.packed import Embedding, FloatEmbedding, FloatLinear, Linear
 from nodes.packing import Packing
 
@@ -34,6 +35,15 @@ class HeadWeights:
 
     norm: Norm
     linear: Linear
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return (n, vocab) of hidden states."""
+        return self.linear(hidden, self.norm)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in memory."""
+        return self.norm.num_bytes + self.linear.num_bytes
 
 
 class LayerWeights:
@@ -60,9 +70,10 @@ class LayerWeights:
         self._packing = Packing(weights, self.device, kernel)
         self.dtype = self._packing.dtype
         self._reader = BlockReader(config, source, self._packing)
-        self._blocks: dict[int, BlockWeights] = {}
-        self._embedding: Embedding | None = None
-        self._head: HeadWeights | None = None
+        self._other: OtherReader | None = None
+        self._blocks: dict[int, Block | OtherBlock] = {}
+        self._embedding: Embedding | OtherEmbedding | None = None
+        self._head: HeadWeights | OtherHead | None = None
         self._lock = threading.Lock()
 
     def add(self, layer: int) -> None:
@@ -73,37 +84,30 @@ class LayerWeights:
         """
         if layer in self._blocks:
             return
-        block = self._reader.block(layer)
+        other = self._other_reader()
+        block: Block | OtherBlock
+        if other is None:
+            block = Block(self.config, self._reader.block(layer))
+        else:
+            block = other.block(layer)
         with self._lock:
             self._blocks[layer] = block
 
     def add_embedding(self) -> None:
         """Load the embedding matrix; a tied head's matrix that is here already is shared."""
         if self._embedding is None:
-            spec = embedding_tensors(self.config)["embedding.weight"]
-            tied = self._head.linear if self._head and self.config.tie_word_embeddings else None
-            embedding: Embedding
-            if isinstance(tied, FloatLinear):
-                embedding = FloatEmbedding(tied.matrix)
-            else:
-                embedding = self._packing.embedding(self._reader.read([spec]), spec.shape)
+            other = self._other_reader()
+            embedding = self._make_embedding() if other is None else other.embedding()
             with self._lock:
                 self._embedding = embedding
 
     def add_head(self) -> None:
         """Load final norm and head; a tied head shares an embedding that is here already."""
         if self._head is None:
-            specs = head_tensors(self.config)
-            norm = self._reader.norm(specs["norm.weight"])
-            tied = self._embedding if self.config.tie_word_embeddings else None
-            linear: Linear
-            if isinstance(tied, FloatEmbedding):
-                linear = FloatLinear(tied.matrix)
-            else:
-                spec = specs["head.weight"]
-                linear = self._packing.head(self._reader.read([spec]), spec.shape)
+            other = self._other_reader()
+            head = self._make_head() if other is None else other.head()
             with self._lock:
-                self._head = HeadWeights(norm, linear)
+                self._head = head
 
     def drop(self, layer: int) -> None:
         """Forget a block; its memory is free when the last executor with it is gone."""
@@ -145,19 +149,19 @@ class LayerWeights:
                 and (self._head is not None or not head)
             )
 
-    def block(self, layer: int) -> BlockWeights:
+    def block(self, layer: int) -> Block | OtherBlock:
         """Return a block; KeyError when it was not added."""
         return self._blocks[layer]
 
     @property
-    def embedding(self) -> Embedding:
+    def embedding(self) -> Embedding | OtherEmbedding:
         """The embedding (vocab, hidden); KeyError when it was not added."""
         if self._embedding is None:
             raise KeyError("embedding")
         return self._embedding
 
     @property
-    def head(self) -> HeadWeights:
+    def head(self) -> HeadWeights | OtherHead:
         """Final norm and head; KeyError when they were not added."""
         if self._head is None:
             raise KeyError("head")
@@ -178,12 +182,37 @@ class LayerWeights:
         with self._lock:
             total = sum(block.num_bytes for block in self._blocks.values())
             embedding, head = self._embedding, self._head
-        if head is not None:
-            total += head.norm.num_bytes
-            is_shared = (
-                isinstance(embedding, FloatEmbedding)
-                and isinstance(head.linear, FloatLinear)
-                and embedding.matrix is head.linear.matrix
-            )
-            total += 0 if is_shared else head.linear.num_bytes
-        return total + (embedding.num_bytes if embedding is not None else 0)
+        total += 0 if head is None else head.num_bytes
+        is_shared = (
+            isinstance(embedding, FloatEmbedding)
+            and isinstance(head, HeadWeights)
+            and isinstance(head.linear, FloatLinear)
+            and embedding.matrix is head.linear.matrix
+        )
+        return total + (0 if embedding is None or is_shared else embedding.num_bytes)
+
+    def _make_embedding(self) -> Embedding:
+        spec = embedding_tensors(self.config)["embedding.weight"]
+        if isinstance(self._head, HeadWeights) and self.config.tie_word_embeddings:
+            tied = self._head.linear
+            if isinstance(tied, FloatLinear):
+                return FloatEmbedding(tied.matrix)
+        return self._packing.embedding(self._reader.read([spec]), spec.shape)
+
+    def _make_head(self) -> HeadWeights:
+        specs = head_tensors(self.config)
+        norm, spec = self._reader.norm(specs["norm.weight"]), specs["head.weight"]
+        tied = self._embedding if self.config.tie_word_embeddings else None
+        linear: Linear
+        if isinstance(tied, FloatEmbedding):
+            linear = FloatLinear(tied.matrix)
+        else:
+            linear = self._packing.head(self._reader.read([spec]), spec.shape)
+        return HeadWeights(norm, linear)
+
+    def _other_reader(self) -> OtherReader | None:
+        """Return who makes parts that transformers computes; None: they are ours."""
+        if self._other is None and self.config.other is not None:
+            # Made when it is needed: it imports transformers.
+            self._other = OtherReader(self.config, self._reader.read, self._packing)
+        return self._other

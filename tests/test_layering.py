@@ -78,7 +78,7 @@ COMES_WITH: Final = {
 EXTRAS_OF: Final = {
     "broker": ("fog", "mdns"),
     "planner": ("planner", "figures"),
-    "nodes": ("node", "gguf", "test"),
+    "nodes": ("node", "gguf", "transformers"),
     "gateway": ("gateway", "gguf"),
     "fog": ("fog", "cli", "node", "planner", "gateway", "figures"),
 }

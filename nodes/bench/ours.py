@@ -14,12 +14,13 @@ import torch
 from broker.architecture import parse_config
 from broker.plan import LayerRange
 from broker.work import RequestKey
+from nodes.decoder import Block
 from nodes.executor import StageExecutor
 from nodes.folder import FolderTensors
 from nodes.kernels import choose_int8_kernel
 from nodes.measure import CHUNK_TOKENS
 from nodes.packed import Linear
-from nodes.weights import LayerWeights
+from nodes.weights import HeadWeights, LayerWeights
 
 Step = Callable[[], object]
 
@@ -130,9 +131,11 @@ class OurEngine:
         attended = x(config.num_heads * config.head_dim)
         work: list[tuple[Linear, torch.Tensor]] = []
         for block in map(weights.block, weights.layers):
-            work += [(block.qkv, hidden), (block.output, attended)]
-            work += block.feed_forward.products(hidden)
+            assert isinstance(block, Block), "benchmarks are of families here"
+            work += [(block.weights.qkv, hidden), (block.weights.output, attended)]
+            work += block.weights.feed_forward.products(hidden)
         if head_rows:
+            assert isinstance(weights.head, HeadWeights), "as with the blocks"
             work.append((weights.head.linear, last))
         return work
 

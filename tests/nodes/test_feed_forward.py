@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from broker.architecture import parse_config, stage_tensor_names
 from broker.plan import LayerRange
+from nodes.decoder import Block
 from nodes.feed_forward import FeedForward
 from nodes.weights import LayerWeights
 from tests.support.checkpoints import FAMILIES, random_tensors
@@ -28,7 +29,9 @@ def mixture(weights: str = "float32", **changes: Any) -> tuple[FeedForward, Memo
     source = MemoryTensors(random_tensors(raw))
     store = LayerWeights(parse_config(raw), source, weights)
     store.add(2)
-    return store.block(2).feed_forward, source
+    block = store.block(2)
+    assert isinstance(block, Block)
+    return block.weights.feed_forward, source
 
 
 def rows(count: int, columns: int = 128) -> torch.Tensor:

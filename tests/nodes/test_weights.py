@@ -5,7 +5,7 @@ import pytest
 
 from broker.architecture import UnsupportedModelError, parse_config, stage_bytes
 from nodes.packed import FloatEmbedding, FloatLinear
-from nodes.weights import LayerWeights
+from nodes.weights import HeadWeights, LayerWeights
 from tests.support.checkpoints import FAMILIES, random_tensors
 from tests.support.stages import MemoryTensors, build_stages, fill_weights, generate
 
@@ -25,6 +25,7 @@ def test_a_tied_matrix_is_read_and_held_once(head_first: bool) -> None:
     for add in reversed(steps) if head_first else steps:
         add()
     assert isinstance(weights.embedding, FloatEmbedding)
+    assert isinstance(weights.head, HeadWeights)
     assert isinstance(weights.head.linear, FloatLinear)
     assert weights.embedding.matrix is weights.head.linear.matrix
     assert source.asked.count(EMBEDDING) == 1

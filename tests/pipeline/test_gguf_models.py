@@ -7,13 +7,11 @@ import pytest
 import torch
 
 from broker.architecture import parse_config
-from broker.control import ModelManifest
 from broker.work import RequestKey
-from gateway.manifest import prepare_manifest
-from nodes.checkpoint import TensorSource
 from nodes.weights import LayerWeights
 from tests.support.gguf_files import write_twins
-from tests.support.stages import build_stages, fill_weights, generate, open_request, prefill
+from tests.support.prepared import load_prepared, prepared_manifest
+from tests.support.stages import build_stages, generate, open_request, prefill
 
 PROMPT: Final = tuple(range(5, 82))
 NUM_TOKENS: Final = 6
@@ -44,23 +42,6 @@ FAMILIES: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def manifest_of(path: Path, weights: str = "float32") -> ModelManifest:
-    prepared = prepare_manifest(
-        path,
-        name="tiny",
-        weights=weights,
-        kv_format="float32",
-        cache=path.parent / "checksums.json",
-    )
-    assert prepared.problems == ()
-    return prepared.manifest
-
-
-def load(manifest: ModelManifest) -> LayerWeights:
-    config = parse_config(manifest.config)
-    return fill_weights(LayerWeights(config, TensorSource(manifest), manifest.weights))
-
-
 def answer_of(weights: LayerWeights, cuts: tuple[int, ...] = ()) -> list[int]:
     return generate(build_stages(weights, cuts), PROMPT, NUM_TOKENS)
 
@@ -74,14 +55,14 @@ def logits_of(weights: LayerWeights) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_metadata_of_a_family_say_what_its_config_says(family: str, tmp_path: Path) -> None:
     path, twin = write_twins(tmp_path, family, **FAMILIES[family])
-    found = parse_config(manifest_of(path).config)
-    assert found == parse_config(manifest_of(twin).config)
+    found = parse_config(prepared_manifest(path).config)
+    assert found == parse_config(prepared_manifest(twin).config)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_in_gguf_answers_as_in_safetensors(family: str, tmp_path: Path) -> None:
     path, twin = write_twins(tmp_path, family, **FAMILIES[family])
-    ours, expected = load(manifest_of(path)), load(manifest_of(twin))
+    ours, expected = load_prepared(path), load_prepared(twin)
     assert torch.equal(logits_of(ours), logits_of(expected))
     assert answer_of(ours, (2,)) == answer_of(expected)
 
@@ -91,12 +72,12 @@ def test_a_family_in_gguf_answers_as_in_safetensors(family: str, tmp_path: Path)
 def test_every_kind_of_elements_is_read_exactly(kind: str, weights: str, tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2}
     path, twin = write_twins(tmp_path, "llama", kind, **sizes)
-    ours, expected = load(manifest_of(path, weights)), load(manifest_of(twin, weights))
+    ours, expected = load_prepared(path, weights), load_prepared(twin, weights)
     assert torch.equal(logits_of(ours), logits_of(expected))
 
 
 def test_factors_of_llama_3_rotate_as_its_parameters_do(tmp_path: Path) -> None:
     path, twin = write_twins(tmp_path, "llama3", attention_bias=False, mlp_bias=False)
-    ours, expected = load(manifest_of(path)), load(manifest_of(twin))
+    ours, expected = load_prepared(path), load_prepared(twin)
     torch.testing.assert_close(logits_of(ours), logits_of(expected), rtol=0, atol=1e-4)
     assert answer_of(ours) == answer_of(expected)

@@ -1,0 +1,1 @@
+"""Models of no family here, computed with transformers (extra ``transformers``)."""
