@@ -101,7 +101,7 @@ def fog() -> Picture:
     stages = (
         ("mini PC", "embedding + layers 0-5", 310, 40, "prefill"),
         ("laptop", "layers 6-11 + head", 530, 40, "prefill"),
-        ("Jetson", "embedding + layers 0-6", 310, 200, "decode"),
+        ("Jetson", "emb. + layers 0-6", 310, 200, "decode"),
         ("Pi 5", "layers 7-9", 460, 200, "decode"),
         ("Pi 5", "layers 10-11 + head", 610, 200, "decode"),
     )
@@ -115,13 +115,13 @@ def fog() -> Picture:
     picture.text(470, 300, "token ids come round the ring", "small")
     picture.arrow((270, 138), (290, 138), (290, 70), (308, 70))
     picture.arrow((308, 230), (290, 230), (290, 162), (272, 162), style="dashed")
-    for x in (410, 630):
+    for x in (400, 715):
         picture.arrow((x, 102), (x, 196), style="dashed")
-    picture.text(520, 146, "KV cache, layer by layer,", "small", "middle")
-    picture.text(520, 162, "while the prompt is taken in", "small", "middle")
-    picture.text(310, 190, "decode replica: makes tokens", "title")
+    picture.text(557, 142, "KV cache, layer by layer,", "small", "middle")
+    picture.text(557, 158, "while the prompt is taken in", "small", "middle")
+    picture.text(425, 190, "decode replica: makes tokens", "title")
     picture.box(10, 230, 110, 60, ["Pi 4", "idle: too slow here"], "idle")
-    picture.box(160, 230, 110, 60, ["planner", "telemetry in, plan out"])
+    picture.box(160, 230, 110, 60, ["planner", "plans as it runs"])
     return picture
 
 
@@ -137,7 +137,7 @@ def request() -> Picture:
         picture.box(x + 75, 80, 70, 34, [f"chunk {chunk + 1}"], "prefill")
         picture.box(x + 85, 130, 66, 34, [f"KV {chunk + 1}"], "kv")
     picture.text(520, 102, "first token: from prefill", "small")
-    picture.arrow((515, 97), (480, 97))
+    picture.arrow((517, 97), (511, 97))
     for step in range(5):
         picture.box(555 + 38 * step, 180, 34, 34, [str(step + 2)], "decode")
     picture.text(555, 172, "tokens, one a round", "small")
