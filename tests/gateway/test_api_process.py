@@ -1,14 +1,10 @@
 """``python -m gateway`` as a process: start, refusals, stop. No broker is needed for these."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -18,46 +14,20 @@ from safetensors.numpy import save_file
 from broker.settings import SettingsError, read_settings
 from gateway.server import listen
 from gateway.settings import PREFIX, Settings
+from tests.support.bus import free_port
+from tests.support.gateway_process import (
+    STOP_SECONDS,
+    WAIT_SECONDS,
+    environ_for,
+    gateway,
+    get_when,
+)
 from tests.support.model_folder import CONFIG, tensors_of, write_model_folder
-
-WAIT_SECONDS = 30
-STOP_SECONDS = 2
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model_folder(tmp_path_factory.mktemp("tiny"))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def environ_for(folder: Path, state: Path, port: int, **changes: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("E2LLM_")}
-    return {
-        **inherited,
-        # Nothing listens there: the gateway serves HTTP all the same and goes on trying.
-        "E2LLM_BROKER": "mqtt://gateway-1:secret@127.0.0.1:9",
-        "E2LLM_GATEWAY_MODEL": str(folder),
-        "E2LLM_GATEWAY_STATE": str(state),
-        "E2LLM_GATEWAY_PORT": str(port),
-        **changes,
-    }
-
-
-@contextmanager
-def gateway(environ: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gateway"], env=environ, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def refusal(environ: dict[str, str]) -> str:
@@ -66,20 +36,6 @@ def refusal(environ: dict[str, str]) -> str:
         assert process.wait(WAIT_SECONDS) == 2
         assert process.stderr is not None
         return process.stderr.read()
-
-
-def get_when(url: str, is_wanted: Callable[[httpx2.Response], bool]) -> httpx2.Response:
-    """Ask until the answer is the wanted one."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            response = httpx2.get(url)
-        except httpx2.TransportError:
-            time.sleep(0.02)  # nothing to wait on in another process
-            continue
-        if is_wanted(response):
-            return response
-    raise AssertionError(f"{url} did not answer as it should")
 
 
 def test_a_gateway_starts_without_a_broker_and_says_so(folder: Path, tmp_path: Path) -> None:
