@@ -1,6 +1,6 @@
 """How `Open` and `Reserve` become what a stage's KV cache uses and keeps."""
 
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -15,7 +15,7 @@ from tests.support.stages import CHUNK_TOKENS, build_stages, load_weights
 PROMPT: Final = tuple(range(3, 3 + 3 * CHUNK_TOKENS + 5))
 
 
-def stage_of(**options: object) -> StageExecutor:
+def stage_of(**options: Any) -> StageExecutor:
     (stage,) = build_stages(load_weights(FAMILIES["llama"]), kv_tokens=256, **options)
     return stage
 
