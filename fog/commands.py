@@ -93,8 +93,8 @@ def up(
         str | None,
         typer.Option(
             "--model",
-            metavar="FOLDER_OR_HUB_ID",
-            help="Model to serve; default: the small one in the package.",
+            metavar="MODEL",
+            help="A folder, a GGUF file or a hub id; default: the small model in the package.",
         ),
     ] = None,
     model_name: Annotated[

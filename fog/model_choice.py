@@ -83,5 +83,5 @@ def check_demo_model(folder: Path) -> None:
         remedy = "install e2llm again"
     raise DemoModelMissingError(
         f"the demo model in {folder} lacks {', '.join(missing)}; {remedy}; "
-        "or start with another one: --model FOLDER_OR_HUB_ID"
+        "or start with another one: --model MODEL"
     )

@@ -48,11 +48,11 @@ def add(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="FOLDER_OR_HUB_ID", help="A folder on the gateway's machine, or an id."
+            metavar="MODEL", help="A folder or GGUF file on the gateway's machine, or a hub id."
         ),
     ],
     name: Annotated[
-        str | None, typer.Option("--name", help="Name that requests use; default: folder or id.")
+        str | None, typer.Option("--name", help="Name that requests use; default: its folder, file or id.")
     ] = None,
     weights: HeldWeightsOption = None,
     url: UrlOption = None,
@@ -65,8 +65,8 @@ def add(
     The fog goes on with what it serves; `e2llm model use` changes to the new one.
     """
     client = connect(url, api_key)
-    folder = Path(source).expanduser()
-    added = client.add_model(str(folder.resolve()) if folder.is_dir() else source, name, weights)
+    path = Path(source).expanduser()
+    added = client.add_model(str(path.resolve()) if path.exists() else source, name, weights)
 
     def is_ready(found: Sequence[Json]) -> bool:
         return _one(found, added["name"])["state"] not in ("preparing",)

@@ -25,7 +25,7 @@ class Settings:
 
     Attributes:
         broker: ``mqtt://user:password@host:port`` of the MQTT broker.
-        model: A model folder, or a hub id such as ``owner/name``.
+        model: A model folder, a GGUF file, or a hub id such as ``owner/name``.
         state: Folder for checksums and the key of the weights server.
         site: First level of all topics.
         redis: URL of Redis for the journal and for sharing prompts over MQTT with other gateways;

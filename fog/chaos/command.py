@@ -34,7 +34,7 @@ def chaos(
         Path | None, typer.Option("--fog", metavar="FILE", help="Devices; default: six of them.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="FOLDER_OR_HUB_ID", help="Model to serve.")
+        str | None, typer.Option("--model", metavar="MODEL", help="A folder, a GGUF file or a hub id.")
     ] = None,
     weights: HeldWeightsOption = None,
     url: Annotated[
