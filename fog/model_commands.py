@@ -52,7 +52,8 @@ def add(
         ),
     ],
     name: Annotated[
-        str | None, typer.Option("--name", help="Name that requests use; default: its folder, file or id.")
+        str | None,
+        typer.Option("--name", help="Name that requests use; default: its folder, file or id."),
     ] = None,
     weights: HeldWeightsOption = None,
     url: UrlOption = None,

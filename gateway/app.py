@@ -210,7 +210,7 @@ def _add_weights_route(app: FastAPI, models: Models, signer: UrlSigner) -> None:
         model = next(found, None)
         if model is None:
             raise ApiError(404, f"no file {file} in revision {revision}", code="not_found")
-        return FileResponse(model.folder / file, media_type="application/octet-stream")
+        return FileResponse(model.path_of(file), media_type="application/octet-stream")
 
 
 class RequestIds:

@@ -108,7 +108,7 @@ def prepare_manifest(
         kv_format=kv_format,
         kv_transfer=kv_transfer,
         folder=str(checkpoint.folder),
-        tokenizer=_tokenizer(checkpoint.folder / "tokenizer.json"),
+        tokenizer=_tokenizer(checkpoint),
     )
     size = len(encode_control(manifest))
     if size > DEFAULT_MAX_PAYLOAD_BYTES - _ADDRESSES_BYTES:
@@ -154,10 +154,14 @@ def revision(config: dict[str, object], tensors: dict[str, TensorInfo]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_DIGITS]
 
 
-def _tokenizer(path: Path) -> TensorInfo | None:
-    """Describe the whole file, for nodes that choose tokens by a grammar."""
-    if not path.is_file():
-        return None
+def _tokenizer(checkpoint: Checkpoint) -> TensorInfo | None:
+    path = checkpoint.folder / "tokenizer.json"
+    # Beside a GGUF file, it may be another model's.
+    return whole_file(path) if path.is_file() and checkpoint.gguf is None else None
+
+
+def whole_file(path: Path) -> TensorInfo:
+    """Describe a file as one tensor of bytes, as nodes read ``tokenizer.json`` for grammars."""
     data = path.read_bytes()
     return TensorInfo(
         file=path.name,

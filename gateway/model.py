@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ class ServedModel:
         software: Version of this gateway.
         problems: Tensors that the checkpoint lacks, in words; such a model is announced,
             so that the nodes that need them say so, but cannot become active.
+        made: Files of the manifest that are not in ``folder``, by name.
     """
 
     folder: Path
@@ -88,6 +89,11 @@ class ServedModel:
     created: int
     software: str
     problems: tuple[str, ...] = ()
+    made: Mapping[str, Path] = field(default_factory=dict)
+
+    def path_of(self, file: str) -> Path:
+        """Return where a file of the manifest lies."""
+        return self.made.get(file, self.folder / file)
 
     @property
     def name(self) -> str:
@@ -140,6 +146,7 @@ def join_model(
     problems: tuple[str, ...],
     created: int,
     software: str,
+    made: Mapping[str, Path],
 ) -> ServedModel:
     """Return the model of weights and what stands beside them."""
     config = parse_config(manifest.config)
@@ -154,6 +161,7 @@ def join_model(
         created=created,
         software=software,
         problems=problems,
+        made=made,
     )
 
 

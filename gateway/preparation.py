@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
@@ -16,7 +19,7 @@ import msgspec
 from gateway.checkpoint import Checkpoint
 from gateway.gguf.text import read_text
 from gateway.hub import HubUnreachableError, hub_place, is_hub_id, model_path
-from gateway.manifest import prepare_manifest
+from gateway.manifest import prepare_manifest, whole_file
 from gateway.model import (
     ModelRefusedError,
     ModelSlot,
@@ -95,14 +98,32 @@ def read_model(settings: Settings, slot: ModelSlot, software: str) -> ServedMode
         manifest = msgspec.structs.replace(manifest, folder=None)
     if is_hub_id(settings.model):
         manifest = msgspec.structs.replace(manifest, hub=hub_place(settings.model, path))
+    text, made = _text_of(prepared.checkpoint), {}
+    if prepared.checkpoint.gguf is not None:
+        # Nodes that choose tokens by a grammar read it; the file itself says it in other words.
+        tokenizer = _write_tokenizer(settings.state / "tokenizers", text.tokenizer.to_json())
+        made = {tokenizer.name: tokenizer}
+        manifest = msgspec.structs.replace(manifest, tokenizer=whole_file(tokenizer))
     return join_model(
         prepared.checkpoint.folder,
         manifest,
-        _text_of(prepared.checkpoint),
+        text,
+        made=made,
         problems=prepared.problems,
         created=int(time.time()),
         software=software,
     )
+
+
+def _write_tokenizer(folder: Path, content: str) -> Path:
+    """Return a file with that content, named by it."""
+    path = folder / f"tokenizer-{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(content, "utf-8")
+        temporary.replace(path)
+    return path
 
 
 def _text_of(checkpoint: Checkpoint) -> ModelText:

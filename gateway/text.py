@@ -68,6 +68,10 @@ class Tokenizer:
         except Exception as error:  # the Rust side raises bare `Exception`
             raise TokenizerError(f"{path} is damaged: {error}") from error
 
+    def to_json(self) -> str:
+        """Return the content of a ``tokenizer.json`` that is this tokenizer."""
+        return self._tokenizer.to_str()
+
     def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """Return the ids of ``text``; special tokens written in it count as such."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)

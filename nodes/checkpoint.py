@@ -117,10 +117,13 @@ class TensorSource:
         info = self._manifest.tokenizer
         if info is None:
             raise MissingTensorError(
-                f"model {self._manifest.name} comes without its tokenizer.json, which a GGUF file "
-                "does not have; choose safetensors, or install this node's release on the gateway"
+                f"model {self._manifest.name} comes without its tokenizer.json; install the "
+                "release of this node on the gateway as well"
             )
         _check_place(info.file, info)
+        if self._folder is not None and not (self._folder / info.file).is_file():
+            # Of a model in a GGUF file: the gateway has made it, and gives it.
+            return bytes(self._read_elsewhere(info.file, info))
         return bytes(self._read(info.file, info))
 
     def _describe(self, name: str) -> TensorInfo:
@@ -136,6 +139,9 @@ class TensorSource:
     def _read(self, name: str, info: TensorInfo) -> bytearray:
         if self._folder is not None:
             return self._read_folder(self._folder, name, info)
+        return self._read_elsewhere(name, info)
+
+    def _read_elsewhere(self, name: str, info: TensorInfo) -> bytearray:
         data = self._read_cache(name, info)
         if data is None:
             self._fetch(name, info)

@@ -34,7 +34,8 @@ def chaos(
         Path | None, typer.Option("--fog", metavar="FILE", help="Devices; default: six of them.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help="A folder, a GGUF file or a hub id.")
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="A folder, a GGUF file or a hub id."),
     ] = None,
     weights: HeldWeightsOption = None,
     url: Annotated[

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import gguf
+import msgspec
 import pytest
 import torch
 from tokenizers import (
@@ -278,6 +279,12 @@ async def test_a_node_without_the_file_reads_quantised_tensors_from_its_gateway(
             expected = here.load_tensor(name)
             assert isinstance(tensor, QuantisedTensor)
             assert torch.equal(floats_of(tensor), floats_of(expected))
+        # Also where the folder can be read: the file is not in it.
+        for folder in (None, str(path.parent)):
+            shared = msgspec.structs.replace(manifest, folder=folder)
+            there = TensorSource(with_urls(shared, signer, int(time.time()) + 60))
+            content = await asyncio.to_thread(there.load_tokenizer)
+            assert Tokenizer.from_str(content.decode()).encode("<s>Hello").ids[0] == 1
 
 
 def prepared(model: Path) -> Any:
