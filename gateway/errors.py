@@ -96,6 +96,15 @@ def body_too_long(max_bytes: int) -> ApiError:
     return ApiError(413, f"the body is longer than {max_bytes} bytes", code="request_too_large")
 
 
+def no_embeddings() -> ApiError:
+    """Return the 400 for what asks for vectors instead of text."""
+    return ApiError(
+        400,
+        "embeddings are not supported: the models served here generate text",
+        code="embeddings_not_supported",
+    )
+
+
 def internal_error() -> ApiError:
     """Return the answer to a bug of ours; it tells nothing of it."""
     return ApiError(500, "internal error", code="internal_error", kind="server_error")

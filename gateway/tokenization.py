@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from gateway.bodies import Body
 from gateway.chat import render
-from gateway.errors import ApiError, invalid_value
+from gateway.errors import invalid_value, no_embeddings
 from gateway.messages import Message
 from gateway.model import ServedModel
 from gateway.openapi import body_of, errors
@@ -87,11 +87,7 @@ def add_tokenization_routes(app: FastAPI, serving: Serving) -> None:
     @app.post("/v1/embeddings", status_code=400, responses=errors(400))
     async def embeddings(http: Request) -> Any:
         """Refuse: nodes give out tokens, not hidden states."""
-        raise ApiError(
-            400,
-            "embeddings are not supported: the models served here generate text",
-            code="embeddings_not_supported",
-        )
+        raise no_embeddings()
 
 
 def _tokenize(request: TokenizeRequest, model: ServedModel) -> TokenizeResponse:

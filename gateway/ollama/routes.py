@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
+from gateway.errors import no_embeddings
 from gateway.forms import Form
 from gateway.framing import JSON_LINES
 from gateway.ollama.answers import (
@@ -32,6 +33,12 @@ class OllamaError(BaseModel):
     """What went wrong, in words."""
 
     error: str
+
+
+class OllamaStatus(BaseModel):
+    """How far something is, in words."""
+
+    status: str
 
 
 def add_ollama_routes(app: FastAPI, serving: Serving) -> None:
@@ -91,6 +98,23 @@ def add_ollama_routes(app: FastAPI, serving: Serving) -> None:
     async def ollama_show(http: Request) -> dict[str, Any]:
         request, _ = await serving.read_as(http, OllamaShow)
         return show_body(serving.inference.require(request.asked))
+
+    @app.post(
+        "/api/pull",
+        openapi_extra=body_of(OllamaShow),
+        responses=errors(400, 404, 413, 503, model=OllamaError),
+    )
+    async def ollama_pull(http: Request) -> OllamaStatus:
+        """Answer tools that fetch a model before they use it: a served one is there."""
+        request, _ = await serving.read_as(http, OllamaShow)
+        serving.inference.require(request.asked)
+        return OllamaStatus(status="success")
+
+    @app.post("/api/embed", status_code=400, responses=errors(400, model=OllamaError))
+    @app.post("/api/embeddings", status_code=400, responses=errors(400, model=OllamaError))
+    async def ollama_embeddings() -> Any:
+        """Refuse: the models served here generate text."""
+        raise no_embeddings()
 
     @app.get("/api/version")
     async def ollama_version() -> dict[str, str]:

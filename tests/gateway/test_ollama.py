@@ -138,3 +138,20 @@ async def test_the_model_is_listed_and_shown(api: Api) -> None:
     assert shown["template"] == CHAT_TEMPLATE
     assert shown["model_info"]["llama.context_length"] == CONTEXT
     assert (await api.get("/api/version")).json()["version"]
+
+
+async def test_a_model_that_is_served_need_not_be_pulled(api: Api) -> None:
+    pulled = await api.post("/api/pull", {"model": f"{MODEL}:latest"})
+    unknown = await api.post("/api/pull", {"model": "llama3"})
+
+    assert lines_of(pulled.text) == [{"status": "success"}]
+    assert unknown.status_code == 404
+    assert "llama3" in unknown.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/api/embed", "/api/embeddings"])
+async def test_embeddings_are_refused_in_ollamas_words(api: Api, path: str) -> None:
+    response = await api.post(path, {"model": MODEL, "input": "hello"})
+
+    assert response.status_code == 400
+    assert "embeddings are not supported" in response.json()["error"]
