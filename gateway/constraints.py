@@ -24,7 +24,7 @@ OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
 
 # Enough for lines of deep nesting. Without a bound a model that is at a loss writes white space
 # to the end of its context.
-_OPTIONS: Final = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}"}
+_OPTIONS: Final = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,20}"}
 _OPTIONS_KEY: Final = "x-guidance"
 _UNKNOWN_KEYS: Final = re.compile(r"Unimplemented keys: \[(.*?)\]")
 _REGEX_ERROR: Final = re.compile(r"regex parse error:.*^error: (.*?)$", re.DOTALL | re.MULTILINE)
