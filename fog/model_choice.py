@@ -15,7 +15,7 @@ _TRAINING_SCRIPT: Final = Path("scripts/train_demo_model.py")
 OTHER_QUESTION: Final = "Why is the sky blue? Answer in one sentence."
 
 _GGUF: Final = ".gguf"
-_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]+\.gguf)?")
 
 
 class ModelChoiceError(ValueError):
@@ -55,7 +55,8 @@ def choose_model(text: str | None) -> ModelChoice:
         raise ModelChoiceError("--model is empty; name a model folder, a GGUF file or a hub id")
     path = Path(text).expanduser()
     if path.is_file() and path.suffix == _GGUF:
-        return ModelChoice(str(path.resolve()), None, OTHER_QUESTION)
+        # Not what it is a link to, which may have another ending.
+        return ModelChoice(str(path.absolute()), None, OTHER_QUESTION)
     if path.is_dir():
         if not (path / "config.json").is_file() and not any(path.glob(f"*{_GGUF}")):
             raise ModelChoiceError(

@@ -67,7 +67,7 @@ def add(
     """
     client = connect(url, api_key)
     path = Path(source).expanduser()
-    added = client.add_model(str(path.resolve()) if path.exists() else source, name, weights)
+    added = client.add_model(str(path.absolute()) if path.exists() else source, name, weights)
 
     def is_ready(found: Sequence[Json]) -> bool:
         return _one(found, added["name"])["state"] not in ("preparing",)

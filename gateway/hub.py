@@ -16,7 +16,9 @@ from broker.control import HubPlace
 from gateway.gguf.file import SUFFIX
 from gateway.model import ModelRefusedError
 
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-][\w./-]*)?")
+_HUB_ID: Final = re.compile(
+    r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w.-][\w./-]*))?(?::([\w.-]+\.gguf))?"
+)
 # What serving needs; other formats of the same weights are left where they are.
 _FILES: Final = [
     "config.json",
@@ -45,8 +47,8 @@ def model_path(model: str, progress: Progress = lambda ratio: None) -> Path:
     """Return a model's folder or GGUF file; downloads what is not in the cache yet.
 
     Args:
-        model: A folder, a GGUF file, or a hub id such as ``owner/name`` or
-            ``owner/name@revision``.
+        model: A folder, a GGUF file, or a hub id such as ``owner/name``,
+            ``owner/name@revision`` or ``owner/name:file.gguf``.
         progress: Told 0..1 while files are downloaded.
 
     Raises:
@@ -54,8 +56,11 @@ def model_path(model: str, progress: Progress = lambda ratio: None) -> Path:
         HubUnreachableError: The hub cannot be reached and the cache does not have it.
     """
     folder = Path(model).expanduser()
-    if model and (folder.is_dir() or (folder.is_file() and folder.suffix == SUFFIX)):
+    if model and folder.is_dir():
         return folder.resolve()
+    if model and folder.is_file() and folder.suffix == SUFFIX:
+        # Under this name: it may be a link to one without an ending, as in the hub's cache.
+        return folder.absolute()
     if model and folder.exists():
         raise ModelRefusedError(
             f"{model} is a file; give the folder of a checkpoint, or a file in GGUF"
@@ -67,22 +72,29 @@ def model_path(model: str, progress: Progress = lambda ratio: None) -> Path:
     return _download(model, progress)
 
 
-def hub_place(model: str, folder: Path) -> HubPlace | None:
+def hub_place(model: str, path: Path) -> HubPlace | None:
     """Return where nodes find the files of a downloaded model; None: its commit is unknown.
 
     Args:
         model: A hub id.
-        folder: What `model_path` returned for it.
+        path: What `model_path` returned for it.
     """
     from huggingface_hub import constants
 
+    folder = path.parent if path.suffix == SUFFIX else path
     if folder.parent.name != "snapshots":
         return None
+    repository, _, _ = _parts(model)
     return HubPlace(
-        endpoint=constants.ENDPOINT.rstrip("/"),
-        repository=model.partition("@")[0],
-        revision=folder.name,
+        endpoint=constants.ENDPOINT.rstrip("/"), repository=repository, revision=folder.name
     )
+
+
+def _parts(model: str) -> tuple[str, str | None, str | None]:
+    """Return repository, revision and GGUF file of a hub id."""
+    found = _HUB_ID.fullmatch(model)
+    assert found is not None, "the caller looked"
+    return found[1], found[2], found[3]
 
 
 def _download(model: str, progress: Progress) -> Path:
@@ -98,12 +110,12 @@ def _download(model: str, progress: Progress) -> Path:
     )
 
     endpoint = constants.ENDPOINT
-    repository, _, revision = model.partition("@")
+    repository, revision, file = _parts(model)
     try:
         folder = snapshot_download(
             repository,
-            revision=revision or None,
-            allow_patterns=_FILES,
+            revision=revision,
+            allow_patterns=_FILES if file is None else [file],
             tqdm_class=_progress_bar(progress),
         )
     except GatedRepoError as error:
@@ -129,7 +141,10 @@ def _download(model: str, progress: Progress) -> Path:
         raise HubUnreachableError(
             f"downloading {model} from {endpoint} failed: {_first_line(error)}"
         ) from error
-    return Path(folder).resolve()
+    path = Path(folder).resolve()
+    if file is not None and not (path / file).is_file():
+        raise ModelRefusedError(f"{endpoint} has no file {file} in {repository}: check the name")
+    return path if file is None else path / file
 
 
 def _first_line(error: Exception) -> str:

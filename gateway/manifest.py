@@ -74,7 +74,7 @@ def prepare_manifest(
     Raises:
         ModelRefusedError: No checkpoint, a damaged one, or one that is not supported.
     """
-    file = gguf_file(model.resolve())
+    file = gguf_file(model.absolute())
     checkpoint = read_checkpoint(model.resolve()) if file is None else read_gguf_checkpoint(file)
     try:
         raw, config = _parsed(checkpoint)

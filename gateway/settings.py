@@ -25,7 +25,8 @@ class Settings:
 
     Attributes:
         broker: ``mqtt://user:password@host:port`` of the MQTT broker.
-        model: A model folder, a GGUF file, or a hub id such as ``owner/name``.
+        model: A model folder, a GGUF file, or a hub id such as ``owner/name`` or
+            ``owner/name:file.gguf``.
         state: Folder for checksums and the key of the weights server.
         site: First level of all topics.
         redis: URL of Redis for the journal and for sharing prompts over MQTT with other gateways;

@@ -21,9 +21,11 @@ from tokenizers import (
     trainers,
 )
 
+from fog.model_choice import choose_model
 from gateway.gguf.file import Metadata, read_gguf
 from gateway.gguf.text import read_text
 from gateway.gguf.tokenizer import tokenizer_of
+from gateway.hub import model_path
 from gateway.manifest import prepare_manifest
 from gateway.model import ModelRefusedError, ModelText
 from gateway.text import TokenizerError
@@ -300,6 +302,15 @@ def test_a_folder_with_one_file_is_that_file(tmp_path: Path) -> None:
     # Weights in safetensors go before.
     path.rename(twin / path.name)
     assert prepared(twin).checkpoint.gguf is None
+
+
+def test_a_link_to_a_file_without_an_ending_is_a_model(tmp_path: Path) -> None:
+    path, _ = write_twins(tmp_path / "model", "llama")
+    blob = path.rename(tmp_path / "blob")
+    path.symlink_to(blob)
+    assert prepared(path).checkpoint.folder == path.parent
+    assert model_path(str(path)) == path
+    assert choose_model(str(path)).source == str(path)
 
 
 def test_several_files_are_refused_by_name(tmp_path: Path) -> None:

@@ -106,6 +106,24 @@ def test_nodes_are_told_where_the_files_of_that_commit_are(downloader: Downloade
     assert hub_place(MODEL, folder.parent) is None
 
 
+def test_of_several_gguf_files_only_the_named_one_is_downloaded(
+    downloader: Downloader, folder: Path
+) -> None:
+    for kind in ("Q4_K", "Q8_0"):
+        (folder / f"tiny-{kind}.gguf").write_bytes(kind.encode())
+    path = Path(downloader.download(f"{MODEL}@v1.0:tiny-Q4_K.gguf")["folder"])
+    assert path.read_bytes() == b"Q4_K"
+    assert [each.name for each in path.parent.iterdir()] == [path.name] == ["tiny-Q4_K.gguf"]
+    place = hub_place(f"{MODEL}@v1.0:tiny-Q4_K.gguf", path)
+    assert place is not None
+    assert (place.repository, place.revision) == (MODEL, COMMIT)
+    answer = downloader.download(f"{MODEL}:tiny-Q2_K.gguf")
+    assert answer["error"] == "ModelRefusedError"
+    assert "has no file tiny-Q2_K.gguf" in answer["message"]
+    for file in folder.glob("*.gguf"):
+        file.unlink()
+
+
 def test_a_revision_is_asked_for_by_its_name(downloader: Downloader, hub: Hub) -> None:
     downloader.download(f"{MODEL}@v1.0")
     assert any("/v1.0" in path for _, path, _ in hub.served)
