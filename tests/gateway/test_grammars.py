@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import openai
 import pytest
+from pydantic import BaseModel, Field
 
 from gateway.requests import Generation
 from gateway.tools.formats import tool_format
@@ -333,3 +335,24 @@ async def test_what_a_tool_said_comes_over_ollamas_route(api: Api, engine: FakeE
 async def test_ollama_says_that_the_model_calls_tools(api: Api) -> None:
     shown = (await api.post("/api/show", {"model": MODEL})).json()
     assert shown["capabilities"] == ["completion", "tools"]
+
+
+class Sum(BaseModel):
+    """What a client wants to know."""
+
+    sum: int
+    kind: Literal["even", "odd"]
+    parts: list[bool] = Field(max_length=2)
+
+
+async def test_the_openai_client_parses_an_answer_into_a_model_of_its_own(api: Api) -> None:
+    async with (
+        api.served() as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        chat = await client.chat.completions.parse(
+            model=MODEL, messages=[{"role": "user", "content": "7 + 5?"}], response_format=Sum
+        )
+        response = await client.responses.parse(model=MODEL, input="7 + 5?", text_format=Sum)
+    assert isinstance(chat.choices[0].message.parsed, Sum)
+    assert isinstance(response.output_parsed, Sum)
