@@ -54,7 +54,7 @@ def add_model_routes(app: FastAPI, engine: Engine, models: Models) -> None:
         """Begin to prepare a model. Devices measure themselves for it; nothing loads it yet."""
         asked = await _read(http, AddModel)
         if not asked.source.strip():
-            raise invalid_value("source", "source is empty; name a folder or a hub id")
+            raise invalid_value("source", "source is empty; name a folder, a GGUF file or a hub id")
         with _refusals():
             added = models.add(asked.source, asked.name, asked.weights)
         return JSONResponse(model_body(added, engine), status_code=202)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from broker.control import ModelManifest, TensorOffer
 from nodes.checkpoint import DamagedTensorError, MissingTensorError, TensorSource
 from nodes.neighbours import Neighbours, ranges_of
 from nodes.shelf import Shelf
+from nodes.sources import Kind, Source, SourceBook
 from nodes.tensor_cache import TensorCache
 from nodes.tensor_urls import asked_tensor, tensor_url
 from tests.support.checkpoints import manifest_of, write_checkpoint
@@ -62,6 +64,17 @@ def loose(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "loose"
 
 
+class NotedBook(SourceBook):
+    """Notes what was measured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.measured: list[tuple[Kind, int, float]] = []
+
+    def measure(self, source: Source, num_bytes: int, seconds: float) -> None:
+        self.measured.append((source.kind, num_bytes, seconds))
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     manifest = manifest_of(folder)
     return read_all(TensorSource(manifest), manifest)
@@ -94,6 +107,15 @@ def test_a_neighbour_with_the_folder_gives_all_and_the_gateway_nothing(
     total = sum(info.num_bytes for info in manifest.tensors.values())
     assert given(source) == {"neighbour attic": total}
     assert gateway.ranges == []
+
+
+def test_every_range_is_measured_for_the_next_choice(manifest: ModelManifest) -> None:
+    supply = replace(supply_of({}), book=NotedBook())
+    TensorSource(manifest, supply).load_tensor(NAME)
+    assert isinstance(supply.book, NotedBook)
+    ((kind, num_bytes, seconds),) = supply.book.measured
+    assert (kind, num_bytes) == (Kind.GATEWAY, manifest.tensors[NAME].num_bytes)
+    assert seconds > 0
 
 
 def test_what_a_node_has_fetched_it_hands_on_from_its_cache(
