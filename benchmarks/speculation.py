@@ -1,14 +1,15 @@
 """What speculation brings on text that repeats itself, and what it costs on text that does not.
 
-    python -m benchmarks.speculation FOLDER [--weights int8] [--hop-ms 10] [--tokens 160]
-        [--repetitions 5] [--json FILE]
+    python -m benchmarks.speculation FOLDER [--weights int8] [--hop-ms 10] [--slowdown 1]
+        [--tokens 160] [--repetitions 5] [--json FILE]
 
 Two fogs side by side, one with speculation and one without (`E2LLM_NODE_SPECULATION=0`): each two
 `python -m nodes` of one thread on a core of its own, Mosquitto, and links of half a hop to it.
 The model is split over both nodes, plans have the stage times that the nodes measured of
 themselves. The fogs answer the same requests in turn, seconds apart; each case is the median of
-the ratios of each repetition. Answers must be the same to the token. FOLDER is a checkpoint
-with a tokenizer, for example SmolLM2-135M-Instruct.
+the ratios of each repetition. Answers must be the same to the token. With a slowdown, devices are
+emulated: a computation takes its calibrated time times that, so that other programs on the
+machine disturb less. FOLDER is a checkpoint with a tokenizer, for example SmolLM2-135M-Instruct.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.here import context
 from benchmarks.pinned_fog import DEVICES, Observer, PinnedFog, make_replica, say
@@ -47,33 +48,49 @@ LIST: Final = """Sensors of the greenhouse, by number:
 - sensor 6: house A, bench 3, humidity in percent, read every 10 seconds
 """
 
-CODE: Final = """This is the module as it was:
+CODE: Final = """The module as it was:
 ```python
-import json
-import sys
+def celsius_to_fahrenheit(value):
+    return value * 9 / 5 + 32
 
+def fahrenheit_to_celsius(value):
+    return (value - 32) * 5 / 9
 
-class Inventory:
-    def __init__(self, path):
-        self.path = path
-        self.items = {}
+def celsius_to_kelvin(value):
+    return value + 273.15
 
-    def load(self):
-        with open(self.path) as file:
-            self.items = json.load(file)
-        print("loaded", len(self.items), "items")
+def metres_to_feet(value):
+    return value / 0.3048
 
-    def add(self, name, count):
-        self.items[name] = self.items.get(name, 0) + count
-        print("added", count, name)
+def feet_to_metres(value):
+    return value * 0.3048
 
-    def save(self):
-        with open(self.path, "w") as file:
-            json.dump(self.items, file)
-        print("saved", len(self.items), "items")
+def litres_to_gallons(value):
+    return value / 3.785411784
+
+def gallons_to_litres(value):
+    return value * 3.785411784
+
+def kilograms_to_pounds(value):
+    return value / 0.45359237
+
+def pounds_to_kilograms(value):
+    return value * 0.45359237
+
+def bar_to_pascal(value):
+    return value * 100000
 ```
-This is the same module with the class renamed to Stock:
+The same module with types:
 ```python
+def celsius_to_fahrenheit(value: float) -> float:
+    return value * 9 / 5 + 32
+
+def fahrenheit_to_celsius(value: float) -> float:
+    return (value - 32) * 5 / 9
+
+def celsius_to_kelvin(value: float) -> float:
+    return value + 273.15
+
 """
 
 
@@ -146,16 +163,12 @@ class Side:
     """One of the two fogs.
 
     Args:
+        settings: Of its nodes.
         speculation: As the setting of nodes; None: as it is by default.
     """
 
-    def __init__(self, folder: Path, hop_seconds: float, speculation: int | None) -> None:
+    def __init__(self, folder: Path, settings: dict[str, str], speculation: int | None) -> None:
         folder.mkdir()
-        # A hop is the link of the sender and then that of the receiver.
-        settings = {
-            "E2LLM_NODE_LINK_DELAY_SECONDS": repr(hop_seconds / 2),
-            "E2LLM_NODE_TELEMETRY_SECONDS": repr(TELEMETRY_SECONDS),
-        }
         if speculation is not None:
             settings["E2LLM_NODE_SPECULATION"] = str(speculation)
         self.fog = WideFog(folder, DEVICES, settings)
@@ -205,7 +218,7 @@ class Side:
         )
 
 
-async def run(options: argparse.Namespace, scratch: Path) -> list[Row]:
+async def run(options: argparse.Namespace, about: dict[str, Any], scratch: Path) -> list[Row]:
     manifest = prepare_manifest(
         options.folder,
         name=options.folder.name,
@@ -217,9 +230,17 @@ async def run(options: argparse.Namespace, scratch: Path) -> list[Row]:
     vocabulary = manifest.config["vocab_size"]
     rows = {case.name: Row(case.name) for case in CASES}
     async with AsyncExitStack() as stack:
+        settings = {
+            # A hop is the link of the sender and then that of the receiver.
+            "E2LLM_NODE_LINK_DELAY_SECONDS": repr(options.hop_ms / 2e3),
+            "E2LLM_NODE_SLOWDOWN": repr(options.slowdown),
+            "E2LLM_NODE_TELEMETRY_SECONDS": repr(TELEMETRY_SECONDS),
+            # Both fogs have the times that one of them measured.
+            "E2LLM_NODE_CACHE": str(scratch / "cache"),
+        }
         sides = []
         for name, speculation in (("without", 0), ("with", None)):
-            side = Side(scratch / name, options.hop_ms / 1e3, speculation)
+            side = Side(scratch / name, dict(settings), speculation)
             say(f"{name}: the nodes measure themselves and load")
             await side.start(manifest)
             stack.push_async_callback(side.stop)
@@ -241,10 +262,26 @@ async def run(options: argparse.Namespace, scratch: Path) -> list[Row]:
                 say(f"{run_name} {case.name}: {speculated_rate / rate:.3f}")
                 if repetition == 0 and options.show and case.text is not None:
                     say(tokenizer.decode(tokens[0]))
-    for row in rows.values():
+            save(options, about, list(rows.values()))
+    return list(rows.values())
+
+
+def save(options: argparse.Namespace, about: dict[str, Any], rows: Sequence[Row]) -> None:
+    """Write what is known so far."""
+    for row in rows:
         pairs = zip(row.with_it, row.without, strict=True)
         row.ratio = round(statistics.median(one / other for one, other in pairs), 3)
-    return list(rows.values())
+    if options.json is not None:
+        report = {
+            **about,
+            "model": options.folder.name,
+            "weights": options.weights,
+            "hop_ms": options.hop_ms,
+            "slowdown": options.slowdown,
+            "tokens": options.tokens,
+            "rows": [asdict(row) for row in rows],
+        }
+        options.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -266,6 +303,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--weights", default="int8")
     parser.add_argument("--hop-ms", type=float, default=10.0)
+    parser.add_argument("--slowdown", type=float, default=1.0, help="of both devices")
     parser.add_argument("--tokens", type=int, default=160)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--show", action="store_true", help="print the answers")
@@ -273,17 +311,7 @@ def main() -> None:
     options = parser.parse_args()
     about = context("torch")
     with tempfile.TemporaryDirectory(prefix="e2llm-speculation-") as scratch:
-        rows = asyncio.run(run(options, Path(scratch)))
-    if options.json is not None:
-        report = {
-            **about,
-            "model": options.folder.name,
-            "weights": options.weights,
-            "hop_ms": options.hop_ms,
-            "tokens": options.tokens,
-            "rows": [asdict(row) for row in rows],
-        }
-        options.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        rows = asyncio.run(run(options, about, Path(scratch)))
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     print(table(rows))
 
