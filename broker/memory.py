@@ -19,6 +19,7 @@ from broker.filters import covers, is_filter
 from broker.inbox import take
 from broker.limits import DEFAULT_MAX_PAYLOAD_BYTES, check_publication
 from broker.topics import QoS
+from broker.traffic import Traffic
 from broker.transport import (
     Connected,
     Disconnected,
@@ -98,7 +99,7 @@ class MemoryBroker:
         )
         for client in list(self._clients.values()):
             if client.wants(publication.topic):
-                client.inbox.put(message)
+                client.accept(message)
 
     def _attach(self, client: MemoryTransport) -> None:
         older = self._clients.get(client.client_id)
@@ -114,10 +115,9 @@ class MemoryBroker:
         for text in filters:
             for topic, kept in list(self._retained.items()):
                 if covers(text, topic):
-                    client.inbox.put(
-                        Received(
-                            topic, bytes(kept.payload), retained=True, properties=kept.properties
-                        )
+                    payload = bytes(kept.payload)
+                    client.accept(
+                        Received(topic, payload, retained=True, properties=kept.properties)
                     )
 
 
@@ -150,6 +150,7 @@ class MemoryTransport:
         self._inbox: Inbox = queue.SimpleQueue() if inbox is None else inbox
         self._max_payload_bytes = max_payload_bytes
         self._filters: dict[str, QoS] = {}
+        self.traffic = Traffic()
         self._waiting = WaitingRoom()
         self._is_connected = False
         self._is_closed = False
@@ -176,7 +177,7 @@ class MemoryTransport:
             self._broker._attach(self)
             self._is_connected = True
             for publication in self._waiting.leave():
-                self._broker.deliver(publication)
+                self._hand_over(publication)
             self._inbox.put(Connected(self.client_id))
             self._broker._send_retained(self, self._filters)
 
@@ -204,7 +205,7 @@ class MemoryTransport:
             if self._is_closed:
                 raise TransportClosedError(f"transport {self.client_id} is closed")
             if self._is_connected:
-                self._broker.deliver(message)
+                self._hand_over(message)
             else:
                 self._waiting.keep(message)
 
@@ -231,4 +232,13 @@ class MemoryTransport:
                 self._is_connected = False
                 self._broker._detach(self)
                 if farewell is not None:
-                    self._broker.deliver(farewell)
+                    self._hand_over(farewell)
+
+    def accept(self, message: Received) -> None:
+        """Put in a message that the broker has for this client."""
+        self.traffic.received(message.payload)
+        self._inbox.put(message)
+
+    def _hand_over(self, message: Publication) -> None:
+        self.traffic.sent(message.payload)
+        self._broker.deliver(message)

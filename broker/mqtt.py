@@ -32,6 +32,7 @@ from broker.mqtt_messages import arguments, received, to_paho
 from broker.sockets import Wakeup, part
 from broker.subscriptions import Subscriptions, check_filters
 from broker.topics import QoS
+from broker.traffic import Traffic
 from broker.transport import (
     Connected,
     Disconnected,
@@ -102,6 +103,7 @@ class MqttTransport:
         self._lock = threading.Lock()
         self._client = self._new_client(MQTTProtocolVersion.MQTTv5)
         self._waiting = WaitingRoom()
+        self.traffic = Traffic()
         self._is_connected = False
         self._is_closed = False
 
@@ -212,6 +214,7 @@ class MqttTransport:
 
     def _hand_over(self, message: Publication) -> paho.MQTTMessageInfo:
         properties = to_paho(message.properties) if self.protocol == "5" else None
+        self.traffic.sent(message.payload)
         return self._client.publish(*arguments(message), properties)
 
     # ---- the network thread
@@ -380,6 +383,7 @@ class MqttTransport:
     def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
         with contextlib.suppress(UnicodeDecodeError):
             self._inbox.put(received(message))
+            self.traffic.received(message.payload)
 
     def _on_disconnect(
         self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from broker.topics import QoS
+from broker.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,10 @@ class Transport(Protocol):
     @property
     def is_connected(self) -> bool:
         """Whether the last event was `Connected`."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What went over the connections so far."""
 
     def subscribe(self, filters: Iterable[tuple[str, QoS]]) -> None:
         """Subscribe now and after every reconnect."""

@@ -27,6 +27,7 @@ EXTRA_OF: Final = {
     "numpy": "node",
     "deap": "planner",
     "highspy": "planner",
+    "prometheus_client": "gateway",
     "redis": "planner",
     "fastapi": "gateway",
     "uvicorn": "gateway",
@@ -35,6 +36,7 @@ EXTRA_OF: Final = {
     "llguidance": "gateway",
     "tokenizers": "gateway",
     "jinja2": "gateway",
+    "httptools": "gateway",
     "huggingface_hub": "gateway",
 }
 

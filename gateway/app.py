@@ -9,16 +9,20 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from broker.exposition import Exposition
+from broker.metrics import Sample
+from broker.traffic import Traffic
 from gateway.access.caller import current_visit
 from gateway.access.door import Door
 from gateway.access.joining import add_join_route
@@ -31,6 +35,7 @@ from gateway.framing import SERVER_SENT_EVENTS
 from gateway.inference import Inference
 from gateway.items.routes import add_responses_routes
 from gateway.meter import Meter
+from gateway.metrics import TABLE
 from gateway.model_routes import add_model_routes
 from gateway.models import Models
 from gateway.ollama.routes import PREFIX, OllamaError, add_ollama_routes
@@ -82,6 +87,7 @@ def create_app(
     add_responses_routes(app, serving)
     add_ollama_routes(app, serving)
     _add_state_routes(app, engine, models, prompts)
+    _add_metrics_route(app, engine, prompts)
     add_administration_routes(app, engine)
     add_model_routes(app, engine, models)
     add_access_routes(app, keys, meter)
@@ -154,6 +160,7 @@ def _add_state_routes(
             "/fog/requests/{id}",
             "/fog/keys",
             "/healthz",
+            "/metrics",
             "/readyz",
             "/openapi.json",
         ]
@@ -189,6 +196,19 @@ def _add_state_routes(
     @app.get("/fog/devices")
     async def fog_devices() -> JSONResponse:
         return JSONResponse(engine.devices())
+
+
+def _add_metrics_route(app: FastAPI, engine: Engine, prompts: Prompts | None) -> None:
+    def samples() -> Iterator[Sample]:
+        return engine.samples(Traffic() if prompts is None else prompts.traffic)
+
+    exposition = Exposition(TABLE, samples)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics(http: Request) -> Response:
+        """Return what Prometheus reads."""
+        body, media_type = exposition.text(http.headers.get("accept", ""))
+        return Response(body, headers={"content-type": media_type})
 
 
 def _add_weights_route(app: FastAPI, models: Models, signer: UrlSigner) -> None:

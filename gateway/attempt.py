@@ -119,6 +119,7 @@ class Request:
         granted: Replicas that have room for the attempt, and the KV credit of each.
         held: Replicas that have kept leading positions of the prompt, and how many.
         answered: Replicas whose master has answered at all.
+        was_opened: Some attempt has sent `Open`, so that the request waits no more.
         opened: Stages that hold the attempt, as (replica id, index).
         bound_at, granted_at, opened_at: When the masters were asked, when the first of them
             granted, when all had and `Open` went out.
@@ -152,6 +153,7 @@ class Request:
     granted: dict[str, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
+    was_opened: bool = False
     opened: set[tuple[str, int]] = field(default_factory=set)
     bound_at: float = 0.0
     granted_at: float = 0.0

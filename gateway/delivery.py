@@ -32,6 +32,9 @@ class Delivery:
     def begin(self, request: Request, now: float) -> None:
         """Send `Open` to every stage."""
         request.advance(Event.GRANTED)
+        if not request.was_opened:
+            request.was_opened = True
+            self._ledger.measures.totals.queue.add(now - request.submitted_at)
         request.opened_at = request.progress_at = request.resend_at = now
         request.repeat_after = self._ledger.settings.repeat_seconds
         request.repeat_later(now, self._ledger.settings.longest_repeat_seconds)
@@ -156,7 +159,7 @@ class Delivery:
         cached = request.cached_tokens if is_first else 0
         token = GeneratedToken(row.index, row.token_id, reason, row.logprobs, cached)
         ledger.deliver(request, token)
-        self._measure(request, is_last=reason is not None, now=now)
+        self._measure(request, reason, now)
         request.progress_at = now
         if request.phase is not Phase.DECODE:
             ledger.room_changed = True  # A prefill slot may be free.
@@ -211,8 +214,9 @@ class Delivery:
             seconds += prefill.prefill_seconds(tokens)
         return patience * seconds
 
-    def _measure(self, request: Request, *, is_last: bool, now: float) -> None:
+    def _measure(self, request: Request, finish_reason: str | None, now: float) -> None:
         assert request.binding is not None
+        is_last = finish_reason is not None
         measures = self._ledger.measures
         measures.token(now)
         if len(request.generated) == 1:
@@ -241,7 +245,8 @@ class Delivery:
                 num_tokens=num_tokens,
             )
             request.begin_sample(now)
-        if is_last:
+        if finish_reason is not None:
+            measures.totals.ended(finish_reason, now - request.submitted_at)
             num_prompt_tokens = request.known_tokens - len(request.generated)
             measures.finished(num_prompt_tokens, len(request.generated), now)
 

@@ -14,7 +14,9 @@ from broker.events import Event, Tokens
 from broker.identity import ModelIdentity, identity
 from gateway.dispatch import Actions, Dispatcher, DispatchSettings
 from gateway.fogview import FogView
+from gateway.measures import Measures
 from gateway.requests import Generation
+from gateway.totals import Totals
 
 _LATELY_SECONDS: Final = 600.0
 _COUNTED: Final = 4096
@@ -27,12 +29,16 @@ class Desks:
 
     Args:
         settings: Of each dispatcher.
+
+    Attributes:
+        totals: What requests of all models experienced.
     """
 
     def __init__(self, site: str, gateway: str, settings: DispatchSettings | None = None) -> None:
         self._site, self._gateway, self._settings = site, gateway, settings
         # For whichever model the fog serves, where this gateway has none of its own.
-        self._plain = Dispatcher(site, gateway, settings)
+        self.totals = Totals()
+        self._plain = self._new()
         self._by_model: dict[ModelIdentity | None, tuple[ModelManifest, Dispatcher]] = {}
         self._current: ModelIdentity | None = None
         self._owners: OrderedDict[str, Dispatcher] = OrderedDict()
@@ -43,7 +49,7 @@ class Desks:
     def open(self, manifest: ModelManifest) -> None:
         """Take requests for a model."""
         known = self._by_model.get(identity(manifest))
-        desk = Dispatcher(self._site, self._gateway, self._settings) if known is None else known[1]
+        desk = self._new() if known is None else known[1]
         self._by_model[identity(manifest)] = manifest, desk
 
     def close(self, manifest: ModelManifest) -> None:
@@ -149,6 +155,9 @@ class Desks:
     @property
     def _all(self) -> list[Dispatcher]:
         return [self._plain, *(desk for _, desk in self._by_model.values())]
+
+    def _new(self) -> Dispatcher:
+        return Dispatcher(self._site, self._gateway, self._settings, Measures(totals=self.totals))
 
     def _owner(self, request_id: str) -> Dispatcher:
         return self._owners.get(request_id, self._plain)

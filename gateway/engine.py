@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from broker.control import DeviceControl, DeviceState, GatewayStatus, ModelManifest
 from broker.identity import ModelIdentity, identity
+from broker.metrics import Sample
 from broker.plan import Plan
 from broker.topics import (
     DEVICE_CONTROL,
@@ -31,6 +32,7 @@ from broker.topics import (
     PLAN_HISTORY,
     PLANNER_STATUS,
 )
+from broker.traffic import Traffic
 from broker.transport import (
     Connected,
     Disconnected,
@@ -41,7 +43,7 @@ from broker.transport import (
     TransportClosedError,
     TransportEvent,
 )
-from gateway import report
+from gateway import metrics, report
 from gateway.choice import in_order
 from gateway.desks import Desks
 from gateway.dispatch import Actions, DispatchSettings, FailedOutcome
@@ -257,6 +259,11 @@ class FogEngine:
 
     def expect_models(self, names: Iterable[str]) -> None:
         self._own.expected = frozenset(map(topic_level, names))
+
+    def samples(self, others: Traffic) -> Iterator[Sample]:
+        traffic, is_up = self._transport.traffic + others, self._transport.is_connected
+        totals, state = self._desks.totals, self.readiness()
+        return metrics.samples(totals, self._view, state, traffic, is_connected=is_up)
 
     def publish_model(self, manifest: ModelManifest) -> None:
         own = self._own.serve(manifest)

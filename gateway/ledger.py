@@ -168,6 +168,7 @@ class Ledger:
         its master may not be able to.
         """
         request.num_lost += counts
+        self.measures.totals.lost_attempts += counts
         if request.num_lost > self.settings.max_losses:
             message = f"given up after {request.num_lost} lost attempts, the last one: {reason}"
             self.fail(request, GenerationFailedError(message), now)
@@ -191,6 +192,9 @@ class Ledger:
         """Free the request everywhere and forget it."""
         if event is not Event.FAILED and len(request.generated) > request.first_index:
             self._learn_kept(request)
+        if event is not Event.STOPPED:
+            why = "error" if event is Event.FAILED else "abort"
+            self.measures.totals.ended(why, now - request.submitted_at)
         self._release(request, reason, now)
         if request.phase is Phase.QUEUED:
             self.queue.remove(request)

@@ -12,6 +12,7 @@ from broker.control import MeasuredLengths
 from broker.grouping import best_grouping, interpolate
 from broker.plan import Replica
 from gateway.routing import predicted_prefill_rate, predicted_step_seconds
+from gateway.totals import Totals
 
 SMOOTHING: Final = 0.3
 """Weight of the newest sample in a replica's factor."""
@@ -87,10 +88,12 @@ class Measures:
 
     Args:
         window_seconds: Rates are taken over tokens and requests of this age.
+        totals: To add to; those of other models may be in them.
     """
 
-    def __init__(self, window_seconds: float = 60.0) -> None:
+    def __init__(self, window_seconds: float = 60.0, totals: Totals | None = None) -> None:
         self._window_seconds = window_seconds
+        self.totals = totals or Totals()
         self._ttft: deque[float] = deque(maxlen=RECENT)
         self._tpot: deque[float] = deque(maxlen=RECENT)
         self._tokens: deque[float] = deque(maxlen=RECENT * 16)
@@ -111,6 +114,7 @@ class Measures:
     def first_token(self, seconds: float) -> None:
         """A request's first token came ``seconds`` after it was submitted (TTFT)."""
         self._ttft.append(seconds)
+        self.totals.ttft.add(seconds)
 
     def prompt(self, num_tokens: int, num_cached: int) -> None:
         """A prompt was taken in, ``num_cached`` of its positions without computing them."""
@@ -119,6 +123,8 @@ class Measures:
         counts.hits += num_cached > 0
         counts.prompt_tokens += num_tokens
         counts.cached_tokens += num_cached
+        self.totals.prompt_tokens += num_tokens
+        self.totals.cached_tokens += num_cached
 
     def refused_prefix(self) -> None:
         """A stage had not kept what its master granted."""
@@ -127,6 +133,7 @@ class Measures:
     def token(self, now: float) -> None:
         """A token was delivered."""
         self._tokens.append(now)
+        self.totals.num_tokens += 1
 
     def prefilled(
         self, replica: Replica, num_tokens: int, seconds: float, planned_tokens: int = 0
@@ -165,6 +172,7 @@ class Measures:
         if excess is not None:
             self._hop_overheads.append(max(planned_overhead + excess, 0.0))
         self._tpot.append(step)
+        self.totals.tpot.add(step)
         _smooth(self._step_seconds, replica.id, step)
         predicted = predicted_step_seconds(replica, num_rows)
         _smooth(self._step_factor, replica.id, _limited(step / predicted))

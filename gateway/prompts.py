@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from broker.limits import DEFAULT_MAX_PAYLOAD_BYTES
 from broker.topics import PROMPT, REPLY
+from broker.traffic import Traffic
 from broker.transport import Properties, Publication, Received, Transport, TransportEvent
 from gateway.access.caller import Visit, begin_visit, mqtt_caller
 from gateway.claims import RENEW_SECONDS, Claims
@@ -104,6 +105,11 @@ class Prompts:
         self._running: dict[str, dict[str, _Running]] = {}
         self._receiver = Receiver(transport, self._on_event, "gateway-prompts")
         self._is_stopping = False
+
+    @property
+    def traffic(self) -> Traffic:
+        """What went over the connection for prompts."""
+        return self._transport.traffic
 
     def start(self) -> None:
         """Subscribe, and begin to take prompts in."""

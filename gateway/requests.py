@@ -6,14 +6,16 @@ grants or attempts. The engine knows nothing of HTTP, text or templates.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from broker.control import DeviceControl, ModelManifest
 from broker.events import Logprobs
 from broker.identity import ModelIdentity
+from broker.metrics import Sample
 from broker.plan import Plan
+from broker.traffic import Traffic
 from broker.work import Sampling
 
 
@@ -206,6 +208,9 @@ class Engine(TokenSource, Protocol):
 
     def expect_models(self, names: Iterable[str]) -> None:
         """Leave these on the bus that a gateway before this one published."""
+
+    def samples(self, others: Traffic) -> Iterator[Sample]:
+        """What ``GET /metrics`` says, with the traffic of other connections beside its own."""
 
     def publish_model(self, manifest: ModelManifest) -> None:
         """Publish (retained, and again after every reconnect) a model."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from broker.topics import QoS
+from broker.traffic import Traffic
 from broker.transport import (
     Inbox,
     Publication,
@@ -228,6 +229,10 @@ class EmulatedTransport:
     @property
     def is_connected(self) -> bool:
         return self._transport.is_connected
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._transport.traffic
 
     def subscribe(self, filters: Iterable[tuple[str, QoS]]) -> None:
         self._transport.subscribe(filters)

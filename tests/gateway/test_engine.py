@@ -34,6 +34,7 @@ from broker.topics import (
     QoS,
     Topic,
 )
+from broker.traffic import Traffic
 from broker.transport import Publication, Received, Refused, TransportEvent
 from broker.work import Open, Release
 from gateway import lengths
@@ -41,6 +42,7 @@ from gateway.dispatch import DispatchSettings
 from gateway.engine import FogEngine
 from gateway.journal import RedisJournal
 from gateway.measures import FEWEST_LENGTHS
+from gateway.metrics import TABLE
 from gateway.owners import UnknownDeviceError, placed
 from gateway.requests import (
     EngineError,
@@ -537,3 +539,16 @@ async def test_lengths_of_requests_are_told_in_the_status(
             retained = site.broker.retained[GATEWAY_STATUS.path(SITE, gateway=ME)]
             said = decode_control(retained, GatewayStatus).lengths
     assert (said.prompt_tokens, said.answer_tokens) == (5.0, 4.0)
+
+
+async def test_the_engine_says_everything_that_the_table_of_metrics_has(site: Site) -> None:
+    await answer(site, generation("a"))
+
+    said = {sample.metric for sample in site.engine.samples(Traffic())}
+
+    # Told where there is some: telemetry, a plan that is loading, messages that were dropped.
+    assert {metric.name for metric in set(TABLE) - said} == {
+        "e2llm_kv_cache_usage_perc",
+        "e2llm_plan_loaded_ratio",
+        "e2llm_dropped_messages_total",
+    }

@@ -1,15 +1,20 @@
 """An engine without a fog: it answers each request with a script of token ids."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from broker.control import DeviceControl, ModelManifest
 from broker.events import Logprobs
 from broker.identity import ModelIdentity
+from broker.metrics import Sample
 from broker.plan import Plan
+from broker.traffic import Traffic
+from gateway.fogview import FogView
+from gateway.metrics import samples
 from gateway.owners import UnknownDeviceError, control_body
 from gateway.requests import GeneratedToken, Generation, Readiness, Written
+from gateway.totals import Totals
 
 Script = Callable[[Generation], Sequence[int]]
 
@@ -56,6 +61,7 @@ class FakeEngine:
         self.controls = {"pi": DeviceControl()}
         self.journal: dict[str, Written] = {}
         self.taken_over: list[Sequence[str]] = []
+        self.traffic = Traffic()
 
     async def generate(self, generation: Generation) -> AsyncIterator[GeneratedToken]:
         self.submitted.append(generation)
@@ -136,6 +142,9 @@ class FakeEngine:
 
     def expect_models(self, names: Iterable[str]) -> None:
         self.expected = list(names)
+
+    def samples(self, others: Traffic) -> Iterator[Sample]:
+        return samples(Totals(), FogView(), self.ready, self.traffic + others, is_connected=True)
 
     def publish_model(self, manifest: ModelManifest) -> None:
         self.published.append(manifest)

@@ -31,6 +31,7 @@ ADMINISTERED = [
     ("POST", "/fog/devices/pi/drain"),
     ("PUT", "/fog/devices/pi/owner"),
     ("GET", "/fog/requests"),
+    ("GET", "/metrics"),
     ("GET", "/fog/keys"),
     ("POST", "/fog/keys"),
     ("DELETE", "/fog/keys/0"),
