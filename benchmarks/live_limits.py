@@ -25,10 +25,10 @@ NUM_PROMPTS: Final = 4
 FLOOD_TOKENS, FLOOD_ANSWER = 1200, 16
 FLOOD_SECONDS: Final = 500.0
 TRANSFER_TOKENS, TRANSFER_ANSWER = 1200, 4
-TRANSFER_REQUESTS: Final = 48
+TRANSFER_REQUESTS: Final = 24
 TRANSFER_SECONDS: Final = 240.0
-SLOW: Final = Condition(slowdown=4.0, link_bytes_per_second=625_000.0)
-"""Of the decode node: a link of 5 Mbit/s."""
+SLOW: Final = Condition(slowdown=4.0, link_bytes_per_second=1_250_000.0)
+"""Of the decode node: a link of 10 Mbit/s."""
 REST_SECONDS: Final = 5.0
 
 
