@@ -173,6 +173,11 @@ class Reservations:
         )
 
     @property
+    def _num_incoming(self) -> int:
+        held = self._held.values()
+        return sum(h.kind is ReserveKind.DECODE and not h.is_complete for h in held)
+
+    @property
     def _usage(self) -> Usage:
         held = self._held.values()
         return Usage(
@@ -194,7 +199,8 @@ class Reservations:
                 state=state,
                 reason=reason,
                 expires_seconds=self._grant_seconds,
-                kv_credit_bytes=self._kv_credit_bytes,
+                # Of all whose KV is still to come: it comes over one link.
+                kv_credit_bytes=self._kv_credit_bytes // max(self._num_incoming, 1),
                 free_tokens=max(self.replica.kv_tokens - self.used_tokens, 0),
                 free_slots=max(free_slots(self.replica, self._usage, message.kind), 0),
                 held_tokens=self._held_tokens(message) if state is GrantState.GRANTED else 0,

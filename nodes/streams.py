@@ -84,7 +84,12 @@ class KvStreams:
                 self._executor.write_kv(key, chunk.layers, chunk.position, data, chunk.tensor)
         except ValueError as error:
             raise UnexpectedMessageError(str(error)) from error
-        received, credit = receiver.accept(sender_stage, place, chunk.total)
+        # All of them come over one link, where what many may send at once would pile up.
+        num_receiving = sum(
+            other.receiver is not None and not other.receiver.is_complete
+            for other in self._context.requests
+        )
+        received, credit = receiver.accept(sender_stage, place, chunk.total, num_receiving)
         answer = KvCredit(**ids(key), received=received, credit=credit)
         self._context.out.append(ToStage(prefill.id, sender_stage, device, answer))
         if receiver.is_complete and not was_complete:

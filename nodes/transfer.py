@@ -11,8 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Final
 
 from broker.plan import LayerRange
+
+_MOST_PATIENCE: Final = 8
+"""Times as long as at first that a sender waits before it goes back once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,8 @@ class KvSender:
         self._entry_bytes = entry_bytes
         self._chunk_bytes = chunk_bytes
         # A chunk larger than the credit could never leave.
-        self._credit = max(credit_bytes, chunk_bytes, entry_bytes)
+        self._largest = max(chunk_bytes, entry_bytes)
+        self._credit = max(credit_bytes, self._largest)
         self._places: list[ChunkPlace] = []
         self._produced = 0
         self._next = 0
@@ -101,11 +106,17 @@ class KvSender:
             self.received = min(received, self.total)
             self._moved_at = now
             self.repeats = 0
-        self._credit = max(self._credit, credit)
+        # One chunk may always leave: what is shared among many could be less than that.
+        self._credit = max(self._credit, credit, self.received + self._largest)
 
     def go_back_if_stuck(self, now: float, patience_seconds: float) -> bool:
-        """Rewind to the receiver's offset when nothing moved for a while; True if it did."""
-        if self._sent <= self.received or now - self._moved_at < patience_seconds:
+        """Rewind to the receiver's offset when nothing moved for a while; True if it did.
+
+        Twice as long each time: on a slow link what was sent may still be on its way, and
+        sending it again makes that longer.
+        """
+        patience = patience_seconds * min(2**self.repeats, _MOST_PATIENCE)
+        if self._sent <= self.received or now - self._moved_at < patience:
             return False
         while self._next and self._places[self._next - 1].offset >= self.received:
             self._next -= 1
@@ -172,8 +183,17 @@ class KvReceiver:
                 f"[{self.layers.start}, {self.layers.end}) x {self.num_positions}"
             )
 
-    def accept(self, sender_stage: int, place: ChunkPlace, total: int) -> tuple[int, int]:
-        """Mark a checked and written chunk; return (received, credit) for its stream."""
+    def accept(
+        self, sender_stage: int, place: ChunkPlace, total: int, num_receiving: int = 1
+    ) -> tuple[int, int]:
+        """Mark a checked and written chunk; return (received, credit) for its stream.
+
+        Args:
+            sender_stage: Whose stream it belongs to.
+            place: Of the chunk.
+            total: Bytes of the stream.
+            num_receiving: Requests that share this stage's window now.
+        """
         end = place.position + place.num_positions
         ones = b"\x01" * place.num_positions
         for layer in range(*_bounds(place.layers)):
@@ -186,7 +206,7 @@ class KvReceiver:
             stream.early[place.offset] = place.num_bytes
         while (size := stream.early.pop(stream.received, None)) is not None:
             stream.received += size
-        return stream.received, stream.received + self._window_bytes
+        return stream.received, stream.received + self._window_bytes // max(num_receiving, 1)
 
 
 def _runs(layers: LayerRange, firsts: Sequence[int]) -> Iterator[tuple[LayerRange, int]]:

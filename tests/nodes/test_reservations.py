@@ -125,6 +125,21 @@ def test_a_request_that_never_fits_is_refused_with_the_numbers() -> None:
     assert "64" in answer.header.reason
 
 
+def test_those_whose_kv_is_still_to_come_share_the_credit() -> None:
+    room = reservations(slots=4)
+    credits = []
+    for name in "abc":
+        (answer,) = room.reserve(ask(name), now=0.0)
+        assert isinstance(answer.header, Granted)
+        credits.append(answer.header.kv_credit_bytes)
+    room.open(RequestKey("a", 0))
+    room.complete(RequestKey("a", 0))
+    (answer,) = room.reserve(ask("d"), now=0.0)
+    assert isinstance(answer.header, Granted)
+    assert credits == [4096, 2048, 1365]
+    assert answer.header.kv_credit_bytes == 1365
+
+
 def test_a_grant_without_open_expires_and_one_with_open_does_not() -> None:
     held = reservations(slots=1)
     held.reserve(ask("a", BOTH), 0.0)

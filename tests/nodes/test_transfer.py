@@ -85,6 +85,36 @@ def test_a_stuck_stream_goes_back_to_the_receivers_offset_and_counts() -> None:
     assert stream.repeats == 1
 
 
+def test_a_stream_that_stays_stuck_is_repeated_less_and_less_often() -> None:
+    stream = sender()
+    stream.produce(0, 10)
+    list(stream.take(0.0))
+    times = []
+    for second in range(40):
+        if stream.go_back_if_stuck(second, patience_seconds=1.0):
+            times.append(second)
+            list(stream.take(second))
+    assert times == [1, 3, 7, 15, 23, 31, 39]
+
+
+def test_a_stream_whose_credit_is_less_than_a_chunk_sends_one_after_the_other() -> None:
+    stream = sender()
+    stream.produce(0, 10)
+    received = 0
+    while not stream.is_done:
+        places = list(stream.take(0.0))
+        assert places
+        received += sum(place.num_bytes for place in places)
+        stream.confirm(received, received + 1, 0.0)
+    assert received == stream.total
+
+
+def test_requests_whose_kv_comes_at_once_share_a_window() -> None:
+    receiver = KvReceiver(LayerRange(0, 1), (0,), 2, 100)
+    place = ChunkPlace(LayerRange(0, 1), 0, 1, 0, 8)
+    assert receiver.accept(0, place, 16, num_receiving=4) == (8, 33)
+
+
 def test_an_idle_stream_is_not_stuck() -> None:
     stream = sender()
     assert not stream.go_back_if_stuck(99.0, patience_seconds=1.0)
