@@ -118,11 +118,24 @@ def read_gguf(path: Path) -> GgufFile:
             part of several.
     """
     try:
+        import numpy as np
         from gguf import GGUFReader
     except ImportError as error:
         raise ModelRefusedError(f"{path}: {_MISSING}") from error
+
+    class PlainReader(GGUFReader):
+        """Makes an array of every element: in views of a memory map that is slow and large."""
+
+        @property
+        def data(self) -> Any:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._data = np.asarray(mapped)
+
     try:
-        reader = GGUFReader(path)
+        reader = PlainReader(path)
         values = {name: _plain(field.contents()) for name, field in reader.fields.items()}
         tensors = {
             tensor.name: GgufTensor(
