@@ -53,12 +53,23 @@ def run_chat(
         elif line.startswith("/"):
             console.print(HELP, highlight=False)
         elif line:
+            model = _model_now(client, console, model)
             asked: list[Message] = [*messages, {"role": "user", "content": line}]
             question = Question(messages=asked, max_tokens=max_tokens, temperature=temperature)
             answer = _answer(client, console, model, question)
             if answer is not None:
                 messages = [*asked, {"role": "assistant", "content": answer.text}]
                 turns.append({"question": line, **dataclasses.asdict(answer)})
+
+
+def _model_now(client: FogClient, console: Console, model: str) -> str:
+    """Return the model that the fog serves now, and say so where that is another one."""
+    with contextlib.suppress(FogRequestError):
+        served = client.model()
+        if served != model:
+            console.print(f"(the fog serves {served} now)", markup=False, highlight=False)
+        return served
+    return model
 
 
 def _answer(client: FogClient, console: Console, model: str, question: Question) -> Answer | None:

@@ -83,6 +83,7 @@ class Behaviour:
 
     key: str | None = None
     refusals: int = 0
+    model: str = "tiny"
     problem: str | None = None
     chat_template: bool = True
     fail_in_stream: bool = False
@@ -127,7 +128,7 @@ def make_server(port: int, behaviour: Behaviour) -> ThreadingHTTPServer:
                 "/fog/plan": PLAN,
                 "/fog/plans": [{"version": 3, "outcome": "adopted", "reason": "the first plan"}],
                 "/fog/devices": DEVICES,
-                "/v1/models": {"data": [{"id": "tiny"}]},
+                "/v1/models": {"data": [{"id": behaviour.model}]},
                 "/fog/keys": KEYS,
                 "/fog/requests": REQUESTS,
             }

@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -164,6 +165,22 @@ def test_a_chat_sends_the_conversation_so_far_until_a_new_one_is_begun() -> None
     ]
     assert conversations == [["hello"], ["hello", "Twelve.", "and now?"], ["again"]]
     assert output.getvalue().count("Twelve.") == 3
+
+
+def test_a_chat_goes_on_with_the_model_to_which_the_fog_changed() -> None:
+    behaviour, output = Behaviour(), io.StringIO()
+
+    def lines() -> Iterator[str]:
+        yield "hello"
+        behaviour.model = "other"
+        yield "and now?"
+        yield "/quit"
+
+    typed = lines()
+    with serve(behaviour) as url:
+        run_chat(FogClient(url), Console(file=output), read_line=lambda prompt: next(typed))
+    assert [body["model"] for _, body in behaviour.asked] == ["tiny", "other"]
+    assert "(the fog serves other now)" in output.getvalue()
 
 
 # --- up ----------------------------------------------------------------------------------
