@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from functools import lru_cache
+from math import isfinite, lcm
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +21,9 @@ from gateway.errors import ApiError
 
 MAX_GRAMMAR_BYTES: Final = 128 * 1024
 """It travels with the prompt in one message of at most 1 MiB."""
+
+MAX_MULTIPLE: Final = 50_000
+"""A grammar has a state for each remainder: 50 MB and half a second for 100,000 of them."""
 
 OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
 
@@ -99,6 +104,8 @@ def _unsupported(schema: Mapping[str, Any]) -> str | None:
     """Return what llguidance would take, but not as the client means it."""
     if _OPTIONS_KEY in schema:
         return f"{_OPTIONS_KEY} is not supported"
+    if _common_multiple(schema) > MAX_MULTIPLE:
+        return f"multipleOf is only supported where all have a multiple up to {MAX_MULTIPLE}"
     for part in _parts(schema):
         # A key that is no property may come twice there, and would count twice.
         fewest = part.get("minProperties", 0)
@@ -107,6 +114,18 @@ def _unsupported(schema: Mapping[str, Any]) -> str | None:
         if isinstance(fewest, int) and fewest > max(num_required, 1):
             return f"minProperties of {fewest} with {num_required} required ones is not supported"
     return None
+
+
+def _common_multiple(schema: Mapping[str, Any]) -> int:
+    """Return the least common multiple of all ``multipleOf``, in units of the smallest digit."""
+    found = [part.get("multipleOf") for part in _parts(schema)]
+    values = [Fraction(value) for value in found if type(value) is int]
+    # By its digits: a float is a multiple of some power of two.
+    values += [
+        Fraction(str(value)) for value in found if isinstance(value, float) if isfinite(value)
+    ]
+    unit = lcm(*(value.denominator for value in values))
+    return lcm(*(int(value * unit) for value in values))
 
 
 def _parts(value: Any) -> Iterator[Mapping[str, Any]]:

@@ -179,6 +179,9 @@ async def test_text_is_no_constraint(api: Api, engine: FakeEngine) -> None:
         ({"type": "string", "minLength": 3, "maxLength": 2}, "minLength"),
         ({"x-guidance": {"lenient": True}, "not": {}}, "x-guidance is not supported"),
         ({"enum": ["x" * 140_000]}, "bytes"),
+        ({"type": "integer", "multipleOf": 99_999_989}, "multipleOf"),
+        ({"allOf": [{"multipleOf": 9_973}, {"multipleOf": 9_967}]}, "multipleOf"),
+        ({"type": "number", "multipleOf": 3.3333333}, "multipleOf"),
     ],
 )
 async def test_a_schema_that_cannot_be_enforced_is_refused_by_name_before_any_work(
