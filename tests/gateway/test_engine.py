@@ -319,6 +319,43 @@ async def test_a_model_that_this_gateway_served_before_its_restart_is_taken_back
     assert MODEL.path(SITE, model="owner-Tiny-Model") in site.broker.retained
 
 
+async def test_the_status_says_which_models_that_are_not_in_use_still_answer(site: Site) -> None:
+    def finishing() -> list[str] | None:
+        status = site.own_status()
+        return None if status is None else status.finishing
+
+    site.nodes.num_steps = 1
+    reader = asyncio.create_task(answer(site, generation("a", tokens=30)))
+    await until(lambda: bool(site.fog.running))
+    assert finishing() == []
+
+    site.engine.publish_model(msgspec.structs.replace(MANIFEST, in_use=False))
+    await until(lambda: finishing() == ["rev"])
+    reader.cancel()
+    await asyncio.gather(reader, return_exceptions=True)
+
+    await until(lambda: finishing() == [])
+
+
+async def test_a_model_that_is_withdrawn_is_taken_back_and_one_that_is_awaited_stays(
+    site: Site,
+) -> None:
+    awaited, other = (
+        msgspec.structs.replace(MANIFEST, name=name, revision=name, gateway=ME)
+        for name in ("awaited", "other")
+    )
+    site.engine.expect_models([MANIFEST.name, "awaited"])
+    site.say(MODEL, awaited, model="awaited")
+    site.engine.publish_model(other)
+    await until(lambda: MODEL.path(SITE, model="other") in site.broker.retained)
+
+    site.engine.withdraw_model(other)
+
+    await until(lambda: MODEL.path(SITE, model="other") not in site.broker.retained)
+    assert MODEL.path(SITE, model="awaited") in site.broker.retained
+    assert MODEL.path(SITE, model="owner-Tiny-Model") in site.broker.retained
+
+
 async def test_after_a_lost_connection_all_is_published_again(site: Site) -> None:
     site.transport.drop()
     await until(lambda: not site.engine.readiness().ready)
