@@ -101,6 +101,15 @@ class BrokerAddress:
         return f"[{self.host}]" if ":" in self.host else self.host
 
 
+def listening_address(text: str, what: str) -> tuple[str, int]:
+    """Read ``0.0.0.0:8090`` or ``[::]:8090``; ValueError says what was expected of ``what``."""
+    host, _, port = text.strip().rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError(f'{what} {text!r} is not an address and port like "0.0.0.0:8090"')
+    return host, int(port)
+
+
 @cache
 def _secret(user: str, password: str) -> str:
     salt = f"e2llm client id of {user}".encode()

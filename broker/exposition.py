@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import isinf
@@ -19,7 +20,10 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from broker.address import listening_address
 from broker.metrics import Distribution, Kind, Metric, Sample
+
+logger = logging.getLogger(__name__)
 
 
 class Exposition(Collector):
@@ -76,6 +80,22 @@ class MetricsListener:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def begin_to_listen(
+    address: str | None, table: Sequence[Metric], read: Callable[[], Iterable[Sample]]
+) -> MetricsListener | None:
+    """Begin to tell metrics at ``host:port``; None: nobody wants them, or nobody can have them."""
+    if address is None:
+        return None
+    try:
+        listener = MetricsListener(*listening_address(address, "metrics"), Exposition(table, read))
+    except OSError as error:
+        # The process is worth more than what is told of it.
+        logger.error("cannot listen on %s: %s; metrics are not told", address, error)
+        return None
+    logger.info("metrics at port %d", listener.port)
+    return listener
 
 
 def _bound(value: float) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from broker.address import listening_address
 from broker.conditions import ConditionsFile
 from broker.heartbeat import Heartbeat
 from broker.mqtt import MqttTransport
@@ -23,9 +24,11 @@ from nodes.connections import Connections, Filters
 from nodes.emulation import EmulatedLink, LinkSchedule, usual
 from nodes.hardware import cpu_quota_cores, share_slowdown, software_version
 from nodes.presence import Presence
-from nodes.settings import PREFIX, NodeSettings, parse_address
+from nodes.settings import PREFIX, NodeSettings
 
 if TYPE_CHECKING:
+    from broker.exposition import MetricsListener
+    from nodes.reports import Reports
     from nodes.shelf import Shelf
     from nodes.supply import Supply
     from nodes.tensor_server import TensorServer
@@ -112,10 +115,13 @@ def _run(
         heartbeat=Heartbeat(settings.state),
         stop=stop,
     )
+    listener = _tell_metrics(settings, service.reports)
     try:
         service.run()
     finally:
         loader.stop()
+        if listener is not None:
+            listener.stop()
         if server is not None:
             server.stop()
 
@@ -141,7 +147,7 @@ def _serve(settings: NodeSettings, supply: Supply) -> tuple[TensorServer | None,
     from nodes.shelf import Shelf
     from nodes.tensor_server import TensorServer, reachable_url
 
-    host, port = parse_address(settings.serve)
+    host, port = listening_address(settings.serve, "serve")
     try:
         server = TensorServer(host, port)
     except OSError as error:
@@ -155,6 +161,17 @@ def _serve(settings: NodeSettings, supply: Supply) -> tuple[TensorServer | None,
     shelf = Shelf(url, supply.cache)
     server.start(shelf)
     return server, shelf
+
+
+def _tell_metrics(settings: NodeSettings, reports: Reports) -> MetricsListener | None:
+    """Begin to tell metrics, where the settings say so."""
+    if settings.metrics is None:
+        # A small device that nobody asks does without prometheus-client.
+        return None
+    from broker.exposition import begin_to_listen
+    from nodes.metrics import TABLE
+
+    return begin_to_listen(settings.metrics, TABLE, reports.samples)
 
 
 def _hardship(settings: NodeSettings) -> Callable[[], float]:

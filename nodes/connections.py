@@ -24,6 +24,7 @@ from broker.topics import (
     STAGE_WORK,
     QoS,
 )
+from broker.traffic import Traffic
 from broker.transport import Disconnected, Inbox, Publication, Transport
 from nodes.emulation import EmulatedInbox, EmulatedLink, EmulatedTransport
 from nodes.outbound import Channel
@@ -57,6 +58,7 @@ class Connections:
         self._link = link
         self._transports: dict[Channel, Transport] = {}
         self._session = 0
+        self._past = Traffic()
 
     @property
     def work_client(self) -> str:
@@ -77,7 +79,9 @@ class Connections:
 
     def reopen(self, session: int) -> None:
         """Connect again as a later session: a last will can only be set when connecting."""
-        self._transports.pop(Channel.WORK).close()
+        past = self._transports.pop(Channel.WORK)
+        self._past += past.traffic
+        past.close()
         self._open_work(session)
 
     def _open_work(self, session: int) -> None:
@@ -118,6 +122,11 @@ class Connections:
     def publish(self, publication: Publication, channel: Channel = Channel.WORK) -> None:
         """Publish; see `broker.transport.Transport.publish` for what it raises."""
         self._transports[channel].publish(publication)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What went over all connections so far; may be asked by any thread."""
+        return sum((each.traffic for each in list(self._transports.values())), self._past)
 
     def wake(self) -> None:
         """End a wait on the inbox, from another thread or a signal."""

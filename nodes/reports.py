@@ -6,6 +6,7 @@ Decides when; `nodes.profiler`, `nodes.holdings` and the others know what.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,7 +14,9 @@ from msgspec.structs import replace
 
 from broker.codec import encode_control
 from broker.control import Control, DeviceState, Link, TensorOffer
+from broker.metrics import Sample
 from broker.plan import Loaded, LoadState
+from broker.telemetry import Telemetry
 from broker.topics import (
     DEVICE_LOADED,
     DEVICE_PROFILE,
@@ -29,6 +32,7 @@ from nodes.emulation import Pacer
 from nodes.exchange import Exchange
 from nodes.hardware import Sensors
 from nodes.holdings import Holdings
+from nodes.metrics import samples
 from nodes.presence import Presence
 from nodes.profiler import Profiler
 from nodes.speed import SpeedGauge
@@ -82,6 +86,7 @@ class Reports:
         self._loaded: Loaded | None = None
         self._exchange = exchange
         self._offer: TensorOffer | None = None
+        self._telemetry = Telemetry()
 
     def announce(self, now: float) -> None:
         """Publish all retained state; the broker may have lost it, or hold a late will."""
@@ -158,6 +163,10 @@ class Reports:
         path = DEVICE_TENSORS.path(self._connections.site, device=self._core.device)
         self._connections.publish(Publication(path, b"", DEVICE_TENSORS.qos, retained=True))
 
+    def samples(self) -> Iterator[Sample]:
+        """What is told as metrics; only values that do not change, since another thread asks."""
+        return samples(self._telemetry, self._holdings.loaded, self._connections.traffic)
+
     def _publish_telemetry(self, vitals: Vitals) -> None:
         runs, link = vitals.runs, vitals.link
         stages = self._core.stages.values()
@@ -186,6 +195,7 @@ class Reports:
             + self._core.dropped.total()
             + sum(stage.dropped.total() for stage in stages),
         )
+        self._telemetry = telemetry
         self._publish(DEVICE_TELEMETRY, telemetry)
 
     def _publish(self, topic: Topic[Any], message: Control) -> None:

@@ -119,7 +119,7 @@ class NodeService:
         self._complaints = Complaints(logger)
         self.core = DeviceCore(connections.device, stages or StageSettings(), self._pace)
         self.holdings = Holdings(self.core, loader.want, lambda: presence.session, loader.grammars)
-        self._reports = Reports(
+        self.reports = Reports(
             connections,
             presence,
             profiler,
@@ -211,11 +211,11 @@ class NodeService:
             if not message.payload:
                 # Cleared, which matters where it makes others forget that we are here.
                 if topic is DEVICE_STATUS:
-                    self._reports.contradict()
+                    self.reports.contradict()
                 elif topic is DEVICE_TENSORS:
                     self._on_offer(None, names, now)
                 elif topic is MODEL and self._profiler.forget(names["model"]):
-                    self._reports.publish_profile()
+                    self.reports.publish_profile()
                 return
             try:
                 handle(decode_control(message.payload, topic.message), names, now)
@@ -250,7 +250,7 @@ class NodeService:
     def _on_connected(self) -> None:
         now = self._clock()
         if self._presence.is_announced:
-            self._reports.announce(now)
+            self.reports.announce(now)
         else:
             self._may_announce_at = now + _RETAINED_SECONDS
 
@@ -267,7 +267,7 @@ class NodeService:
                 self._may_announce_at = None
                 self._connections.reopen(self._presence.session)
             case Reaction.ANNOUNCE if self._presence.is_announced:
-                self._reports.contradict()
+                self.reports.contradict()
             case Reaction.ANNOUNCE:
                 self._may_announce_at = now
 
@@ -299,7 +299,7 @@ class NodeService:
             self.holdings.take(self._loader.events.get(), now)
         if self._profiler.poll():
             self.holdings.measured(self._profiler.error)
-            self._reports.publish_profile()
+            self.reports.publish_profile()
 
     def _send_probe(self, now: float) -> None:
         if self._watch is None:
@@ -373,7 +373,7 @@ class NodeService:
             both = {self._connections.work_client, self._connections.kv_client}
             due = self._may_announce_at
             if due is not None and now >= due and both <= self._connected:
-                self._reports.announce(now)
+                self.reports.announce(now)
             return
         if self._connections.work_client in self._connected:
             self._heartbeat.beat(now)
@@ -383,9 +383,7 @@ class NodeService:
         if not self._is_busy and self._gauge.wants_canary(now):
             self._gauge.take_canary(self._pacer.canary(self._canary), now)
         link = self._watch.link() if self._watch is not None else None
-        self._reports.tick(
-            now, Vitals(self._pacer, self._runs, self._gauge, link, self._complaints)
-        )
+        self.reports.tick(now, Vitals(self._pacer, self._runs, self._gauge, link, self._complaints))
 
     # --- sending ---------------------------------------------------------------------------
 

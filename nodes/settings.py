@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
-from broker.address import BrokerAddress
+from broker.address import BrokerAddress, listening_address
 from broker.control import OwnerRules
 from broker.topics import check_level
 from nodes.speculation import MOST_PROPOSED
@@ -50,15 +50,6 @@ class MemoryOffer:
         return cls(num_bytes=int(amount * _UNIT_BYTES[unit]))
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Read ``0.0.0.0:8090`` or ``[::]:8090``; ValueError says what was expected."""
-    host, _, port = text.strip().rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise ValueError(f'serve {text!r} is not an address and port like "0.0.0.0:8090"')
-    return host, int(port)
-
-
 def parse_share(text: str) -> float:
     """Read ``40 %``; ValueError says what was expected."""
     found = _QUANTITY.fullmatch(text.strip())
@@ -97,6 +88,7 @@ class NodeSettings:
         serve: Hand weights on to other nodes: address to listen on, as ``0.0.0.0:8090``; port 0
             is any free one. None: they get nothing from here.
         serve_url: Under which others reach that; follows from ``serve`` and the way to the broker.
+        metrics: Address to tell Prometheus metrics at, as ``127.0.0.1:9108``. None: nowhere.
         speculation: Ids that a step carries for one request beyond its own, at most, and that
             are kept if the model would have chosen them; 0: none.
         telemetry_seconds: Interval of telemetry.
@@ -126,6 +118,7 @@ class NodeSettings:
     cache_limit: str = "50 %"
     serve: str | None = None
     serve_url: str | None = None
+    metrics: str | None = None
     speculation: int = MOST_PROPOSED
     telemetry_seconds: float = 2.0
     idle_watts: float | None = None
@@ -151,9 +144,11 @@ class NodeSettings:
             MemoryOffer.parse(self.memory)
         MemoryOffer.parse(self.cache_limit, "cache_limit")
         if self.serve is not None:
-            parse_address(self.serve)
+            listening_address(self.serve, "serve")
         elif self.serve_url is not None:
             raise ValueError("serve_url without serve: nobody would answer there")
+        if self.metrics is not None:
+            listening_address(self.metrics, "metrics")
         if not self.slowdown >= 1:
             raise ValueError(f"slowdown is {self.slowdown}; it must be at least 1")
         if not self.link_delay_seconds >= 0:

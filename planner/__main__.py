@@ -10,8 +10,10 @@ import time
 from typing import Final
 
 from broker.address import BrokerAddress
+from broker.exposition import begin_to_listen
 from broker.mqtt import MqttTransport
 from broker.settings import process_settings
+from planner.live.metrics import TABLE
 from planner.live.service import PlannerService, RefusedError, farewell
 from planner.live.settings import PlannerSettings
 from planner.live.store import Store
@@ -48,12 +50,16 @@ def main() -> int:
         lease_seconds=settings.lease_seconds,
     )
     service = PlannerService(transport, store, settings, session)
+    listener = begin_to_listen(settings.metrics, TABLE, lambda: service.samples)
     transport.connect()
     try:
         service.run(stop)
     except RefusedError as error:
         logging.getLogger("planner").error("%s", error)
         return 1
+    finally:
+        if listener is not None:
+            listener.stop()
     return 0
 
 

@@ -24,8 +24,10 @@ from broker.topics import ALL_TOPICS, PREFIX, Topic
 from gateway import metrics as gateway_metrics
 from gateway.settings import PREFIX as GATEWAY_PREFIX
 from gateway.settings import Settings
+from nodes import metrics as node_metrics
 from nodes.settings import PREFIX as NODE_PREFIX
 from nodes.settings import NodeSettings
+from planner.live import metrics as planner_metrics
 from planner.live.settings import PlannerSettings
 
 FOLDER: Final = Path(__file__).parent.parent / "docs" / "reference"
@@ -117,6 +119,11 @@ def _cell(text: str) -> str:
 
 METRICS: Final[dict[str, tuple[str, tuple[Metric, ...]]]] = {
     "Gateway": ("`GET /metrics` of the HTTP API.", gateway_metrics.TABLE),
+    "Planner": ("At `E2LLM_PLANNER_METRICS`, as of the last 2 s.", planner_metrics.TABLE),
+    "Node": (
+        "At `E2LLM_NODE_METRICS`, as of the last 2 s. What a device cannot measure is left out.",
+        node_metrics.TABLE,
+    ),
 }
 
 

@@ -80,6 +80,11 @@ class Authority:
             return True
         return not other.redis and self._session < other.session
 
+    @property
+    def has_store(self) -> bool:
+        """Whether the store answered when it was asked last."""
+        return self._lease is not None
+
     def forget_announced(self) -> None:
         """The broker may have lost the status, or it is not ours to give any more."""
         self._announced = None
@@ -90,7 +95,7 @@ class Authority:
             state=DeviceState.READY,
             session=self._session,
             problem=problem,
-            redis=self._lease is not None,
+            redis=self.has_store,
         )
         news = msgspec.structs.replace(status, refused_fields=self.refused_fields)
         # The repeated status is what keeps a planner quiet that does not reach the store.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final, NamedTuple
 
 from broker.codec import encode_control
@@ -25,10 +26,12 @@ class History:
 
     Attributes:
         fresh: What log and store have not seen yet; the shell takes it out.
+        outcomes: How many decisions of this planner had each.
     """
 
     def __init__(self, site: str) -> None:
         self.fresh: list[Decided] = []
+        self.outcomes: Counter[str] = Counter()
         self._site = site
         self._decisions: list[PlanDecision] = []
         self._is_published = True
@@ -36,6 +39,7 @@ class History:
     def add(self, text: str, record: PlanDecision) -> None:
         """Remember one more."""
         self.fresh.append(Decided(text, record))
+        self.outcomes[record.outcome] += 1
         self._decisions = [*self._decisions, record][-KEPT:]
         self._is_published = False
 

@@ -10,11 +10,13 @@ from threading import Event as Flag
 from broker.codec import DecodeError
 from broker.control import DeviceState
 from broker.heartbeat import Heartbeat
+from broker.metrics import Sample
 from broker.plan import PlannerStatus
 from broker.transport import Connected, Disconnected, Publication, Received, Refused, Transport
 from planner.live.authority import status_publication
 from planner.live.control import Control
 from planner.live.events import TOPICS, BusDown, BusUp, TelemetrySeen, event_of
+from planner.live.metrics import Refusals, samples
 from planner.live.settings import PlannerSettings
 from planner.live.store import Store
 
@@ -44,6 +46,9 @@ class PlannerService:
         settings: What a person set.
         session: Of this start; the same as in the will and the store.
         clock: Monotonic seconds.
+
+    Attributes:
+        samples: Metrics as of the last look, for other threads.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class PlannerService:
     ) -> None:
         self.control = Control(settings, session)
         self.num_refused_messages = 0
+        self.samples: tuple[Sample, ...] = ()
         self._transport = transport
         self._store = store
         self._settings = settings
@@ -112,6 +118,8 @@ class PlannerService:
         self._look_seconds = now + self._settings.look_seconds
         seen = self._store.look(self.control.knowledge.devices, now)
         self._publish(self.control.handle(seen, now))
+        refused = Refusals(self.num_refused_messages, self._store.num_refused_fields)
+        self.samples = tuple(samples(self.control, refused, self._transport.traffic, now))
 
     def _receive(self, event: object) -> None:
         now = self._clock()

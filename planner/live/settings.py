@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker.address import listening_address
 from planner.lengths import parse_buckets
 from planner.live.conditions import Limits
 from planner.live.levels import Rule
@@ -20,6 +21,7 @@ class PlannerSettings:
         redis: ``redis://:password@host:port/0``; without it telemetry and the last version
             live in memory only, and a second planner is kept quiet by the bus alone.
         state: Folder of the file that a health check looks at; None: no file.
+        metrics: Address to tell Prometheus metrics at, as ``127.0.0.1:9107``. None: nowhere.
         model: Name of the model to plan for, when gateways publish several.
         expect_devices: The first plan waits for so many devices, within ``wait_seconds``.
         wait_seconds: Longest wait for one more device or profile before the first plan.
@@ -71,6 +73,7 @@ class PlannerSettings:
     site: str = "local"
     log: str = "INFO"
     state: Path | None = None
+    metrics: str | None = None
     model: str | None = None
     expect_devices: int = 0
     wait_seconds: float = 60.0
@@ -118,6 +121,8 @@ class PlannerSettings:
                 raise ValueError(f"{name} must not be negative")
         if not 0 < self.speed_threshold < 1:
             raise ValueError("speed_threshold must be between 0 and 1, as 0.25")
+        if self.metrics is not None:
+            listening_address(self.metrics, "metrics")
         if self.expect_devices < 0:
             raise ValueError("expect_devices must be at least 0")
         # Both check their own values.

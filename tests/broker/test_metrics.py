@@ -2,7 +2,7 @@ import http.client
 
 import pytest
 
-from broker.exposition import Exposition, MetricsListener
+from broker.exposition import Exposition, MetricsListener, begin_to_listen
 from broker.metrics import BUS, Distribution, Kind, Metric, bus_samples
 from broker.traffic import Traffic
 from tests.support.metrics import NONE, labels, parsed
@@ -85,3 +85,20 @@ def test_a_listener_tells_what_is_true_when_it_is_asked() -> None:
 
 def test_traffic_of_two_connections_adds_up() -> None:
     assert Traffic(1, 10, 2, 20) + Traffic(3, 30, 4, 40) == Traffic(4, 40, 6, 60)
+
+
+def test_a_process_goes_on_when_nobody_can_have_its_metrics(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    taken = MetricsListener("127.0.0.1", 0, Exposition(BUS, list))
+    try:
+        found = begin_to_listen(f"127.0.0.1:{taken.port}", BUS, list)
+    finally:
+        taken.stop()
+
+    assert found is None
+    assert "metrics are not told" in caplog.text
+
+
+def test_without_an_address_nothing_listens() -> None:
+    assert begin_to_listen(None, BUS, list) is None

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from broker.address import listening_address
 from broker.settings import SettingsError, read_settings
-from nodes.settings import PREFIX, MemoryOffer, NodeSettings, parse_address
+from nodes.settings import PREFIX, MemoryOffer, NodeSettings
 
 MINIMAL = {"E2LLM_NODE_ID": "pi", "E2LLM_BROKER": "mqtt://pi:secret@10.0.0.1:1884"}
 
@@ -97,7 +98,7 @@ def test_what_weights_take_on_disk_is_limited_by_size_or_share() -> None:
     [("0.0.0.0:8090", ("0.0.0.0", 8090)), ("[::]:0", ("::", 0)), ("attic:1", ("attic", 1))],
 )
 def test_an_address_to_serve_on_is_a_host_and_a_port(text: str, address: tuple[str, int]) -> None:
-    assert parse_address(text) == address
+    assert listening_address(text, "serve") == address
     assert read(serve=text).serve == text
 
 
