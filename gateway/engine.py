@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence, Set
 from typing import Any, Final
 
 import msgspec
@@ -269,13 +269,13 @@ class FogEngine:
         own = self._own.serve(manifest)
         self._intake.serve(own)
         self._desks.open(own)
-        self._models_changed()
+        self._models_changed({topic_level(own.name)})
 
     def withdraw_model(self, manifest: ModelManifest) -> None:
         self._own.withdraw(manifest)
         self._desks.close(manifest)
         self._intake.own_models.add(topic_level(manifest.name))
-        self._models_changed()
+        self._models_changed(frozenset())
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -328,10 +328,10 @@ class FogEngine:
             sender, event = taken
             self._apply(self._desks.handle(sender, event, now))
 
-    def _models_changed(self) -> None:
+    def _models_changed(self, levels: Set[str]) -> None:
         self._fog_changed()
         if self._transport.is_connected:
-            self._publish_manifests()
+            self._publish_manifests(levels)
 
     def _fog_changed(self) -> None:
         models = in_order(self._own.manifests.values(), self._view.active)
@@ -346,8 +346,8 @@ class FogEngine:
     def _publish_status(self) -> None:
         self._publish(self._own.status())
 
-    def _publish_manifests(self) -> None:
-        for publication in self._own.models(self._intake.own_models):
+    def _publish_manifests(self, levels: Set[str] | None = None) -> None:
+        for publication in self._own.models(self._intake.own_models, levels):
             self._publish(publication)
         self._intake.own_models -= self._own.gone(self._intake.own_models)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 
 import msgspec
 
@@ -111,16 +111,18 @@ class OwnState:
         """Return those of ``known`` that are to be taken back; none before there is a model."""
         return set(known) - self.manifests.keys() - self.expected if self.manifests else set()
 
-    def models(self, known: Iterable[str]) -> list[Publication]:
+    def models(self, known: Iterable[str], levels: Set[str] | None = None) -> list[Publication]:
         """Return the manifests, after empty ones for other models that this gateway published.
 
         Args:
             known: Models, as topic levels, of which the broker has a manifest of ours.
+            levels: Those to return; None: all.
         """
         # Those that are not in use go first: nobody shall see two in use where one is meant.
         own = sorted(self.manifests.items(), key=lambda item: item[1].in_use)
         gone = dict.fromkeys(sorted(self.gone(known)), b"")
-        payloads = {**gone, **{level: encode_control(manifest) for level, manifest in own}}
+        wanted = [(level, each) for level, each in own if levels is None or level in levels]
+        payloads = {**gone, **{level: encode_control(manifest) for level, manifest in wanted}}
         return [
             Publication(MODEL.path(self._site, model=model), payload, MODEL.qos, retained=True)
             for model, payload in payloads.items()
