@@ -128,12 +128,15 @@ def tokens_of(fog: SmallFog) -> dict[str, list[int]]:
     return {name: answer.tokens for name, answer in fog.answers.items()}
 
 
-@pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
-@pytest.mark.parametrize("family", ["qwen3", "mistral"])
+@pytest.mark.parametrize(
+    ("family", "cuts"),
+    # Of mistral, all layers have a window.
+    [("qwen3", "whole"), ("qwen3", "two"), ("qwen3", "three"), ("mistral", "three")],
+)
 def test_in_int8_speculated_answers_have_the_tokens_of_undisturbed_ones(
-    family: str, cuts: tuple[int, ...]
+    family: str, cuts: str
 ) -> None:
-    fog = fog_of(family, "int8", cuts)
+    fog = fog_of(family, "int8", CUTS[cuts])
     ask_all(fog)
 
     fog.run()
