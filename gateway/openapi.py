@@ -41,7 +41,8 @@ def errors(*statuses: int, model: type[BaseModel] = ErrorBody) -> dict[int | str
 
 def streamed(media_type: str) -> dict[int | str, dict[str, Any]]:
     """Return that a route may answer with a stream as well, for FastAPI's ``responses``."""
-    content = {media_type: {"schema": {"type": "string"}}}
+    # No schema: that of a stream would be one of each of its events.
+    content: dict[str, Any] = {media_type: {}}
     return {200: {"description": "The answer, whole or as a stream", "content": content}}
 
 
