@@ -39,6 +39,8 @@ STEADY: Final[dict[str, Any]] = {
     "kv_chunks_received": 1000,
     "dropped_messages": 2000,
     "late_steps": 2000,
+    "proposed_tokens": 2000,
+    "accepted_tokens": 1000,
 }
 """A value for each field that telemetry has."""
 FAST: Final = {"link_latency_seconds": 0.0005, "link_bytes_per_second": 1e8}
