@@ -28,6 +28,7 @@ from pathlib import Path
 from broker.access import Credential
 from broker.credentials import given_passwords, load_or_create_credentials, save_credentials
 from broker.joining import FOLDER, JoinFolder
+from broker.logs import LogFormat, configure_log
 from broker.server import (
     ACL_FILE,
     PASSWORD_FILE,
@@ -48,10 +49,8 @@ logger = logging.getLogger("broker")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; return the exit status."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(
-        level=os.environ.get("E2LLM_LOG", "").upper() or "INFO",
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    form = LogFormat(os.environ.get("E2LLM_LOG_FORMAT") or LogFormat.TEXT)
+    configure_log(os.environ.get("E2LLM_LOG", "").upper() or "INFO", form)
     try:
         check_level(options.site)
         if options.command == "passwords":

@@ -26,6 +26,7 @@ COMMON: dict[str, str] = {
     "site": "E2LLM_SITE",
     "redis": "E2LLM_REDIS",
     "log": "E2LLM_LOG",
+    "log_format": "E2LLM_LOG_FORMAT",
 }
 """Fields that several processes share, and the variable of each."""
 
@@ -34,6 +35,7 @@ _TOLD: dict[str, str] = {
     "site": "Name of the fog; part of every topic.",
     "redis": "redis://:password@host:port/0.",
     "log": "Level of the log: debug, info, warning or error.",
+    "log_format": "text, or json: one object a line, with ids of requests as fields.",
     "id": "Name of this process at the broker.",
 }
 

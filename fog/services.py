@@ -208,7 +208,7 @@ def _environ(plan: ServicePlan, settings: Mapping[str, str]) -> dict[str, str]:
     inherited = {
         key: value
         for key, value in plan.base_environ.items()
-        if not key.startswith("E2LLM_") or key == "E2LLM_LOG"
+        if not key.startswith("E2LLM_") or key in {"E2LLM_LOG", "E2LLM_LOG_FORMAT"}
     }
     return {**child_environ(inherited), "PYTHONUNBUFFERED": "1", **settings}
 

@@ -19,6 +19,7 @@ import uvloop
 
 from broker.control import DeviceState, GatewayStatus
 from broker.interfaces import addresses_of, interfaces_here, judge
+from broker.logs import configure_log
 from broker.mqtt import MqttTransport
 from broker.settings import process_settings
 from gateway.access.shared import RedisAccess
@@ -52,9 +53,7 @@ class RefusedError(Exception):
 def main() -> int:
     """Run until SIGTERM or SIGINT; return the exit status."""
     settings = process_settings(Settings, PREFIX, "python -m gateway", sys.argv[1:])
-    logging.basicConfig(
-        level=settings.log.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure_log(settings.log.upper(), settings.log_format)
     try:
         # libuv's loop: a gateway that streams spends much of its time in the loop itself.
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

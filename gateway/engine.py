@@ -370,7 +370,8 @@ class FogEngine:
             self._publish(publication)
         for outcome in actions.outcomes:
             if isinstance(outcome, FailedOutcome):
-                logger.info("request %s failed: %s", outcome.request_id, outcome.error)
+                said = {"request_id": outcome.request_id}
+                logger.info("request %s failed: %s", said["request_id"], outcome.error, extra=said)
                 self._tell(outcome.request_id, outcome.error)
             else:
                 self._tell(outcome.request_id, outcome.token)

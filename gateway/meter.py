@@ -6,6 +6,7 @@ they pass, and its end is noted, whichever door it came through.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -19,6 +20,8 @@ from gateway.access.keys import NO_LIMITS
 from gateway.access.quotas import rate_headers, refusal
 from gateway.answers import Piece
 from gateway.requests import EngineError, Generation
+
+logger = logging.getLogger(__name__)
 
 MAX_ENDED: Final = 200
 """Ended requests that the list still has."""
@@ -69,6 +72,17 @@ class Entry:
             "ttft_seconds": None if self.ttft_seconds is None else round(self.ttft_seconds, 4),
             "seconds": round((self.ended_at or now) - self.began_at, 3),
         }
+
+
+def said_of(entry: Entry) -> dict[str, Any]:
+    """Return the fields of the log about a request that ended: figures, never texts."""
+    return {
+        "request_id": entry.id,
+        "state": entry.state,
+        "prompt_tokens": entry.prompt_tokens,
+        "answer_tokens": entry.answer_tokens,
+        "seconds": round((entry.ended_at or entry.began_at) - entry.began_at, 3),
+    }
 
 
 class Meter:
@@ -166,6 +180,7 @@ class Meter:
     def _end(self, entry: Entry, state: str) -> None:
         entry.state, entry.ended_at = state, self._clock()
         self._of(entry.caller).leave(entry.caller.id, entry.slot)
+        logger.info("request %s %s", entry.id, state, extra=said_of(entry))
         self._open.pop(entry.slot, None)
         self._ended[entry.slot] = entry
         if len(self._ended) > MAX_ENDED:

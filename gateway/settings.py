@@ -11,6 +11,7 @@ from typing import Final
 
 from broker.address import BrokerAddress
 from broker.architecture import KV_FORMATS, KV_TRANSFERS, WEIGHT_FORMATS
+from broker.logs import LogFormat
 from broker.topics import check_level
 from gateway.access.keys import given_key
 from gateway.routing import Policy
@@ -32,6 +33,7 @@ class Settings:
         redis: URL of Redis for the journal and for sharing prompts over MQTT with other gateways;
             without it requests are not journalled.
         log: Level of logging.
+        log_format: text, or json: one object a line, with ids of requests as fields.
         id: Of this gateway, unique in the site; default the broker's user, which it must
             equal, because the broker's ACL lets a gateway publish only under its own name.
         host: Address to listen on. One that other machines reach needs API keys, unless
@@ -72,6 +74,7 @@ class Settings:
     site: str = "local"
     redis: str | None = None
     log: str = "INFO"
+    log_format: LogFormat = LogFormat.TEXT
     id: str = ""
     host: str = "127.0.0.1"
     port: int = 8080

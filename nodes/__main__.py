@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from broker.address import listening_address
 from broker.conditions import ConditionsFile
 from broker.heartbeat import Heartbeat
+from broker.logs import LogFormat, configure_log
 from broker.mqtt import MqttTransport
 from broker.settings import SettingsError, process_settings
 from broker.transport import Inbox, Publication, Transport
@@ -41,7 +42,7 @@ def main() -> int:
     """Run the node; return the exit status."""
     settings = process_settings(NodeSettings, PREFIX, "python -m nodes", sys.argv[1:])
     try:
-        _configure_log(settings.log)
+        _configure_log(settings.log, settings.log_format)
     except SettingsError as error:
         print(f"python -m nodes: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -218,11 +219,11 @@ def _stop_on_signals(stop: threading.Event, connections: Connections) -> None:
         signal.signal(number, lambda signum, frame: signals.put(signum))
 
 
-def _configure_log(level: str) -> None:
+def _configure_log(level: str, form: LogFormat) -> None:
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise SettingsError(f"E2LLM_LOG={level!r} is not debug, info, warning or error")
-    logging.basicConfig(level=number, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_log(number, form)
 
 
 def _user_cache() -> Path:

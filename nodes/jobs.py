@@ -260,8 +260,9 @@ class StageJobs:
         """Report a request that cannot go on; one that lacks KV room goes back to the queue."""
         lacks_room = isinstance(error, KvFullError)
         if lacks_room:
-            logger.warning("%s: %s", key.request_id, error)
+            logger.warning("%s: %s", key.request_id, error, extra={"request_id": key.request_id})
         else:
-            logger.error("%s cannot go on", key.request_id, exc_info=error)
+            said = {"request_id": key.request_id}
+            logger.error("%s cannot go on", key.request_id, exc_info=error, extra=said)
         text = f"{type(error).__name__}: {error}"
         self._context.to_stage(0, RowFailed(**ids(key), error=text, retry=lacks_room))

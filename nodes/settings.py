@@ -10,6 +10,7 @@ from typing import Final
 
 from broker.address import BrokerAddress, listening_address
 from broker.control import OwnerRules
+from broker.logs import LogFormat
 from broker.topics import check_level
 from nodes.speculation import MOST_PROPOSED
 
@@ -107,6 +108,7 @@ class NodeSettings:
     broker: str = field(repr=False)
     site: str = "local"
     log: str = "info"
+    log_format: LogFormat = LogFormat.TEXT
     memory: str | None = None
     slowdown: float = 1.0
     conditions: Path | None = None

@@ -11,6 +11,7 @@ from typing import Final
 
 from broker.address import BrokerAddress
 from broker.exposition import begin_to_listen
+from broker.logs import configure_log
 from broker.mqtt import MqttTransport
 from broker.settings import process_settings
 from planner.live.metrics import TABLE
@@ -33,7 +34,7 @@ def main() -> int:
     except KeyError:
         print(f"{PROGRAM}: E2LLM_LOG={settings.log!r} is no log level", file=sys.stderr)  # noqa: T201
         return 2
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_log(level, settings.log_format)
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from broker.address import listening_address
+from broker.logs import LogFormat
 from planner.lengths import parse_buckets
 from planner.live.conditions import Limits
 from planner.live.levels import Rule
@@ -72,6 +73,7 @@ class PlannerSettings:
     redis: str | None = None
     site: str = "local"
     log: str = "INFO"
+    log_format: LogFormat = LogFormat.TEXT
     state: Path | None = None
     metrics: str | None = None
     model: str | None = None

@@ -1,9 +1,12 @@
+import json
+import logging
 from collections.abc import Iterable
 
 import pytest
 
 from broker.control import DeviceState
 from broker.exposition import Exposition
+from broker.logs import JsonLines
 from broker.metrics import Sample
 from broker.plan import PlanState, Role
 from broker.telemetry import Reading, Telemetry
@@ -120,3 +123,18 @@ async def test_prometheus_gets_metrics_over_http(api: Api) -> None:
     found = parsed(answer.text)
     assert found["e2llm_bus_payload_bytes_total"][labels(direction="sent")] == 3
     assert found["e2llm_generation_tokens_total"] == {NONE: 0}
+
+
+async def test_a_request_that_ended_is_a_line_of_the_log_with_its_id_and_no_text(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    question = {"messages": [{"role": "user", "content": "7 + 5?"}]}
+    with caplog.at_level(logging.INFO, logger="gateway.meter"):
+        answer = await api.post("/v1/chat/completions", question)
+
+    (record,) = [each for each in caplog.records if each.name == "gateway.meter"]
+    line = json.loads(JsonLines().format(record))
+    assert line["request_id"] == answer.json()["id"]
+    assert line["state"] == "finished"
+    assert line["answer_tokens"] == answer.json()["usage"]["completion_tokens"]
+    assert "It is" not in str(line)
