@@ -38,6 +38,14 @@ class HubUnreachableError(Exception):
     """The hub did not answer, or broke off too often; trying again later may help."""
 
 
+def local_path(model: str) -> Path:
+    """Return where a model is if it is here; a home of nobody stays as it is written."""
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:
+        return Path(model)
+
+
 def is_hub_id(model: str) -> bool:
     """Return whether ``model`` is not an existing folder but may be a hub id."""
     return not Path(model).exists() and _HUB_ID.fullmatch(model) is not None
@@ -55,7 +63,7 @@ def model_path(model: str, progress: Progress = lambda ratio: None) -> Path:
         ModelRefusedError: It is neither, or the hub does not have it or does not give it.
         HubUnreachableError: The hub cannot be reached and the cache does not have it.
     """
-    folder = Path(model).expanduser()
+    folder = local_path(model)
     if model and folder.is_dir():
         return folder.resolve()
     if model and folder.is_file() and folder.suffix == SUFFIX:

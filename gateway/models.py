@@ -11,14 +11,13 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from broker.identity import identity
 from gateway.choice import in_order
-from gateway.hub import is_hub_id
+from gateway.hub import is_hub_id, local_path
 from gateway.model import ModelSlot, ServedModel
 from gateway.requests import Engine, Readiness
 from gateway.settings import Settings
@@ -265,7 +264,7 @@ def model_name(settings: Settings) -> str:
         return settings.model_name
     if is_hub_id(settings.model):
         return settings.model
-    path = Path(settings.model).expanduser().resolve()
+    path = local_path(settings.model).resolve()
     # A folder's name may have a dot in it, as in Qwen2.5.
     return path.stem if path.is_file() else path.name
 
