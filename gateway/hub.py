@@ -46,6 +46,18 @@ def local_path(model: str) -> Path:
         return Path(model)
 
 
+def source_problem(model: str) -> str | None:
+    """Return why ``model`` can be no path nor hub id, whatever there is; None: it may be one."""
+    if not model.strip():
+        return "is empty; name a folder, a GGUF file or a hub id"
+    try:
+        local_path(model).exists()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return f"can be no path ({reason})"
+    return None
+
+
 def is_hub_id(model: str) -> bool:
     """Return whether ``model`` is not an existing folder but may be a hub id."""
     return not Path(model).exists() and _HUB_ID.fullmatch(model) is not None

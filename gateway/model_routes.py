@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from gateway.bodies import Body, check_body, parse_object
 from gateway.connection import read_body
 from gateway.errors import ApiError, invalid_value
+from gateway.hub import source_problem
 from gateway.models import Model, ModelConflictError, Models, UnknownModelError
 from gateway.openapi import body_of, errors
 from gateway.requests import Engine
@@ -53,8 +54,8 @@ def add_model_routes(app: FastAPI, engine: Engine, models: Models) -> None:
     async def add(http: Request) -> JSONResponse:
         """Begin to prepare a model. Devices measure themselves for it; nothing loads it yet."""
         asked = await _read(http, AddModel)
-        if not asked.source.strip():
-            raise invalid_value("source", "source is empty; name a folder, a GGUF file or a hub id")
+        if problem := source_problem(asked.source):
+            raise invalid_value("source", f"source {problem}")
         with _refusals():
             added = models.add(asked.source, asked.name, asked.weights)
         return JSONResponse(model_body(added, engine), status_code=202)

@@ -173,7 +173,10 @@ async def test_a_name_that_is_taken_an_unknown_one_and_one_in_use_are_refused(
         format_ = await client.post(
             "/fog/models", json={"source": str(second), "name": "x", "weights": "int3"}
         )
-        empty = await client.post("/fog/models", json={"source": ""})
+        wrong = [
+            await client.post("/fog/models", json={"source": source})
+            for source in ("", "x" * 300, "a\x00b")
+        ]
         used = await client.delete(f"/fog/models/{MODEL}")
         unknown = await client.delete("/fog/models/nobody")
         engine.active = plan_for(*manifests(both).values(), leaving=(SECOND,))
@@ -185,7 +188,7 @@ async def test_a_name_that_is_taken_an_unknown_one_and_one_in_use_are_refused(
         removed = await client.delete(f"/fog/models/{SECOND}")
 
     assert [each.status_code for each in (taken, used, leaving, busy)] == [409] * 4
-    assert [each.status_code for each in (format_, empty)] == [400] * 2
+    assert [each.status_code for each in (format_, *wrong)] == [400] * 4
     assert unknown.status_code == 404
     assert [each["name"] for each in removed.json()] == [MODEL]
     assert (await put(both)).status_code == 400
