@@ -96,7 +96,7 @@ def test_without_the_demo_model_folder_and_remedy_are_named(tmp_path: Path) -> N
     package = tmp_path / "fog" / "demo_model"
     with pytest.raises(DemoModelMissingError) as installed:
         check_demo_model(package)
-    for part in (str(package), "model.safetensors", "install e2llm again", "--model FOLDER"):
+    for part in (str(package), "model.safetensors", "install e2llm again", "--model MODEL"):
         assert part in str(installed.value)
 
     script = tmp_path / "scripts" / "train_demo_model.py"
