@@ -230,7 +230,7 @@ def running_gateway(
     port = free_port()
     environ = {
         **os.environ,
-        "E2LLM_BROKER": f"mqtt://{address.username}:{address.password}@127.0.0.1:{address.port}",
+        "E2LLM_BROKER": address.url,
         "E2LLM_SITE": SITE,
         "E2LLM_REDIS": redis,
         "E2LLM_GATEWAY_MODEL": str(DEMO_MODEL),

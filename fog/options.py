@@ -113,6 +113,29 @@ WeightsOption = Annotated[
         help="float32, bfloat16, int8, int4 or mxfp4; default: that of [gateway] in the file.",
     ),
 ]
+WorkloadOption = Annotated[
+    str,
+    typer.Option(
+        "--workload",
+        metavar="NAME_OR_CSV",
+        help="chat, extended, custom, azure-code, azure-conversation, or a CSV file of "
+        "arrival seconds, prompt tokens, answer tokens.",
+    ),
+]
+PromptTokensOption = Annotated[
+    int | None,
+    typer.Option("--prompt-tokens", min=1, help="Mean prompt instead of the workload's."),
+]
+AnswerTokensOption = Annotated[
+    int | None,
+    typer.Option("--answer-tokens", min=1, help="Mean answer instead of the workload's."),
+]
+NumRequestsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--requests", min=1, max=1_000_000, help="How many; default: 100, or a whole trace."
+    ),
+]
 
 
 def give_up(message: str, exit_code: int) -> NoReturn:

@@ -14,11 +14,15 @@ from fog.account import connect
 from fog.options import (
     EXIT_FAILED,
     EXIT_USAGE,
+    AnswerTokensOption,
     JsonOption,
     KeyOption,
+    NumRequestsOption,
     PlannedModelOption,
+    PromptTokensOption,
     UrlOption,
     WeightsOption,
+    WorkloadOption,
     check_rate,
     give_up,
     parse_target,
@@ -136,23 +140,9 @@ def simulate(
     ] = None,
     model: PlannedModelOption = None,
     weights: WeightsOption = None,
-    workload: Annotated[
-        str,
-        typer.Option(
-            "--workload",
-            metavar="NAME_OR_CSV",
-            help="chat, extended, custom, azure-code, azure-conversation, or a CSV file of "
-            "arrival seconds, prompt tokens, answer tokens.",
-        ),
-    ] = "chat",
-    prompt_tokens: Annotated[
-        int | None,
-        typer.Option("--prompt-tokens", min=1, help="Mean prompt instead of the workload's."),
-    ] = None,
-    answer_tokens: Annotated[
-        int | None,
-        typer.Option("--answer-tokens", min=1, help="Mean answer instead of the workload's."),
-    ] = None,
+    workload: WorkloadOption = "chat",
+    prompt_tokens: PromptTokensOption = None,
+    answer_tokens: AnswerTokensOption = None,
     arrivals: Annotated[
         str | None,
         typer.Option(
@@ -171,12 +161,7 @@ def simulate(
             help="Requests per second; default: 70 % of what the plan can, or a trace's own.",
         ),
     ] = None,
-    num_requests: Annotated[
-        int | None,
-        typer.Option(
-            "--requests", min=1, max=1_000_000, help="How many; default: 100, or a whole trace."
-        ),
-    ] = None,
+    num_requests: NumRequestsOption = None,
     add: Annotated[
         list[str] | None,
         typer.Option(

@@ -101,14 +101,14 @@ class Spool:
 
     def append(self, changed: Mapping[str, Entry]) -> None:
         """Write what is new in these entries."""
-        self._write(_records(changed), os.O_APPEND)
+        self._write(_records(changed))
 
     def clear(self, entries: Iterable[Entry]) -> None:
         """Forget everything: Redis has it."""
         for entry in entries:
             entry.num_spooled = None
         if self._num_bytes:
-            self._write((), os.O_TRUNC)
+            self._write((), is_anew=True)
 
     def rewrite(self, entries: Mapping[str, Entry]) -> None:
         """Keep only what Redis has not confirmed of these entries."""
@@ -119,7 +119,7 @@ class Spool:
             for name, entry in entries.items()
             if entry.num_written is None or entry.num_written < len(entry.tokens)
         }
-        self._write(_records(waiting), os.O_TRUNC)
+        self._write(_records(waiting), is_anew=True)
         self._limit = max(_LONG_BYTES, 2 * self._num_bytes)
 
     def close(self) -> None:
@@ -128,13 +128,13 @@ class Spool:
             os.close(self._file)
             self._file = None
 
-    def _write(self, records: Iterable[_Record], how: int) -> None:
+    def _write(self, records: Iterable[_Record], *, is_anew: bool = False) -> None:
         data = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
         with self._reported("written"):
             if self._file is None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
                 self._file = os.open(self._path, flags, 0o600)
-            if how == os.O_TRUNC:
+            if is_anew:
                 os.ftruncate(self._file, 0)
                 self._num_bytes = 0
             self._num_bytes += os.write(self._file, data) if data else 0

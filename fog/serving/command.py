@@ -11,9 +11,13 @@ from fog.account import meant_account
 from fog.options import (
     EXIT_FAILED,
     EXIT_USAGE,
+    AnswerTokensOption,
     JsonOption,
     KeyOption,
+    NumRequestsOption,
+    PromptTokensOption,
     UrlOption,
+    WorkloadOption,
     check_rate,
     give_up,
     parse_target,
@@ -27,24 +31,9 @@ def serve(
     model: Annotated[
         str | None, typer.Option("--model", help="Default: the first that the server has.")
     ] = None,
-    workload: Annotated[
-        str,
-        typer.Option(
-            "--workload",
-            metavar="NAME_OR_CSV",
-            help="Lengths and arrivals as of `e2llm simulate`: chat, extended, custom, "
-            "azure-code, azure-conversation, or a CSV file of arrival seconds, prompt tokens, "
-            "answer tokens.",
-        ),
-    ] = "chat",
-    prompt_tokens: Annotated[
-        int | None,
-        typer.Option("--prompt-tokens", min=1, help="Mean prompt instead of the workload's."),
-    ] = None,
-    answer_tokens: Annotated[
-        int | None,
-        typer.Option("--answer-tokens", min=1, help="Mean answer instead of the workload's."),
-    ] = None,
+    workload: WorkloadOption = "chat",
+    prompt_tokens: PromptTokensOption = None,
+    answer_tokens: AnswerTokensOption = None,
     rate: Annotated[
         float | None,
         typer.Option(
@@ -68,12 +57,7 @@ def serve(
             "--concurrency", min=1, help="Instead of a rate: so many at a time; default: 8."
         ),
     ] = None,
-    num_requests: Annotated[
-        int | None,
-        typer.Option(
-            "--requests", min=1, max=1_000_000, help="How many; default: 100, or a whole trace."
-        ),
-    ] = None,
+    num_requests: NumRequestsOption = None,
     context: Annotated[
         int | None,
         typer.Option(
