@@ -284,6 +284,7 @@ class RedisJournal:
     async def _fetch(self, entry: str) -> Entry | None:
         """Return an entry as Redis and the spool of an earlier run have it."""
         key = self._prefix + entry
+        rest = self._rests.get(entry)  # before the wait, in which `_complete_rests` may take it
         async with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hgetall(key)
             pipeline.lrange(f"{key}:tokens", 0, -1)
@@ -291,7 +292,6 @@ class RedisJournal:
         if not fields:
             return None
         items = [token.decode() for token in tokens]
-        rest = self._rests.get(entry)
         return Entry(
             {name.decode(): value.decode() for name, value in fields.items()},
             rest.after(items) if rest is not None else items,

@@ -14,7 +14,7 @@ from broker.control import ModelManifest
 from broker.work import Sampling
 from gateway.entries import new_entry
 from gateway.journal import RedisJournal
-from gateway.requests import GeneratedToken, Generation
+from gateway.requests import GeneratedToken, Generation, Written
 from gateway.spool import Spool
 
 MODEL = ModelManifest(name="tiny", revision="rev", config={}, tensors={})
@@ -67,6 +67,13 @@ async def journal(redis_url: str, tmp_path: Path) -> AsyncIterator[Hanging]:
 def size(folder: Path) -> int:
     path = folder / "journal.spool"
     return path.stat().st_size if path.exists() else 0
+
+
+async def read_later(journal: RedisJournal, turns: int) -> asyncio.Task[Written | None]:
+    """Let the loop turn so often, then begin to read."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    return asyncio.create_task(journal.read("r1"))
 
 
 async def say(journal: RedisJournal, folder: Path, *tokens: int) -> None:
@@ -125,6 +132,26 @@ async def test_tokens_beyond_those_in_redis_are_known_after_a_restart(
     assert found is not None
     assert found.tokens == (10, 11, 12, 13)
     assert await redis.lrange(f"{KEY}:tokens", 0, -1) == ["10", "11", "12", "13"]
+
+
+async def test_what_the_spool_had_is_known_while_it_goes_back_to_redis(
+    redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    entry = new_entry(generation(), MODEL)
+    await redis.hset(KEY, mapping=dict(entry.fields))
+    await redis.rpush(f"{KEY}:tokens", "10", "11")
+    entry.tokens, entry.num_written = ["10", "11", "12"], 2
+    Spool(tmp_path).append({"r1": entry})
+
+    # Read again and again, at every place that the taking over can have reached.
+    next_one = RedisJournal(redis_url, "lab", spool=Spool(tmp_path))
+    await next_one.start()
+    reading = [await read_later(next_one, after) for after in range(40)]
+    found = await asyncio.gather(*reading)
+    await until(lambda: size(tmp_path) == 0)
+    await next_one.stop()
+
+    assert [written.tokens for written in found if written] == [(10, 11, 12)] * 40
 
 
 async def test_a_redis_that_comes_back_empty_gets_it_all_again(
