@@ -138,7 +138,7 @@ async def test_what_the_spool_had_is_known_while_it_goes_back_to_redis(
     redis: Redis, redis_url: str, tmp_path: Path
 ) -> None:
     entry = new_entry(generation(), MODEL)
-    await redis.hset(KEY, mapping=dict(entry.fields))
+    await redis.hset(KEY, mapping={str(name): value for name, value in entry.fields.items()})
     await redis.rpush(f"{KEY}:tokens", "10", "11")
     entry.tokens, entry.num_written = ["10", "11", "12"], 2
     Spool(tmp_path).append({"r1": entry})
