@@ -12,7 +12,7 @@ import platform
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -43,6 +43,7 @@ _CHUNK_ROWS: Final = 128
 _PROBE: Final = (1536, 512)  # rows and columns: small, but more than one tile of any kernel
 _TIMED_BYTES: Final = 48 << 20  # more than the caches of small computers hold
 _TIMED_ROUNDS: Final = 8
+_TIMED_ROWS: Final = (1, 8, _CHUNK_ROWS)  # a token of an answer, alone and among eight; a prompt
 _prepack_lock = threading.Lock()
 
 
@@ -61,9 +62,23 @@ class Int8Kernel:
 
 
 class KernelTimes(Control, frozen=True, kw_only=True):
-    """Seconds that each kernel took for the same work; also the cache file."""
+    """Seconds of a product by each kernel, for 1, 8 and 128 rows; also the cache file."""
 
-    seconds: dict[str, float]
+    seconds: dict[str, list[float]]
+
+    def fastest(self, names: Iterable[str]) -> str | None:
+        """Return the kernel that is least behind the best ones, taken over all numbers of rows.
+
+        Not the smallest sum: one row takes as long as reading the weights does, by any kernel,
+        and what the measurement is off by there would outweigh a prompt in half the time.
+        """
+        known = {name: self.seconds[name] for name in names if name in self.seconds}
+        best = [min(times) for times in zip(*known.values(), strict=True)]
+        behind = {
+            name: sum(time / least for time, least in zip(times, best, strict=True))
+            for name, times in known.items()
+        }
+        return min(behind, key=behind.__getitem__, default=None)
 
 
 def _pack_plain(values: torch.Tensor, steps: torch.Tensor) -> Product:
@@ -201,18 +216,16 @@ def choose_int8_kernel(cache_folder: Path | None, threads: int) -> Int8Kernel:
     if cache_folder is None:
         times = measure()
     else:
-        key = short_hash("codes", describe_hardware(), torch.__version__, threads, sorted(kernels))
+        key = short_hash(
+            "code rows", describe_hardware(), torch.__version__, threads, sorted(kernels)
+        )
         times = MeasurementCache(cache_folder, KernelTimes).get_or_measure(key, measure)
-    known = {name: seconds for name, seconds in times.seconds.items() if name in kernels}
-    return kernels[min(known, key=known.__getitem__)] if known else exact_kernels()[0]
+    name = times.fastest(kernels)
+    return kernels[name] if name is not None else exact_kernels()[0]
 
 
 def time_kernels(kernels: Sequence[Int8Kernel], total_bytes: int = _TIMED_BYTES) -> KernelTimes:
-    """Time each kernel on matrices that come from memory, not from a cache.
-
-    The time is that of a token of an answer, alone and among eight, and of a prompt of the
-    same length, in chunks.
-    """
+    """Time each kernel on matrices that come from memory, not from a cache."""
     rows, columns = 4 * _PROBE[0], 2 * _PROBE[1]
     values = torch.ones((rows, columns), dtype=torch.int8)
     copies = range(-(-total_bytes // values.nbytes))
@@ -220,21 +233,26 @@ def time_kernels(kernels: Sequence[Int8Kernel], total_bytes: int = _TIMED_BYTES)
         kernel.name: [kernel.pack(values.clone(), torch.ones(rows)) for _ in copies]
         for kernel in kernels
     }
-    seconds = dict.fromkeys(packed, 0.0)
-    for num_rows, weight in ((1, 1.0), (8, 1 / 8), (_CHUNK_ROWS, 2 / _CHUNK_ROWS)):
+    seconds: dict[str, list[float]] = {name: [] for name in packed}
+    for num_rows in _TIMED_ROWS:
         codes = torch.ones((num_rows, columns), dtype=torch.uint8)
         # In turn, and the best of each: what disturbs the machine only ever adds.
         rounds = [
             {name: _seconds(products, codes) for name, products in packed.items()}
             for _ in range(_TIMED_ROUNDS)
         ]
-        for name in packed:
-            seconds[name] += weight * min(times[name] for times in rounds)
+        for name, times in seconds.items():
+            times.append(min(one[name] for one in rounds))
     logger.info(
-        "int8 kernels: %s",
-        ", ".join(f"{name} {1e6 * value:.0f} us" for name, value in seconds.items()),
+        "int8 kernels, microseconds for %s rows: %s",
+        ", ".join(map(str, _TIMED_ROWS)),
+        "; ".join(f"{name} {_microseconds(times)}" for name, times in seconds.items()),
     )
     return KernelTimes(seconds=seconds)
+
+
+def _microseconds(times: Sequence[float]) -> str:
+    return ", ".join(f"{1e6 * time:.0f}" for time in times)
 
 
 def _seconds(products: Sequence[Product], codes: torch.Tensor) -> float:

@@ -306,7 +306,7 @@ def test_the_fastest_kernel_is_chosen_once_for_all_nodes_of_a_host(
 
     def times(of: tuple[Int8Kernel, ...]) -> KernelTimes:
         measured.append(of)
-        return KernelTimes(seconds={"slow": 2.0, "fast": 1.0})
+        return KernelTimes(seconds={"slow": [2.0, 2.0], "fast": [1.0, 1.0]})
 
     monkeypatch.setattr(kernels, "exact_kernels", lambda: two)
     monkeypatch.setattr(kernels, "time_kernels", times)
@@ -317,7 +317,14 @@ def test_the_fastest_kernel_is_chosen_once_for_all_nodes_of_a_host(
 def test_every_kernel_is_timed() -> None:
     times = kernels.time_kernels(exact_kernels(), total_bytes=1)
     assert set(times.seconds) == {kernel.name for kernel in exact_kernels()}
-    assert min(times.seconds.values()) > 0
+    assert all(min(seconds) > 0 for seconds in times.seconds.values())
+
+
+def test_a_prompt_in_half_the_time_outweighs_a_row_that_was_a_little_slower() -> None:
+    times = KernelTimes(seconds={"even": [5.0e-4, 6e-4, 2e-3], "rows": [4.0e-4, 7e-4, 5e-3]})
+    assert times.fastest(["even", "rows"]) == "even"
+    assert times.fastest(["rows"]) == "rows"
+    assert times.fastest(["unknown"]) is None
 
 
 def test_a_device_says_how_wide_its_codes_are_where_it_uses_any(
