@@ -123,10 +123,12 @@ def block_tensors(config: ModelConfig, layer: int) -> dict[str, TensorSpec]:
     experts = config.layers[layer].experts
     if experts is None:
         return specs | _mlp_tensors(config, f"{prefix}.mlp", config.intermediate_size)
+    router, shape = f"{prefix}.mlp.{experts.router}", (experts.count, config.hidden_size)
+    specs["router.weight"] = TensorSpec(f"{router}.weight", shape, is_exact=True)
+    if experts.has_router_bias:
+        specs["router.bias"] = TensorSpec(f"{router}.bias", (experts.count,), is_exact=True)
     if experts.is_packed:
-        return specs | _packed_experts(config.hidden_size, experts, f"{prefix}.mlp")
-    shape = (experts.count, config.hidden_size)
-    specs["router.weight"] = TensorSpec(f"{prefix}.mlp.gate.weight", shape, is_exact=True)
+        return specs | _packed_experts(config.hidden_size, experts, f"{prefix}.mlp.experts")
     for expert in range(experts.count):
         name, size = f"{prefix}.mlp.experts.{expert}", experts.intermediate_size
         tensors = _mlp_tensors(config, name, size)
@@ -134,14 +136,11 @@ def block_tensors(config: ModelConfig, layer: int) -> dict[str, TensorSpec]:
     return specs
 
 
-def _packed_experts(hidden: int, experts: Experts, prefix: str) -> dict[str, TensorSpec]:
+def _packed_experts(hidden: int, experts: Experts, name: str) -> dict[str, TensorSpec]:
     """Return a mixture in which each matrix is (count, columns, rows)."""
     count, inner = experts.count, experts.intermediate_size
     parts = ("_blocks", "_scales") if experts.is_mxfp4 else ("",)
-    router, name = f"{prefix}.router", f"{prefix}.experts"
     return {
-        "router.weight": TensorSpec(f"{router}.weight", (count, hidden), is_exact=True),
-        "router.bias": TensorSpec(f"{router}.bias", (count,), is_exact=True),
         "gate_up.weight": TensorSpec(
             f"{name}.gate_up_proj", (count, hidden, 2 * inner), parts=parts
         ),

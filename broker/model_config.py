@@ -79,8 +79,10 @@ class Experts:
         active: How many a row takes: those that its router finds most likely.
         intermediate_size: Of each.
         normalised: Whether the shares of those that a row takes are made to add up to 1.
+        router: Name of the module that chooses, beside ``experts``.
+        has_router_bias: Whether it has a bias.
         is_packed: Whether the checkpoint has all of them in one tensor, its matrices
-            transposed and gate and up in turns, with biases for router and experts.
+            transposed and gate and up in turns, with biases.
         is_mxfp4: Whether those matrices are numbers of four bits beside their scales.
     """
 
@@ -88,6 +90,8 @@ class Experts:
     active: int
     intermediate_size: int
     normalised: bool
+    router: str = "gate"
+    has_router_bias: bool = False
     is_packed: bool = False
     is_mxfp4: bool = False
 

@@ -52,7 +52,7 @@ class Checkpoint:
         files: Names of the files with weights.
         tensors: Every tensor whose bytes are there.
         cut_off: Names of tensors that lie beyond the end of their file.
-        gguf: The file that all of this comes from; None: several, as transformers has them.
+        gguf: What all of this comes from; None: files as transformers has them.
     """
 
     folder: Path

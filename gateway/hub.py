@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from broker.control import HubPlace
-from gateway.gguf.file import SUFFIX
+from gateway.gguf.file import SUFFIX, parts_of
 from gateway.model import ModelRefusedError
 
 _HUB_ID: Final = re.compile(
@@ -135,7 +135,7 @@ def _download(model: str, progress: Progress) -> Path:
         folder = snapshot_download(
             repository,
             revision=revision,
-            allow_patterns=_FILES if file is None else [file],
+            allow_patterns=_FILES if file is None else [p.name for p in parts_of(Path(file))],
             tqdm_class=_progress_bar(progress),
         )
     except GatedRepoError as error:

@@ -17,6 +17,7 @@ import msgspec
 
 from broker.identity import identity
 from gateway.choice import in_order
+from gateway.gguf.file import file_model_name
 from gateway.hub import is_hub_id, local_path
 from gateway.model import ModelSlot, ServedModel
 from gateway.requests import Engine, Readiness
@@ -266,7 +267,7 @@ def model_name(settings: Settings) -> str:
         return settings.model
     path = local_path(settings.model).resolve()
     # A folder's name may have a dot in it, as in Qwen2.5.
-    return path.stem if path.is_file() else path.name
+    return file_model_name(path) if path.is_file() else path.name
 
 
 class _Entry(msgspec.Struct, kw_only=True):

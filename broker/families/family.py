@@ -165,7 +165,6 @@ def experts_of(
     intermediate_size: int,
     *,
     normalised: bool,
-    is_packed: bool = False,
 ) -> Experts:
     """Return a mixture as its keys describe it.
 
@@ -177,4 +176,4 @@ def experts_of(
         raise UnsupportedModelError(
             f"config key num_experts_per_tok={active} with {count} experts; check config.json"
         )
-    return Experts(count, active, intermediate_size, normalised, is_packed)
+    return Experts(count, active, intermediate_size, normalised)

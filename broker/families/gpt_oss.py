@@ -1,6 +1,7 @@
 """gpt-oss: experts with biases and a clamped activation, sinks of attention, mixed windows.
 
-Its published files hold the experts in MXFP4; copies in bfloat16 or float32 are read as well.
+Its published files hold the experts in MXFP4; copies in bfloat16 or float32 are read as well,
+and GGUF files, in which each expert has matrices of its own.
 """
 
 from __future__ import annotations
@@ -24,10 +25,15 @@ from broker.model_config import MXFP4_BLOCK, Activation, Experts, ModelConfig
 
 def _read(values: ConfigValues) -> ModelConfig:
     config = read_decoder(values, "gpt_oss")
-    experts = experts_of(
-        values, "num_local_experts", config.intermediate_size, normalised=True, is_packed=True
+    experts = experts_of(values, "num_local_experts", config.intermediate_size, normalised=True)
+    method = _quantisation(values, experts)
+    experts = replace(
+        experts,
+        router="router",
+        has_router_bias=True,
+        is_packed=method != "gguf",
+        is_mxfp4=method == "mxfp4",
     )
-    experts = replace(experts, is_mxfp4=_is_mxfp4(values, experts))
     layers = tuple(replace(layer, experts=experts) for layer in config.layers)
     config = replace(
         config,
@@ -45,11 +51,14 @@ def _read(values: ConfigValues) -> ModelConfig:
     return with_windows(config, values, types)
 
 
-def _is_mxfp4(values: ConfigValues, experts: Experts) -> bool:
+def _quantisation(values: ConfigValues, experts: Experts) -> str | None:
+    """Return how the experts are stored; None: in floats."""
     quantisation = values.get("quantization_config")
     if not quantisation:
-        return False
+        return None
     method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None
+    if method == "gguf":
+        return "gguf"
     if method != "mxfp4":
         raise UnsupportedModelError(
             f"config key quantization_config has the method {method!r}, of which gpt_oss models "
@@ -61,7 +70,7 @@ def _is_mxfp4(values: ConfigValues, experts: Experts) -> bool:
             f"hidden_size and intermediate_size {sizes} are no multiples of {MXFP4_BLOCK}, of "
             "which blocks of MXFP4 are made; check config.json"
         )
-    return True
+    return "mxfp4"
 
 
 FAMILIES = (

@@ -126,6 +126,19 @@ def _qwen3_moe(file: GgufFile) -> dict[str, Any]:
     }
 
 
+def _gpt_oss(file: GgufFile) -> dict[str, Any]:
+    metadata, scaling = file.metadata, _rope_scaling(file)
+    return {
+        "num_local_experts": metadata.need_of_model("expert_count", int),
+        "num_experts_per_tok": metadata.need_of_model("expert_used_count", int),
+        "intermediate_size": metadata.need_of_model("expert_feed_forward_length", int),
+        "sliding_window": metadata.of_model("attention.sliding_window"),
+        # As the model was trained; no file says it.
+        **({"rope_scaling": {**scaling, "truncate": False}} if scaling else {}),
+        "quantization_config": {"quant_method": "gguf"},
+    }
+
+
 def _phi3(file: GgufFile) -> dict[str, Any]:
     metadata = file.metadata
     rotated = metadata.of_model("rope.dimension_count")
@@ -186,6 +199,7 @@ _ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "qwen2": Architecture(name="Qwen2ForCausalLM"),
     "qwen3": Architecture(name="Qwen3ForCausalLM"),
     "qwen3moe": Architecture(name="Qwen3MoeForCausalLM", more=_qwen3_moe),
+    "gpt-oss": Architecture(name="GptOssForCausalLM", more=_gpt_oss),
     "gemma2": Architecture(name="Gemma2ForCausalLM", more=_gemma2, added_to_norms=1.0),
     "gemma3": Architecture(name="Gemma3ForCausalLM", more=_gemma3, added_to_norms=1.0),
     "phi3": Architecture(name="Phi3ForCausalLM", more=_phi3),

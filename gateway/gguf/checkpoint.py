@@ -26,7 +26,7 @@ _ROTATED: Final = re.compile(r".+\.([qk])_proj\.(weight|bias)")
 
 
 def read_gguf_checkpoint(path: Path) -> Checkpoint:
-    """Read the head of a GGUF file.
+    """Read the head of a GGUF file, or of all files of a model that comes in several.
 
     Raises:
         ModelRefusedError: It is damaged, or of an architecture that is not supported.
@@ -40,7 +40,7 @@ def read_gguf_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(
         folder=path.parent,
         config=raw,
-        files=(path.name,),
+        files=file.files,
         tensors=_places(file, config),
         cut_off=(),
         gguf=file,
@@ -59,8 +59,10 @@ def _places(file: GgufFile, config: ModelConfig) -> dict[str, TensorPlace]:
     for spec in (spec for group in groups for spec in group.values()):
         expert = _EXPERT.fullmatch(spec.name)
         whole = expert[1] + expert[3] if expert else spec.name
-        # The package maps names of modules; parameters that are no module's weight, too.
-        tensor = file.tensors.get(names.get_name(whole, (".weight", ".bias")) or "")
+        # The package maps names of modules; parameters that are no module's weight, too, which
+        # have an ending in the file all the same.
+        known = names.get_name(whole, (".weight", ".bias")) or ""
+        tensor = file.tensors.get(known) or file.tensors.get(f"{known}.weight")
         if tensor is not None:
             number = int(expert[2]) if expert else None
             places[spec.name] = _place(file, architecture, config, spec, tensor, number)
@@ -89,7 +91,7 @@ def _place(
         paired_heads = config.num_heads if rotated[1] == "q" else config.num_kv_heads
     return TensorPlace(
         name=spec.name,
-        file=file.path.name,
+        file=tensor.file,
         offset=offset,
         num_bytes=num_bytes,
         dtype=tensor.kind,

@@ -288,7 +288,16 @@ YARN: Final = Rope(
     is_whole=False,
 )
 OWN_EXPERTS: Final = Experts(128, 8, 768, normalised=True)
-PACKED_EXPERTS: Final = Experts(32, 4, 2880, normalised=True, is_packed=True, is_mxfp4=True)
+PACKED_EXPERTS: Final = Experts(
+    32,
+    4,
+    2880,
+    normalised=True,
+    router="router",
+    has_router_bias=True,
+    is_packed=True,
+    is_mxfp4=True,
+)
 
 # What is not as in Llama.
 DIFFERENCES: Final[Mapping[str, Mapping[str, Any]]] = {

@@ -22,12 +22,13 @@ from tokenizers import (
 )
 
 from fog.model_choice import choose_model
-from gateway.gguf.file import Metadata, read_gguf
+from gateway.gguf.file import Metadata, parts_of, read_gguf
 from gateway.gguf.text import read_text
 from gateway.gguf.tokenizer import tokenizer_of
 from gateway.hub import model_path
 from gateway.manifest import prepare_manifest
 from gateway.model import ModelRefusedError, ModelText
+from gateway.models import model_name
 from gateway.text import TokenizerError
 from gateway.weights import UrlSigner, with_urls
 from nodes.checkpoint import TensorSource
@@ -339,9 +340,50 @@ def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
         prepared(tmp_path / "model.gguf")
 
 
-def test_a_part_of_a_model_is_refused_with_how_to_join_it(tmp_path: Path) -> None:
-    path, _ = write_twins(tmp_path, "llama", vocabulary={**byte_vocabulary(), "split.count": 3})
-    with pytest.raises(ModelRefusedError, match=r"one of 3 parts.*--merge"):
+# --- several files --------------------------------------------------------------------------
+
+
+def test_a_model_in_several_files_is_the_model_in_one(tmp_path: Path) -> None:
+    whole, _ = write_twins(tmp_path / "whole", "llama")
+    first, _ = write_twins(tmp_path / "split", "llama", tensors_per_file=20)
+    parts = parts_of(first)
+    expected = prepared(whole)
+    for named in (first, parts[-1], first.parent):
+        found = prepared(named)
+        assert found.manifest.revision == expected.manifest.revision
+        assert found.checkpoint.files == tuple(part.name for part in parts)
+    used = {info.file for info in found.manifest.tensors.values()}
+    assert used == {part.name for part in parts}
+    assert len(parts) > 1
+
+
+def test_it_is_named_without_the_number_of_a_part(tmp_path: Path) -> None:
+    path, _ = write_twins(tmp_path, "llama", tensors_per_file=20)
+    assert model_name(settings_for(path, tmp_path / "state", model_name=None)) == "llama-Q8_0"
+
+
+def test_a_part_without_the_others_names_them(tmp_path: Path) -> None:
+    path, _ = write_twins(tmp_path, "llama", tensors_per_file=20)
+    parts = parts_of(path)
+    parts[1].unlink()
+    with pytest.raises(ModelRefusedError, match=rf"{parts[1].name} is not beside it; download"):
+        prepared(path)
+
+
+def test_a_part_under_the_name_of_a_whole_model_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    path, _ = write_twins(tmp_path, "llama", tensors_per_file=20)
+    renamed = path.rename(tmp_path / "llama.gguf")
+    with pytest.raises(ModelRefusedError, match=r"00001-of-00003\.gguf and so on, or .*--merge"):
+        prepared(renamed)
+
+
+def test_parts_of_two_models_are_refused(tmp_path: Path) -> None:
+    path, _ = write_twins(tmp_path / "one", "llama", tensors_per_file=30)
+    other, _ = write_twins(tmp_path / "other", "llama", tensors_per_file=45)
+    parts, others = parts_of(path), parts_of(other)
+    assert len(parts) == len(others) == 2
+    parts[1].write_bytes(others[1].read_bytes())
+    with pytest.raises(ModelRefusedError, match="not those of one model"):
         prepared(path)
 
 

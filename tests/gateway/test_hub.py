@@ -124,6 +124,20 @@ def test_of_several_gguf_files_only_the_named_one_is_downloaded(
         file.unlink()
 
 
+def test_of_a_model_in_several_files_all_are_downloaded(
+    downloader: Downloader, hub: Hub, tmp_path: Path
+) -> None:
+    published = tmp_path / "published"
+    published.mkdir()
+    parts = [f"tiny-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    for name in (*parts, "tiny.gguf"):
+        (published / name).write_bytes(name.encode())
+    hub.models["owner/split"] = published
+    path = Path(downloader.download(f"owner/split:{parts[0]}")["folder"])
+    assert path.name == parts[0]
+    assert sorted(each.name for each in path.parent.iterdir()) == parts
+
+
 def test_a_revision_is_asked_for_by_its_name(downloader: Downloader, hub: Hub) -> None:
     downloader.download(f"{MODEL}@v1.0")
     assert any("/v1.0" in path for _, path, _ in hub.served)

@@ -43,6 +43,7 @@ _BLOCK_NAMES: Final = {
     "mlp.down_proj": "ffn_down",
     "mlp.gate_up_proj": "ffn_up",
     "mlp.gate": "ffn_gate_inp",
+    "mlp.router": "ffn_gate_inp",
     "mlp.experts.gate_proj": "ffn_gate_exps",
     "mlp.experts.up_proj": "ffn_up_exps",
     "mlp.experts.down_proj": "ffn_down_exps",
@@ -63,6 +64,7 @@ ARCHITECTURES: Final = {
     "olmo2": "olmo2",
     "granite": "granite",
     "smollm3": "smollm3",
+    "gpt_oss": "gpt-oss",
 }
 """Names in llama.cpp by ``model_type``."""
 
@@ -75,6 +77,7 @@ def write_twins(
     kind: str = "Q8_0",
     *,
     vocabulary: Mapping[str, Any] | None = None,
+    tensors_per_file: int = 0,
     **changes: Any,
 ) -> tuple[Path, Path]:
     """Write a family's checkpoint; return its GGUF file and the folder with the same floats.
@@ -84,6 +87,7 @@ def write_twins(
         family: A key of `FAMILIES`.
         kind: Of matrices whose rows are made of whole blocks; others are F16, vectors F32.
         vocabulary: Keys of the tokenizer; None: as `write_tokenizer`.
+        tensors_per_file: At most; the first of several files is returned. 0: all in one.
         changes: Keys of ``config.json`` to set, or to leave out when None.
     """
     config = {**FAMILIES[family], **_SIZES, **changes}
@@ -93,7 +97,9 @@ def write_twins(
     (twin / "config.json").write_text(json.dumps(config))
     write_tokenizer(twin)
     path = folder / f"{family}-{kind}.gguf"
-    writer = GGUFWriter(path, ARCHITECTURES[config["model_type"]])
+    writer = GGUFWriter(
+        path, ARCHITECTURES[config["model_type"]], split_max_tensors=tensors_per_file
+    )
     add_config(writer, config)
     for key, value in (byte_vocabulary() if vocabulary is None else vocabulary).items():
         _add(writer, key, value)
@@ -103,7 +109,7 @@ def write_twins(
     writer.write_tensors_to_file()
     writer.close()
     save_file(floats, twin / "model.safetensors", {"format": "pt"})
-    return path, twin
+    return min(folder.glob(f"{path.stem}*.gguf")), twin
 
 
 def byte_vocabulary() -> dict[str, Any]:
@@ -141,9 +147,11 @@ def add_config(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
         "rope.freq_base": float(config["rope_theta"]),
         "attn_logit_softcapping": config.get("attn_logit_softcapping"),
         "final_logit_softcapping": config.get("final_logit_softcapping"),
-        "expert_count": config.get("num_experts"),
+        "expert_count": config.get("num_experts", config.get("num_local_experts")),
         "expert_used_count": config.get("num_experts_per_tok"),
-        "expert_feed_forward_length": config.get("moe_intermediate_size"),
+        "expert_feed_forward_length": config.get(
+            "moe_intermediate_size", config["intermediate_size"]
+        ),
         "embedding_scale": config.get("embedding_multiplier"),
         "residual_scale": config.get("residual_multiplier"),
         "attention.scale": config.get("attention_multiplier"),
@@ -187,6 +195,9 @@ def _add_tensors(
 ) -> dict[str, torch.Tensor]:
     """Write all tensors; return the floats that they stand for, under their own names."""
     parsed = parse_config(config)
+    is_gpt_oss = writer.arch == "gpt-oss"
+    if is_gpt_oss:
+        config = {**config, "quantization_config": {"quant_method": "gguf"}}
     scaling = config.get("rope_scaling") or {}
     for key, name in (("long_factor", "rope_factors_long"), ("short_factor", "rope_factors_short")):
         if key in scaling:
@@ -197,19 +208,37 @@ def _add_tensors(
     files: dict[str, dict[str, Floats]] = {}
     for name, tensor in random_tensors(config).items():
         whole = re.sub(r"\.experts\.\d+\.", ".experts.", name)
-        files.setdefault(_file_name(whole, parsed.norms.after_attention), {})[name] = tensor.numpy()
+        is_named_after = parsed.norms.after_attention is not None or is_gpt_oss
+        files.setdefault(_file_name(whole, is_named_after), {})[name] = tensor.numpy()
     floats = {}
     for file_name, parts in files.items():
         values = list(parts.values())
         stacked = np.stack([_changed(v, n, writer.arch, parsed) for n, v in parts.items()])
         written = stacked if "_exps" in file_name else stacked[0]
-        chosen = _kind_for(written, kind)
+        chosen = _kind_for(written, "F32" if file_name.endswith("bias") else kind)
         raw = _raw(written, chosen)
         writer.add_tensor(file_name, raw, raw_dtype=chosen)
         read = gguf.dequantize(raw, chosen).reshape(len(values), *values[0].shape)
         for name, part in zip(parts, read, strict=True):
             restored = _restored(part, name, writer.arch, parsed)
             floats[name] = torch.from_numpy(restored.astype(np.float32))
+    return _packed(floats, parsed.num_layers) if is_gpt_oss else floats
+
+
+def _packed(floats: dict[str, torch.Tensor], num_layers: int) -> dict[str, torch.Tensor]:
+    """Return the experts of gpt-oss as transformers has them: transposed, gate and up in turns."""
+    count = sum(name.startswith("model.layers.0.mlp.experts.") for name in floats) // 6
+    for layer in range(num_layers):
+        prefix = f"model.layers.{layer}.mlp.experts"
+
+        def all_of(name: str, prefix: str = prefix) -> torch.Tensor:
+            return torch.stack([floats.pop(f"{prefix}.{e}.{name}") for e in range(count)])
+
+        for end, suffix in (("weight", ""), ("bias", "_bias")):
+            gate, up, down = (all_of(f"{part}_proj.{end}") for part in ("gate", "up", "down"))
+            both = torch.stack((gate, up), 2).flatten(1, 2)
+            floats[f"{prefix}.gate_up_proj{suffix}"] = both.transpose(1, -1).contiguous()
+            floats[f"{prefix}.down_proj{suffix}"] = down.transpose(1, -1).contiguous()
     return floats
 
 
@@ -224,13 +253,15 @@ def _llama3_factors(scaling: Mapping[str, Any], config: Mapping[str, Any], size:
     return np.where(wavelengths < original / high, 1.0, middle).astype(np.float32)
 
 
-def _file_name(name: str, after_attention: str | None) -> str:
+def _file_name(name: str, is_named_after_attention: bool) -> str:
     module, suffix = name.rsplit(".", 1)
+    if suffix == "sinks":
+        return f"blk.{module.split('.')[2]}.attn_sinks.weight"
     if module in _OUTER_NAMES:
         return f"{_OUTER_NAMES[module]}.{suffix}"
     _, _, layer, local = module.split(".", 3)
     is_after = local == "post_attention_layernorm"
-    after = "post_attention_norm" if after_attention else "ffn_norm"
+    after = "post_attention_norm" if is_named_after_attention else "ffn_norm"
     return f"blk.{layer}.{after if is_after else _BLOCK_NAMES[local]}.{suffix}"
 
 
