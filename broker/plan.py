@@ -49,6 +49,8 @@ class StageAssignment(Control, frozen=True, kw_only=True):
     Attributes:
         stage: Index in the replica, 0-based.
         kv_tokens: KV positions that this stage must be able to hold.
+        embedding_device: Of a head, who holds the embedding of the same replica: where both are
+            one tensor, that device reads it and hands it on. None: nobody else, or not said.
     """
 
     replica: str
@@ -57,6 +59,7 @@ class StageAssignment(Control, frozen=True, kw_only=True):
     embedding: bool
     head: bool
     kv_tokens: int
+    embedding_device: str | None = None
 
 
 class ModelStages(Control, frozen=True, kw_only=True):
@@ -232,6 +235,11 @@ class Replica(Control, frozen=True, kw_only=True):
     def num_layers(self) -> int:
         """Layers of the whole model."""
         return self.stages[-1].layers.end
+
+    def embedding_device(self, index: int) -> str | None:
+        """Return who holds the embedding, if stage ``index`` has the head and not that."""
+        stage = self.stages[index]
+        return self.stages[0].device if stage.head and not stage.embedding else None
 
 
 class IdleDevice(Control, frozen=True, kw_only=True):

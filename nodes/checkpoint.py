@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from broker.control import ModelManifest, TensorInfo
@@ -46,6 +47,8 @@ class TensorSource:
             manifest names, and nothing is kept.
         progress: Told about bytes as they arrive.
         log: Told what came from where.
+        awaited: Tensors that other devices are about to read, with these devices' names: they
+            hand them on when they have them.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class TensorSource:
         supply: Supply | None = None,
         progress: Progress | None = None,
         log: ReadLog | None = None,
+        awaited: Mapping[str, str] | None = None,
     ) -> None:
         self.log = log or ReadLog()
         self._manifest = manifest
@@ -61,6 +65,7 @@ class TensorSource:
         self._progress = progress or _ignore
         self._given_up = threading.Event()
         self._fetcher = Fetcher(manifest, self._supply, self._progress, self.log, self._given_up)
+        self._awaited = dict(awaited or {})
         # Came ahead of time, and has been counted.
         self._fetched: set[str] = set()
         self._folder = _folder_here(manifest)
@@ -92,6 +97,8 @@ class TensorSource:
         cache = self._supply.cache
         if self._folder is not None or cache is None or cache.find(info) is not None:
             return
+        # Before the file is locked: who is waited for may share the folder.
+        self._await(name, info)
         try:
             with cache.receive(info, self._fetcher.pause) as landing:
                 if landing is not None:
@@ -147,10 +154,18 @@ class TensorSource:
             self._fetch(name, info)
             data = self._read_cache(name, info)
         if data is None:
+            self._await(name, info)
             landing = MemoryLanding(info)
             self._fetcher.fetch(name, info, landing)
             data = landing.data
         return data
+
+    def _await(self, name: str, info: TensorInfo) -> None:
+        device, cache = self._awaited.pop(name, None), self._supply.cache
+        if device is not None:
+            self._fetcher.wait_for(
+                device, name, lambda: cache is not None and cache.find(info) is not None
+            )
 
     def _read_cache(self, name: str, info: TensorInfo) -> bytearray | None:
         data = None if self._supply.cache is None else self._supply.cache.read(info)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Final
 
 from broker.control import ModelManifest, TensorInfo
+from nodes.awaited import wait_for_offer
 from nodes.landing import Landing
 from nodes.ranges import AbsentError, RangeError, shown_url
 from nodes.read_log import ReadLog
@@ -71,6 +72,28 @@ class Fetcher:
         """Sleep; raises `GivenUpError` when nobody wants the result any more."""
         if self._given_up.wait(seconds):
             raise GivenUpError
+
+    def wait_for(self, device: str, name: str, is_here: Callable[[], bool]) -> None:
+        """Return when a device hands on a tensor that it is about to read, or is not going to.
+
+        Args:
+            device: Who is about to read it.
+            name: Of the tensor.
+            is_here: Whether the tensor came meanwhile in another way.
+
+        Raises:
+            GivenUpError: Nobody wants it any more.
+        """
+        if self._manifest.tensor_key:
+            wait_for_offer(
+                self._supply.neighbours,
+                device,
+                self._manifest.revision,
+                self._positions[name],
+                self._manifest.tensors[name].num_bytes,
+                is_here=is_here,
+                pause=self.pause,
+            )
 
     def fetch(self, name: str, info: TensorInfo, landing: Landing) -> None:
         """Fill ``landing`` with the bytes of a tensor, from where it stands on.

@@ -21,7 +21,7 @@ from broker.plan import (
 from nodes.device import DeviceCore, StageKey
 from nodes.executor import StageExecutor
 from nodes.grammars import GrammarMaker
-from nodes.loader import (
+from nodes.orders import (
     LoadEvent,
     LoadFailed,
     LoadFinished,
@@ -283,4 +283,5 @@ def _spec(part: ModelStages, stage: StageAssignment) -> StageSpec:
         layers=stage.layers,
         embedding=stage.embedding,
         head=stage.head,
+        embedding_device=stage.embedding_device,
     )

@@ -10,21 +10,38 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from broker.architecture import ModelConfig, is_integer, parse_config, stage_tensor_names
+from broker.architecture import (
+    ModelConfig,
+    embedding_tensors,
+    head_tensors,
+    is_integer,
+    parse_config,
+    stage_tensor_names,
+    stored_names,
+)
 from broker.control import ModelManifest
-from broker.plan import LayerRange, ReadFrom
 from nodes.checkpoint import TensorSource
 from nodes.exchange import Exchange
 from nodes.executor import StageExecutor
 from nodes.grammars import Beside, GrammarMaker, in_thread
 from nodes.hardware import give_memory_back
 from nodes.kernels import Int8Kernel, choose_int8_kernel
+from nodes.orders import (
+    LoadEvent,
+    LoadFailed,
+    LoadFinished,
+    LoadOrder,
+    LoadProgress,
+    StageBuilt,
+    StageSpec,
+    WeightsKey,
+)
 from nodes.read_ahead import ReadAhead
 from nodes.read_log import ReadLog
 from nodes.shelf import Shelf
@@ -34,94 +51,6 @@ from nodes.tensor_cache import TensorCache
 from nodes.weights import LayerWeights
 
 logger = logging.getLogger(__name__)
-
-WeightsKey = tuple[str, str]
-"""Revision of the model, and weight format."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageSpec:
-    """All that makes one stage's executor; equal specs may share an executor."""
-
-    replica: str
-    stage: int
-    revision: str
-    weights: str
-    kv_format: str
-    kv_transfer: str
-    chunk_tokens: int
-    layers: LayerRange
-    embedding: bool
-    head: bool
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """Replica and stage, as messages name it."""
-        return self.replica, self.stage
-
-    @property
-    def weights_key(self) -> WeightsKey:
-        """Which weights it is made of."""
-        return self.revision, self.weights
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOrder:
-    """What should be in memory.
-
-    Attributes:
-        version: Of the assignment; comes back in every event.
-        manifests: Of the models of all ``wanted`` stages, by revision.
-        wanted: Stages whose layers are to be loaded.
-        build: Those of ``wanted`` that have no executor yet.
-        keep: Stages that still serve; their layers stay.
-    """
-
-    version: int
-    manifests: Mapping[str, ModelManifest]
-    wanted: tuple[StageSpec, ...]
-    build: tuple[StageSpec, ...]
-    keep: tuple[StageSpec, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadProgress:
-    """Bytes of the checkpoint that are here, of those that are wanted, and where they are from."""
-
-    version: int
-    loaded_bytes: int
-    total_bytes: int
-    sources: tuple[ReadFrom, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class StageBuilt:
-    """A stage can run; its device must still learn of its replica."""
-
-    spec: StageSpec
-    executor: StageExecutor
-
-
-@dataclass(frozen=True, slots=True)
-class LoadFinished:
-    """Everything wanted is in memory, and nothing else but what is kept."""
-
-    version: int
-    tensors: tuple[str, ...]
-    num_bytes: int
-    sources: tuple[ReadFrom, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class LoadFailed:
-    """A tensor could not be had or used; ``error`` says which, and why."""
-
-    version: int
-    error: str
-    sources: tuple[ReadFrom, ...] = ()
-
-
-LoadEvent = LoadProgress | StageBuilt | LoadFinished | LoadFailed
 
 
 class _SupersededError(Exception):
@@ -231,9 +160,8 @@ class Loader:
             for job in jobs:
                 self._carry_out(job, order, progress)
         give_memory_back()
-        if self.exchange.shelf is not None:
-            for manifest in order.manifests.values():
-                self.exchange.shelf.stock(manifest)
+        for manifest in order.manifests.values():
+            self._stock(manifest)
         weights = [model.weights for model in self._models.values()]
         names = dict.fromkeys(name for held in weights for name in held.tensor_names)
         num_bytes = sum(held.num_bytes for held in weights)
@@ -269,14 +197,22 @@ class Loader:
     def _carry_out(self, job: _Job, order: LoadOrder, progress: Callable[[int], None]) -> None:
         model = job.model
         model.source.before_each = self._check_superseded
-        source = TensorSource(job.manifest, self._supply, progress, self._log)
+        source = TensorSource(job.manifest, self._supply, progress, self._log, job.awaited)
         # With the manifest's newest URLs.
         with ReadAhead(source, job.missing) as reading:
             model.source.replace(reading)
+            if model.tied_names and any(spec.embedding for spec in job.specs):
+                # At once: who holds the head waits for it.
+                model.weights.add_embedding()
+                self._stock(job.manifest)
             for spec in job.specs:
                 model.load(spec)
                 if spec in order.build:
                     self.events.put(StageBuilt(spec, model.executor(spec)))
+
+    def _stock(self, manifest: ModelManifest) -> None:
+        if self.exchange.shelf is not None:
+            self.exchange.shelf.stock(manifest)
 
     def _check_superseded(self) -> None:
         with self._changed:
@@ -317,6 +253,12 @@ class _Model:
         self.source = _CurrentSource()
         self.weights = LayerWeights(config, self.source, weights, kernel=kernel)
         self._config = config
+
+    @property
+    def tied_names(self) -> list[str]:
+        """Tensors that both ends of the model need."""
+        of_head = stored_names([head_tensors(self._config)])
+        return [name for name in stored_names([embedding_tensors(self._config)]) if name in of_head]
 
     def tensor_names(self, spec: StageSpec) -> list[str]:
         return stage_tensor_names(self._config, spec.layers, spec.embedding, spec.head)
@@ -369,6 +311,14 @@ class _Job:
     specs: list[StageSpec]
     names: list[str]
     missing: list[str]
+
+    @property
+    def awaited(self) -> dict[str, str]:
+        """What other devices read as their embedding, and is this one's head as well."""
+        devices = [spec.embedding_device for spec in self.specs if spec.embedding_device]
+        if not devices or any(spec.embedding for spec in self.specs):
+            return {}
+        return dict.fromkeys(self.model.tied_names, devices[0])
 
     def num_bytes(self, names: Iterable[str]) -> int:
         """Return what tensors take in the checkpoint; those that it lacks count nothing."""

@@ -38,12 +38,17 @@ class Neighbours:
         others = {name: each for name, each in self._offers.items() if name != device}
         self._offers = others if offer is None else {**others, device: offer}
 
+    def offered(self, device: str, revision: str) -> Sequence[tuple[int, int]] | None:
+        """Return what a device hands on of a model, as ranges; None: it hands on nothing at all."""
+        offer = self._offers.get(device)
+        return None if offer is None else offer.tensors.get(revision, ())
+
     def holders(self, revision: str, position: int) -> list[Neighbour]:
         """Return who has the tensor at ``position`` among the sorted names of a model."""
         return [
             Neighbour(device, offer.url)
             for device, offer in self._offers.items()
-            if _contains(offer.tensors.get(revision, ()), position)
+            if contains(offer.tensors.get(revision, ()), position)
         ]
 
 
@@ -58,6 +63,7 @@ def ranges_of(positions: Iterable[int]) -> list[tuple[int, int]]:
     return ranges
 
 
-def _contains(ranges: Sequence[tuple[int, int]], position: int) -> bool:
+def contains(ranges: Sequence[tuple[int, int]], position: int) -> bool:
+    """Whether a position lies in one of the ascending ranges."""
     index = bisect_right(ranges, (position, float("inf"))) - 1
     return index >= 0 and ranges[index][0] <= position < ranges[index][1]

@@ -107,4 +107,5 @@ def _stage(replica: Replica, index: int) -> StageAssignment:
         embedding=stage.embedding,
         head=stage.head,
         kv_tokens=replica.kv_tokens,
+        embedding_device=replica.embedding_device(index),
     )

@@ -12,8 +12,8 @@ from broker.control import ModelManifest
 from broker.plan import LayerRange, ReadFrom
 from broker.registry import parse_config
 from nodes.checkpoint import TensorSource
-from nodes.loader import (
-    Loader,
+from nodes.loader import Loader
+from nodes.orders import (
     LoadEvent,
     LoadFailed,
     LoadFinished,

@@ -41,7 +41,8 @@ from broker.work import Data
 from nodes.calibration import Calibration
 from nodes.calibrator import Calibrated, CalibrationFailed
 from nodes.connections import Connections, Filters
-from nodes.loader import Loader, LoadOrder
+from nodes.loader import Loader
+from nodes.orders import LoadOrder
 from nodes.presence import Presence
 from nodes.profiler import Profiler
 from nodes.service import NodeService
@@ -282,4 +283,5 @@ def _stage(replica: Replica, index: int) -> StageAssignment:
         embedding=stage.embedding,
         head=stage.head,
         kv_tokens=replica.kv_tokens,
+        embedding_device=replica.embedding_device(index),
     )

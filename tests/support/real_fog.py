@@ -183,6 +183,7 @@ def _assignment(replica: Replica, index: int) -> StageAssignment:
         embedding=stage.embedding,
         head=stage.head,
         kv_tokens=replica.kv_tokens,
+        embedding_device=replica.embedding_device(index),
     )
 
 

@@ -37,7 +37,8 @@ from gateway.fogview import FogView
 from gateway.intake import Intake, Reported
 from gateway.requests import Generation
 from nodes.connections import Connections, Filters
-from nodes.loader import Loader, LoadOrder
+from nodes.loader import Loader
+from nodes.orders import LoadOrder
 from nodes.presence import Presence
 from nodes.profiler import Profiler
 from nodes.service import NodeService

@@ -41,6 +41,17 @@ def test_the_first_plan_is_held_at_once() -> None:
     assert stage.kv_tokens == 512
 
 
+def test_who_holds_the_head_alone_is_told_who_has_the_embedding() -> None:
+    several = plan(("old", [("a", 0, 1), ("b", 1, 3), ("c", 3, 4)]), ("whole", [("d", 0, 4)]))
+    found = loads(None, several, ROOMY, needs(None, several), "abcd")
+    assert {device: load.hold[0].embedding_device for device, load in found.items()} == {
+        "a": None,
+        "b": None,
+        "c": "a",
+        "d": None,
+    }
+
+
 def test_old_stages_stay_beside_new_ones_while_memory_allows() -> None:
     found = loads(OLD, NEW, ROOMY, needs(OLD, NEW), "abc")
     assert {device: names(load) for device, load in found.items()} == {

@@ -1,0 +1,93 @@
+"""Whom a node waits for to hand a tensor on, and for how long."""
+
+from collections.abc import Callable
+
+import pytest
+
+from broker.control import TensorOffer
+from nodes.awaited import wait_for_offer
+from nodes.neighbours import Neighbours
+
+REVISION = "r"
+POSITION = 4
+MIB = 1 << 20
+
+
+class Wait:
+    """A node that waits for ``kitchen``; what happens meanwhile comes from a script.
+
+    Attributes:
+        seconds: That it has waited so far.
+    """
+
+    def __init__(self, *ranges: tuple[int, int], is_heard: bool = True) -> None:
+        self.neighbours = Neighbours("hall")
+        self.seconds = 0.0
+        self.is_here = False
+        if is_heard:
+            self.announce(*ranges)
+
+    def announce(self, *ranges: tuple[int, int], device: str = "kitchen") -> None:
+        offer = TensorOffer(session=1, url="http://it", tensors={REVISION: list(ranges)})
+        self.neighbours.hear(device, offer)
+
+    def run(self, then: Callable[[], None] = lambda: None, num_bytes: int = MIB) -> float:
+        """Wait; ``then`` happens once, after about ten seconds. Return the seconds it took."""
+        pending = [then]
+
+        def pause(seconds: float) -> None:
+            self.seconds += seconds
+            if self.seconds >= 10 and pending:
+                pending.pop()()
+
+        wait_for_offer(
+            self.neighbours,
+            "kitchen",
+            REVISION,
+            POSITION,
+            num_bytes,
+            is_here=lambda: self.is_here,
+            pause=pause,
+            clock=lambda: self.seconds,
+        )
+        return self.seconds
+
+
+def test_who_has_the_tensor_or_hands_nothing_on_is_not_waited_for() -> None:
+    assert Wait((2, 5)).run() == 0
+    assert Wait(is_heard=False).run() == 0
+
+
+def test_the_tensor_is_waited_for_until_it_is_announced() -> None:
+    wait = Wait()
+    assert wait.run(lambda: wait.announce((4, 5))) == pytest.approx(10, abs=0.1)
+
+
+def test_who_announces_what_it_has_without_the_tensor_is_left() -> None:
+    wait = Wait((0, 2))
+    assert wait.run(lambda: wait.announce((0, 3))) == pytest.approx(10, abs=0.1)
+
+
+def test_who_takes_its_offer_back_is_left() -> None:
+    wait = Wait()
+    assert wait.run(lambda: wait.neighbours.hear("kitchen", None)) == pytest.approx(10, abs=0.1)
+
+
+def test_what_another_device_announces_ends_nothing() -> None:
+    wait = Wait()
+    assert wait.run(lambda: wait.announce((4, 5), device="attic")) > 20
+
+
+def test_a_tensor_that_came_in_another_way_is_not_waited_for() -> None:
+    wait = Wait()
+
+    def arrive() -> None:
+        wait.is_here = True
+
+    assert wait.run(arrive) == pytest.approx(10, abs=0.1)
+
+
+def test_patience_grows_with_the_tensor_and_ends() -> None:
+    small, large = Wait().run(num_bytes=0), Wait().run(num_bytes=100 * MIB)
+    assert 20 < small < 60
+    assert 100 < large < 300
