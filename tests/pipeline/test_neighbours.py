@@ -123,7 +123,7 @@ async def test_a_head_that_is_tied_comes_from_the_device_with_the_embedding(
     embedding = manifest.tensors["model.embed_tokens.weight"].num_bytes
     assert fog.given(devices[-1])["neighbour kitchen"] == embedding
     assert gateway.num_bytes == sum(info.num_bytes for info in manifest.tensors.values())
-    whole = build_stages(load_weights(FAMILIES["llama3"] | {"vocab_size": 1500}))
+    whole = build_stages(load_weights({**FAMILIES["llama3"], "vocab_size": 1500}))
     assert tokens == generate(whole, PROMPT, 8)
 
 
