@@ -17,6 +17,8 @@ _LOOK_SECONDS: Final = 0.05
 # ready before its embedding is there, so that waiting for it costs the way between the two.
 _PATIENCE_SECONDS: Final = 30.0
 _SLOWEST_BYTES_PER_SECOND: Final = 1e6
+# A planner takes a device that says nothing for five minutes while it loads for a failed one.
+_LONGEST_SECONDS: Final = 200.0
 
 
 def wait_for_offer(
@@ -46,7 +48,8 @@ def wait_for_offer(
         clock: Monotonic seconds.
     """
     before = neighbours.offered(device, revision)
-    until = clock() + _PATIENCE_SECONDS + num_bytes / _SLOWEST_BYTES_PER_SECOND
+    patience = _PATIENCE_SECONDS + num_bytes / _SLOWEST_BYTES_PER_SECOND
+    until = clock() + min(patience, _LONGEST_SECONDS)
     while (
         before is not None
         and not contains(before, position)
