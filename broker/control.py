@@ -67,15 +67,19 @@ class TensorInfo(Control, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class HubPlace(Control, frozen=True, kw_only=True):
-    """Where on a hub a checkpoint came from: ``{endpoint}/{repository}/resolve/{revision}/{file}``.
+    """Where on a hub a checkpoint came from.
+
+    Its files are at ``{endpoint}/{repository}/resolve/{revision}/{folder}/{file}``.
 
     Attributes:
         revision: A commit, so that the files never change.
+        folder: In the repository; empty: the files are in no folder.
     """
 
     endpoint: str
     repository: str
     revision: str
+    folder: str = ""
 
 
 class ModelManifest(Control, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ _TRAINING_SCRIPT: Final = Path("scripts/train_demo_model.py")
 OTHER_QUESTION: Final = "Why is the sky blue? Answer in one sentence."
 
 _GGUF: Final = ".gguf"
-_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]+\.gguf)?")
+_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w./-]+\.gguf)?")
 
 
 class ModelChoiceError(ValueError):

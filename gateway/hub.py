@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from broker.control import HubPlace
@@ -17,7 +17,7 @@ from gateway.gguf.file import SUFFIX, parts_of
 from gateway.model import ModelRefusedError
 
 _HUB_ID: Final = re.compile(
-    r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w.-][\w./-]*))?(?::([\w.-]+\.gguf))?"
+    r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w.-][\w./-]*))?(?::((?:\w[\w.-]*/)*\w[\w.-]*\.gguf))?"
 )
 # What serving needs; other formats of the same weights are left where they are.
 _FILES: Final = [
@@ -68,7 +68,7 @@ def model_path(model: str, progress: Progress = lambda ratio: None) -> Path:
 
     Args:
         model: A folder, a GGUF file, or a hub id such as ``owner/name``,
-            ``owner/name@revision`` or ``owner/name:file.gguf``.
+            ``owner/name@revision`` or ``owner/name:folder/file.gguf``.
         progress: Told 0..1 while files are downloaded.
 
     Raises:
@@ -101,12 +101,18 @@ def hub_place(model: str, path: Path) -> HubPlace | None:
     """
     from huggingface_hub import constants
 
-    folder = path.parent if path.suffix == SUFFIX else path
+    repository, _, file = _parts(model)
+    inside = PurePosixPath(file or "")
+    folder = path
+    for _ in inside.parts:
+        folder = folder.parent
     if folder.parent.name != "snapshots":
         return None
-    repository, _, _ = _parts(model)
     return HubPlace(
-        endpoint=constants.ENDPOINT.rstrip("/"), repository=repository, revision=folder.name
+        endpoint=constants.ENDPOINT.rstrip("/"),
+        repository=repository,
+        revision=folder.name,
+        folder="/".join(inside.parts[:-1]),
     )
 
 
@@ -135,7 +141,7 @@ def _download(model: str, progress: Progress) -> Path:
         folder = snapshot_download(
             repository,
             revision=revision,
-            allow_patterns=_FILES if file is None else [p.name for p in parts_of(Path(file))],
+            allow_patterns=_FILES if file is None else [str(part) for part in parts_of(Path(file))],
             tqdm_class=_progress_bar(progress),
         )
     except GatedRepoError as error:

@@ -49,7 +49,13 @@ class HubAccess:
         is_ours = endpoint == (self.endpoint or _DEFAULT_ENDPOINT)
         path = "/".join(
             quote(part)
-            for part in (*place.repository.split("/"), "resolve", place.revision, info.file)
+            for part in (
+                *place.repository.split("/"),
+                "resolve",
+                place.revision,
+                *(part for part in place.folder.split("/") if part),
+                info.file,
+            )
         )
         return Source(
             name=f"hub {_host(endpoint)}",

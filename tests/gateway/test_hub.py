@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from fog.model_choice import choose_model
 from gateway.hub import hub_place, is_hub_id, model_path
 from gateway.model import ModelRefusedError
 from tests.support.hub_server import COMMIT, TOKEN, Hub, hub_server
@@ -128,14 +129,19 @@ def test_of_a_model_in_several_files_all_are_downloaded(
     downloader: Downloader, hub: Hub, tmp_path: Path
 ) -> None:
     published = tmp_path / "published"
-    published.mkdir()
+    (published / "Q4_K").mkdir(parents=True)
     parts = [f"tiny-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
     for name in (*parts, "tiny.gguf"):
-        (published / name).write_bytes(name.encode())
+        (published / "Q4_K" / name).write_bytes(name.encode())
     hub.models["owner/split"] = published
-    path = Path(downloader.download(f"owner/split:{parts[0]}")["folder"])
+    model = f"owner/split:Q4_K/{parts[0]}"
+    path = Path(downloader.download(model)["folder"])
     assert path.name == parts[0]
     assert sorted(each.name for each in path.parent.iterdir()) == parts
+    place = hub_place(model, path)
+    assert place is not None
+    assert (place.repository, place.revision, place.folder) == ("owner/split", COMMIT, "Q4_K")
+    assert choose_model(model).source == model
 
 
 def test_a_revision_is_asked_for_by_its_name(downloader: Downloader, hub: Hub) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from broker.control import HubPlace, ModelManifest
 from nodes.checkpoint import MissingTensorError, TensorSource
@@ -14,6 +15,7 @@ from tests.support.checkpoints import manifest_of, write_checkpoint
 from tests.support.hub_server import COMMIT, TOKEN, Hub, hub_server
 from tests.support.range_server import Answer, serve_ranges
 from tests.support.sharing import manifest_elsewhere, read_all
+from tests.support.stored import floats_of
 
 MODEL = "owner/tiny"
 
@@ -34,8 +36,8 @@ def endpoint(hub: Hub) -> Iterator[str]:
         yield url
 
 
-def manifest_on_hub(folder: Path, endpoint: str, *gateways: str) -> ModelManifest:
-    place = HubPlace(endpoint=endpoint, repository=MODEL, revision=COMMIT)
+def manifest_on_hub(folder: Path, endpoint: str, *gateways: str, inside: str = "") -> ModelManifest:
+    place = HubPlace(endpoint=endpoint, repository=MODEL, revision=COMMIT, folder=inside)
     return manifest_elsewhere(folder, *gateways, hub=place)
 
 
@@ -56,6 +58,18 @@ def test_every_tensor_can_be_read_from_the_hub_by_its_range(
     # By the commit, so that the files are those of the manifest, and over the redirect.
     assert {path.split("/")[-2] for _, path, _ in hub.served} == {COMMIT}
     assert any(path.startswith("/cdn/") for _, path, _ in hub.served)
+
+
+def test_files_may_be_in_a_folder_of_the_repository(
+    folder: Path, hub: Hub, endpoint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "Q4_K").symlink_to(folder)
+    hub.models[MODEL] = tmp_path
+    manifest = manifest_on_hub(folder, endpoint, inside="Q4_K")
+    name = "model.norm.weight"
+    tensor = source_of(manifest, HubAccess()).load_tensor(name)
+    here = TensorSource(manifest_of(folder)).load_tensor(name)
+    assert torch.equal(floats_of(tensor), floats_of(here))
 
 
 def test_a_transfer_that_breaks_off_goes_on_where_it_was(

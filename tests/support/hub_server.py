@@ -88,8 +88,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json({"id": found[1], "sha": COMMIT, "siblings": [], "private": False})
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+", path):
             if self._may_read(found[1]):
-                self._json([_entry(file) for file in sorted(self.hub.models[found[1]].iterdir())])
-        elif found := re.fullmatch(r"/(cdn/)?([^/]+/[^/]+)/resolve/[^/]+/([^/]+)", path):
+                folder = self.hub.models[found[1]]
+                files = sorted(each for each in folder.rglob("*") if each.is_file())
+                self._json([_entry(file, folder) for file in files])
+        elif found := re.fullmatch(r"/(cdn/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             # The redirect's target is signed by its address: it takes no token.
             if found[1] or self._may_read(found[2]):
                 self._file(self.hub.models[found[2]] / found[3], is_cdn=bool(found[1]))
@@ -160,11 +162,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep the tests' output quiet."""
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def _entry(path: Path, folder: Path) -> dict[str, Any]:
     content = path.read_bytes()
     entry: dict[str, Any] = {
         "type": "file",
-        "path": path.name,
+        "path": path.relative_to(folder).as_posix(),
         "size": len(content),
         "oid": hashlib.sha1(content, usedforsecurity=False).hexdigest(),
     }
