@@ -190,6 +190,16 @@ VARIANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "experts with windows": ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 11}),
     "experts that all work": ("qwen3_moe_sparse", {"num_experts_per_tok": 5}),
     "one expert for each row": ("qwen3_moe", {"num_experts_per_tok": 1, "norm_topk_prob": None}),
+    # What a family's small config has one way only, the other way.
+    "tied qwen3": ("qwen3", {"tie_word_embeddings": True}),
+    "tied olmo2": ("olmo2", {"tie_word_embeddings": True, "head_dim": 12}),
+    "tied phi3": ("phi3", {"tie_word_embeddings": True, "head_dim": 12}),
+    "tied gpt-oss": ("gpt_oss", {"tie_word_embeddings": True}),
+    "untied smollm3": ("smollm3", {"tie_word_embeddings": False, "head_dim": 12}),
+    "untied granite": ("granite", {"tie_word_embeddings": False, "head_dim": 12}),
+    "untied gemma2": ("gemma2", {"tie_word_embeddings": False}),
+    "untied gemma3": ("gemma3", {"tie_word_embeddings": False}),
+    "large heads of qwen2": ("qwen2", {"head_dim": 12}),
 }
 
 
