@@ -7,6 +7,7 @@ import pytest
 
 import planner
 from broker.control import Link
+from broker.placement import kv_reserved_tokens
 from broker.plan import Plan, Role
 from planner.live.triggers import decide
 from planner.model import DeviceSpec, ModelSpec, Objective, Workload
@@ -116,6 +117,40 @@ def test_of_plans_that_serve_as_much_the_quicker_wins_unless_it_loads_for_long(
     devices = [*near, device("fast", 0.0001, Role.PREFILL)]
     found = plan_outcome(devices, model, WORKLOAD, objective, running=running).plan
     assert {s.device for r in found.replicas for s in r.stages} == {"decodes", prefills}
+
+
+@pytest.mark.parametrize(
+    ("kv_rooms", "c_seconds", "chosen"),
+    # A device's room for KV, in longest requests; c is 2 % or 15 % faster than b.
+    [(1, 0.00102, "b"), (2, 0.00102, "c"), (1, 0.0009, "c")],
+)
+def test_a_plan_that_fits_beside_the_running_one_wins_unless_it_serves_less(
+    kv_rooms: int, c_seconds: float, chosen: str
+) -> None:
+    model = fogs.model(2, activation_bytes=8)
+    link = Link(latency_seconds=0.0005, bytes_per_second=1e12)
+    room = model.stage_bytes(0, 1, 512 * kv_rooms) + 8 * WORKLOAD.context_tokens
+    devices = [
+        fogs.device(name, seconds, room, link=link)
+        for name, seconds in (("a", 0.001), ("b", 0.00104), ("c", c_seconds))
+    ]
+    objective = Objective(counts_kv=False, horizon_seconds=3600)
+    running = planner.plan(devices[:2], model, WORKLOAD, objective)
+    found = plan_outcome(devices, model, WORKLOAD, objective, running=running).plan
+    # What the device that both plans use serves now stays until the other one is loaded.
+    assert {s.device for s in found.replicas[0].stages} == {"a", chosen}
+
+
+def test_weights_lie_beside_each_other_once_and_kv_for_each_stage() -> None:
+    plan, model = running_plan()
+    held = Holdings.of(plan, model)
+    tokens = kv_reserved_tokens(WORKLOAD.context_tokens)
+    device, start, end = min(stages_of(plan))
+    kv = tokens * sum(model.kv_bytes[start:end])
+    once = model.stage_bytes(start, end, tokens)
+    assert held.held[device].num_bytes == once
+    assert held.bytes_beside(device, start, end) == once + kv
+    assert held.bytes_beside("another", 2, 4) == model.stage_bytes(2, 4, tokens)
 
 
 def test_a_running_split_is_kept_where_a_new_one_gains_less_than_its_loading_costs() -> None:
