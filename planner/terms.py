@@ -35,7 +35,9 @@ FREE_LOADING: Final = 1e-3
 decide between plans that serve as much, before how soon they answer."""
 ROLLING_SECONDS: Final = 180.0
 """Loading that is as bad as a change in which replicas go before new ones are loaded: their answers
-pause, by a second where it was measured. Of an hour it is 5 %, less than predictions are off by."""
+pause, by a second where it was measured."""
+MAX_ROLLING: Final = 0.05
+"""What such a plan must serve more, at most: less than predictions are off by."""
 _LEAST: Final = 1e-12
 
 
@@ -95,7 +97,7 @@ class Terms:
             horizon = self._objective.horizon_seconds
             share = max(self.load_seconds(members) / horizon - FREE_LOADING, 0.0)
             if not all(self._is_beside(member.performance) for member in members):
-                share += ROLLING_SECONDS / horizon
+                share += min(ROLLING_SECONDS / horizon, MAX_ROLLING)
             seconds *= 1 + share
         if self._objective.energy_weight:
             joules = self.joules_per_token(members, flow)
