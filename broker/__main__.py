@@ -6,6 +6,8 @@
 The first form keeps users and passwords in DIR/credentials.json (mode 600), adds those that
 are named and missing, and runs Mosquitto, or amqtt in this process where there is none.
 It also takes devices in that join: a gateway asks for them in DIR/joins (broker/joining.py).
+With ``--home-assistant homeassistant`` (the prefix of its discovery) gateways may show the fog in
+Home Assistant, which logs in as the user home-assistant.
 The second form keeps the same file and writes DIR/mosquitto.passwords and DIR/mosquitto.acl,
 for a Mosquitto that somebody else runs, such as a container.
 
@@ -26,7 +28,12 @@ from functools import partial
 from pathlib import Path
 
 from broker.access import Credential
-from broker.credentials import given_passwords, load_or_create_credentials, save_credentials
+from broker.credentials import (
+    HOME_ASSISTANT_USER,
+    given_passwords,
+    load_or_create_credentials,
+    save_credentials,
+)
 from broker.joining import FOLDER, JoinFolder
 from broker.logs import LogFormat, configure_log
 from broker.server import (
@@ -39,7 +46,7 @@ from broker.server import (
     write_access_files,
     write_mosquitto_files,
 )
-from broker.topics import PLANNER_USER, check_level
+from broker.topics import HOME_PREFIX, PLANNER_USER, check_home_prefix, check_level
 
 CREDENTIALS_FILE = "credentials.json"
 
@@ -53,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_log(os.environ.get("E2LLM_LOG", "").upper() or "INFO", form)
     try:
         check_level(options.site)
+        if options.home_assistant is not None:
+            check_home_prefix(options.home_assistant)
         if options.command == "passwords":
             return _write_passwords(options)
         return _run(options)
@@ -69,18 +78,17 @@ def _run(options: argparse.Namespace) -> int:
     folder.make()
     keep = partial(save_credentials, options.state / CREDENTIALS_FILE)
     joining = Joining(folder, credentials, keep)
+    bind, port, site, home = options.bind, options.port, options.site, options.home_assistant
     binary = find_mosquitto() if options.prefer == "mosquitto" else None
     if binary is None:
-        return run_amqtt(options.bind, options.port, credentials, options.site, joining)
-    configuration = write_mosquitto_files(
-        options.state, options.port, credentials, options.site, options.bind
-    )
-    return run_mosquitto(binary, configuration, options.bind, options.port, options.site, joining)
+        return run_amqtt(bind, port, credentials, site, joining, home=home)
+    configuration = write_mosquitto_files(options.state, port, credentials, site, bind, home=home)
+    return run_mosquitto(binary, configuration, bind, port, site, joining, home=home)
 
 
 def _write_passwords(options: argparse.Namespace) -> int:
     credentials = _credentials(options, options.out)
-    write_access_files(options.out, credentials, options.site)
+    write_access_files(options.out, credentials, options.site, options.home_assistant)
     if options.owner is not None:
         user, _, group = options.owner.partition(":")
         for name in (PASSWORD_FILE, ACL_FILE):
@@ -90,12 +98,14 @@ def _write_passwords(options: argparse.Namespace) -> int:
 
 
 def _credentials(options: argparse.Namespace, folder: Path) -> dict[str, Credential]:
-    users = [PLANNER_USER, *options.node, *options.gateway, *options.client]
+    homes = [] if options.home_assistant is None else [HOME_ASSISTANT_USER]
+    users = [PLANNER_USER, *options.node, *options.gateway, *options.client, *homes]
     return load_or_create_credentials(
         folder / CREDENTIALS_FILE,
         nodes=options.node,
         gateways=options.gateway,
         clients=options.client,
+        homes=homes,
         given=given_passwords(users, os.environ, options.secrets),
     )
 
@@ -109,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
         users.add_argument(
             f"--{kind}", action="append", default=[], metavar="NAME", help=f"a {kind}; repeatable"
         )
+    users.add_argument(
+        "--home-assistant",
+        metavar="PREFIX",
+        help="let the fog be shown in Home Assistant, whose discovery has this prefix "
+        f"(usually {HOME_PREFIX}), and let that log in as {HOME_ASSISTANT_USER}",
+    )
     users.add_argument(
         "--secrets", type=Path, metavar="DIR", help="read passwords from files named after users"
     )

@@ -28,6 +28,10 @@ from broker.topics import (
     DEVICE_TENSORS,
     GATEWAY_EVENTS,
     GATEWAY_STATUS,
+    HOME_CORDON,
+    HOME_DEVICE,
+    HOME_FOG,
+    HOME_GATEWAY,
     MODEL,
     PLAN,
     PLAN_HISTORY,
@@ -39,6 +43,8 @@ from broker.topics import (
     STAGE_KV,
     STAGE_WORK,
     check_level,
+    home_birth,
+    home_discovery,
     node_inbox,
 )
 
@@ -62,6 +68,7 @@ class Kind(StrEnum):
     GATEWAY = "gateway"
     NODE = "node"
     CLIENT = "client"
+    HOME_ASSISTANT = "home-assistant"
 
 
 class Action(StrEnum):
@@ -111,8 +118,14 @@ class Rule:
 
 
 @cache
-def rules(site: str) -> tuple[Rule, ...]:
-    """Return everything that is allowed at ``site`` (design, section 3, "Who may")."""
+def rules(site: str, home: str | None = None) -> tuple[Rule, ...]:
+    """Return everything that is allowed at ``site`` (design, section 3, "Who may").
+
+    Args:
+        site: First level of the topics.
+        home: Prefix of Home Assistant's discovery; None: the fog is not shown there, and nobody
+            has rights for it.
+    """
     base = f"{PREFIX}/{check_level(site)}"
     all_devices = f"{base}/devices/#"
     counters = "$SYS/broker/#"
@@ -185,12 +198,32 @@ def rules(site: str) -> tuple[Rule, ...]:
         ),
         (Kind.CLIENT, Action.READ): (f"{base}/replies/{OWN}/#",),
     }
-    return tuple(
+    found = [
         Rule(kind, action, text) for (kind, action), filters in table.items() for text in filters
-    )
+    ]
+    return (*found, *(() if home is None else _home_rules(site, home)))
 
 
-def is_allowed(user: str, kind: Kind, action: Action, topic: str, site: str) -> bool:
+def _home_rules(site: str, home: str) -> Iterable[Rule]:
+    """Yield what gateways and Home Assistant need so that the fog is shown there."""
+    shown = [topic.filter(site) for topic in (HOME_FOG, HOME_DEVICE, HOME_GATEWAY)]
+    # Below its own level, so that no gateway touches what other programs announce.
+    discovery, birth, cordon = home_discovery(home, site, "+"), home_birth(home), HOME_CORDON
+    gateway, assistant = Kind.GATEWAY, Kind.HOME_ASSISTANT
+    for text in (*shown, discovery):
+        yield Rule(gateway, Action.WRITE, text)
+    for text in (*shown, discovery, birth, cordon.filter(site)):
+        yield Rule(gateway, Action.READ, text)
+    for text in (birth, cordon.filter(site)):
+        yield Rule(assistant, Action.WRITE, text)
+    # The states of devices and gateways are their last wills as well.
+    for text in (*shown, f"{home}/#", DEVICE_STATUS.filter(site), GATEWAY_STATUS.filter(site)):
+        yield Rule(assistant, Action.READ, text)
+
+
+def is_allowed(
+    user: str, kind: Kind, action: Action, topic: str, site: str, home: str | None = None
+) -> bool:
     """Whether the user may do this with ``topic``: a topic, or a filter to subscribe to.
 
     A filter is allowed when one rule covers all of it; so nobody subscribes to more than
@@ -198,7 +231,7 @@ def is_allowed(user: str, kind: Kind, action: Action, topic: str, site: str) -> 
     """
     return any(
         rule.kind is kind and rule.action is action and covers(_for_user(rule, user), topic)
-        for rule in rules(site)
+        for rule in rules(site, home)
     )
 
 
@@ -223,8 +256,8 @@ def mosquitto_password_line(credential: Credential, salt: bytes | None = None) -
     return f"{credential.user}:$7${_ROUNDS}${texts[0]}${texts[1]}"
 
 
-def mosquitto_acl(site: str, credentials: Iterable[Credential]) -> str:
-    """Return Mosquitto's ACL file: one block of rules per user.
+def mosquitto_acl(site: str, credentials: Iterable[Credential], home: str | None = None) -> str:
+    """Return Mosquitto's ACL file: one block of rules per user, see `rules`.
 
     Not its ``pattern`` lines: those hold for all users alike, and a client would have the
     rights of a node under its own name.
@@ -234,7 +267,7 @@ def mosquitto_acl(site: str, credentials: Iterable[Credential]) -> str:
         lines += [f"# {credential.kind}", f"user {credential.user}"]
         lines += [
             f"topic {rule.action} {_for_user(rule, credential.user)}"
-            for rule in rules(site)
+            for rule in rules(site, home)
             if rule.kind is credential.kind
         ]
         lines.append("")

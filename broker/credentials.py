@@ -15,6 +15,8 @@ from broker.access import Credential, Kind, generate_password
 from broker.topics import PLANNER_USER
 
 PASSWORD_VARIABLE_PREFIX: Final = "E2LLM_PASSWORD_"
+HOME_ASSISTANT_USER: Final = "home-assistant"
+"""Under which Home Assistant logs in, where a fog is shown there."""
 
 
 class CredentialsError(ValueError):
@@ -68,6 +70,7 @@ def load_or_create_credentials(
     nodes: Iterable[str] = (),
     gateways: Iterable[str] = (),
     clients: Iterable[str] = (),
+    homes: Iterable[str] = (),
     given: Mapping[str, str] | None = None,
 ) -> dict[str, Credential]:
     """Return all users in the file after adding those that it lacks; the planner always.
@@ -77,6 +80,7 @@ def load_or_create_credentials(
         nodes: Device ids.
         gateways: Gateway ids.
         clients: Applications and IoT devices that use inference over MQTT.
+        homes: Home Assistants that show the fog.
         given: Passwords by user, which replace those in the file.
 
     Raises:
@@ -89,6 +93,7 @@ def load_or_create_credentials(
     wanted += [(user, Kind.NODE) for user in nodes]
     wanted += [(user, Kind.GATEWAY) for user in gateways]
     wanted += [(user, Kind.CLIENT) for user in clients]
+    wanted += [(user, Kind.HOME_ASSISTANT) for user in homes]
     for user, kind in wanted:
         known = credentials.get(user)
         if known is not None and known.kind is not kind:

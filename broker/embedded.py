@@ -59,6 +59,7 @@ class AccessPlugin(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # am
         """What amqtt fills in from the plugin's entry in its configuration."""
 
         site: str = ""
+        home: str | None = None
         users: Users = field(default_factory=lambda: Users({}))
 
     config: Config
@@ -84,7 +85,7 @@ class AccessPlugin(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # am
         if known is None or topic is None:
             return False
         wanted = Action.WRITE if action is AmqttAction.PUBLISH else Action.READ
-        return is_allowed(user, known.kind, wanted, topic, self.config.site)
+        return is_allowed(user, known.kind, wanted, topic, self.config.site, self.config.home)
 
 
 class _FirstBytesAgain(StreamReaderAdapter):  # type: ignore[misc]  # amqtt has no types
@@ -250,21 +251,27 @@ async def _cut_when_silent(
     writer.transport.abort()
 
 
-def amqtt_configuration(bind: str, port: int, users: Users, site: str) -> dict[str, Any]:
+def amqtt_configuration(
+    bind: str, port: int, users: Users, site: str, home: str | None = None
+) -> dict[str, Any]:
     """Return amqtt's configuration: one TCP listener, our access rules, nothing else."""
     host = f"[{bind}]" if ":" in bind else bind
     plugin = f"{AccessPlugin.__module__}.{AccessPlugin.__qualname__}"
     return {
         "listeners": {"default": {"type": "tcp", "bind": f"{host}:{port}"}},
-        "plugins": {plugin: {"site": site, "users": users}},
+        "plugins": {plugin: {"site": site, "home": home, "users": users}},
     }
 
 
 @contextlib.asynccontextmanager
 async def embedded_broker(
-    bind: str, port: int, credentials: Mapping[str, Credential] | Users, site: str
+    bind: str,
+    port: int,
+    credentials: Mapping[str, Credential] | Users,
+    site: str,
+    home: str | None = None,
 ) -> AsyncIterator[EmbeddedBroker]:
-    """Serve MQTT until the block is left.
+    """Serve MQTT until the block is left, by the rules of `broker.access.rules`.
 
     Raises:
         OSError: The address cannot be bound.
@@ -273,7 +280,7 @@ async def embedded_broker(
     family = socket.AF_INET6 if ":" in bind else socket.AF_INET
     socket.create_server((bind, port), family=family).close()
     users = credentials if isinstance(credentials, Users) else Users(credentials)
-    broker = EmbeddedBroker(amqtt_configuration(bind, port, users, site))
+    broker = EmbeddedBroker(amqtt_configuration(bind, port, users, site, home))
     await broker.start()
     try:
         yield broker

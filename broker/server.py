@@ -117,6 +117,8 @@ def write_mosquitto_files(
     credentials: Mapping[str, Credential],
     site: str,
     bind: str = "127.0.0.1",
+    *,
+    home: str | None = None,
     credit_bytes: int = DEFAULT_CREDIT_BYTES,
     max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
 ) -> Path:
@@ -128,11 +130,12 @@ def write_mosquitto_files(
         credentials: All users.
         site: First level of the topics.
         bind: Address to listen on.
+        home: Prefix of Home Assistant's discovery, see `broker.access.rules`.
         credit_bytes: See `mosquitto_configuration`.
         max_payload_bytes: Of one message.
     """
     folder = folder.resolve()
-    write_access_files(folder, credentials, site)
+    write_access_files(folder, credentials, site, home)
     text = mosquitto_configuration(
         bind=bind,
         port=port,
@@ -147,11 +150,13 @@ def write_mosquitto_files(
     return folder / CONFIG_FILE
 
 
-def write_access_files(folder: Path, credentials: Mapping[str, Credential], site: str) -> None:
+def write_access_files(
+    folder: Path, credentials: Mapping[str, Credential], site: str, home: str | None = None
+) -> None:
     """Write Mosquitto's password and ACL file into ``folder``, mode 600."""
     lines = [mosquitto_password_line(credential) for credential in credentials.values()]
     write_private(folder / PASSWORD_FILE, "\n".join(lines) + "\n")
-    write_private(folder / ACL_FILE, mosquitto_acl(site, credentials.values()))
+    write_private(folder / ACL_FILE, mosquitto_acl(site, credentials.values(), home))
 
 
 class Joining:
@@ -193,6 +198,8 @@ def run_mosquitto(
     port: int,
     site: str,
     joining: Joining | None = None,
+    *,
+    home: str | None = None,
 ) -> int:
     """Run Mosquitto until it ends or a signal ends it; return the exit status for ours."""
     child = subprocess.Popen([binary, "-c", configuration], preexec_fn=_die_with_parent())
@@ -215,7 +222,7 @@ def run_mosquitto(
         logger.info("listening on %s:%s (Mosquitto, pid %s)", bind, port, child.pid)
 
     def reload(users: Mapping[str, Credential]) -> None:
-        write_access_files(configuration.parent, users, site)
+        write_access_files(configuration.parent, users, site, home)
         child.send_signal(signal.SIGHUP)
 
     def let_join(joining: Joining) -> None:
@@ -236,6 +243,8 @@ def run_amqtt(
     credentials: Mapping[str, Credential],
     site: str,
     joining: Joining | None = None,
+    *,
+    home: str | None = None,
 ) -> int:
     """Run the embedded broker in this process until a signal ends it; return the status."""
     # Only here, so that a host with Mosquitto needs no amqtt.
@@ -256,7 +265,7 @@ def run_amqtt(
         def go_by(changed: Mapping[str, Credential]) -> None:
             users.by_name = changed
 
-        async with embedded_broker(bind, port, users, site):
+        async with embedded_broker(bind, port, users, site, home):
             logger.info("listening on %s:%s (amqtt, embedded, MQTT 3.1.1)", bind, port)
             while not stop.is_set():
                 if joining is not None:

@@ -144,6 +144,15 @@ GATEWAY_EVENTS: Final = Topic[Any](
 PROMPT: Final = Topic[bytes]("prompts/{client}", bytes, QoS.AT_LEAST_ONCE)
 REPLY: Final = Topic[bytes]("replies/{client}/{request}", bytes, QoS.AT_LEAST_ONCE)
 
+# What Home Assistant shows, one JSON object for each thing there, and what its switch asks. The
+# gateway writes the former where a person switched that on; see gateway/home.
+HOME_FOG: Final = Topic[bytes]("home/fog", bytes, QoS.AT_LEAST_ONCE, retained=True)
+HOME_DEVICE: Final = Topic[bytes]("home/devices/{device}", bytes, QoS.AT_LEAST_ONCE, retained=True)
+HOME_GATEWAY: Final = Topic[bytes](
+    "home/gateways/{gateway}", bytes, QoS.AT_LEAST_ONCE, retained=True
+)
+HOME_CORDON: Final = Topic[bytes]("home/devices/{device}/cordon", bytes, QoS.AT_LEAST_ONCE)
+
 ALL_TOPICS: Final = (
     MODEL,
     DEVICE_STATUS,
@@ -163,9 +172,49 @@ ALL_TOPICS: Final = (
     GATEWAY_EVENTS,
     PROMPT,
     REPLY,
+    HOME_FOG,
+    HOME_DEVICE,
+    HOME_GATEWAY,
+    HOME_CORDON,
 )
 
 
 def node_inbox(site: str, device: str) -> str:
     """Filter of everything sent to a device as a stage, whatever the replica."""
     return f"{PREFIX}/{site}/replicas/+/stages/+/to/{check_level(device)}/from/+/+"
+
+
+# --- Home Assistant's own topics -----------------------------------------------------------
+# They lie outside of the site, below a prefix that Home Assistant's owner chooses.
+
+HOME_PREFIX: Final = "homeassistant"
+"""The prefix that Home Assistant has by itself."""
+
+_HOME_PREFIX = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+_NOT_IN_AN_ID = re.compile(r"[^A-Za-z0-9-]")
+
+
+def check_home_prefix(prefix: str) -> str:
+    """Return ``prefix`` if discovery can lie below it, else raise `InvalidTopicLevelError`."""
+    own = PREFIX.partition("/")[0]
+    if not _HOME_PREFIX.fullmatch(prefix) or prefix.partition("/")[0] == own:
+        raise InvalidTopicLevelError(
+            f"{prefix!r} cannot be the prefix of Home Assistant's discovery: letters, digits, '.', "
+            f"'_' and '-' in each level, and not {own!r} in the first; usually it is {HOME_PREFIX}"
+        )
+    return prefix
+
+
+def home_id(name: str) -> str:
+    """Return a name in the letters that Home Assistant takes in ids; other names, other ids."""
+    return _NOT_IN_AN_ID.sub(lambda found: f"_{ord(found[0]):x}_", name)
+
+
+def home_discovery(prefix: str, site: str, thing: str) -> str:
+    """Return where the discovery of a thing, or with ``+`` of all of a site, is retained."""
+    return f"{prefix}/device/e2llm-{home_id(site)}/{thing}/config"
+
+
+def home_birth(prefix: str) -> str:
+    """Return where Home Assistant says that it is online, and its last will that it is not."""
+    return f"{prefix}/status"

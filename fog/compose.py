@@ -17,9 +17,9 @@ from pathlib import Path
 
 from broker.access import generate_password
 from broker.address import BrokerAddress
-from broker.credentials import load_or_create_credentials, write_private
+from broker.credentials import HOME_ASSISTANT_USER, load_or_create_credentials, write_private
 from broker.server import write_access_files
-from broker.topics import PLANNER_USER
+from broker.topics import PLANNER_USER, check_home_prefix
 
 MOSQUITTO_UID = 1883
 """User of ``eclipse-mosquitto``, which refuses files that others own."""
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             nodes=options.node,
             gateways=options.gateway,
             site=options.site,
+            home=options.home_assistant or None,
         )
     except (ValueError, OSError) as error:
         print(f"python -m fog.compose: {error}", file=sys.stderr)
@@ -62,6 +63,7 @@ def write_secrets(
     nodes: Sequence[str],
     gateways: Sequence[str],
     site: str = "local",
+    home: str | None = None,
     broker_host: str = "broker",
     redis_host: str = "redis",
 ) -> None:
@@ -70,19 +72,28 @@ def write_secrets(
     Args:
         users: Gets a folder per process with ``broker`` (its URL) and, for planner and
             gateways, ``redis``; readable by any user of the one container that mounts it.
-        mosquitto: Gets credentials, password file, ACL and the health check's password.
+        mosquitto: Gets credentials, password file, ACL and the passwords of the health check
+            and of Home Assistant.
         redis: Gets ``redis.conf`` and ``password``.
         nodes: Device ids.
         gateways: Gateway ids.
         site: First level of all topics.
+        home: Prefix of Home Assistant's discovery; None: the fog is not shown there.
         broker_host: Name of the broker's service.
         redis_host: Name of the service of Redis.
     """
+    if home is not None:
+        check_home_prefix(home)
     credentials = load_or_create_credentials(
-        mosquitto / _CREDENTIALS, nodes, gateways, clients=[HEALTH_USER]
+        mosquitto / _CREDENTIALS,
+        nodes,
+        gateways,
+        clients=[HEALTH_USER],
+        homes=[] if home is None else [HOME_ASSISTANT_USER],
     )
-    write_access_files(mosquitto, credentials, site)
-    write_private(mosquitto / HEALTH_USER, credentials[HEALTH_USER].password)
+    write_access_files(mosquitto, credentials, site, home)
+    for user in (HEALTH_USER, *([] if home is None else [HOME_ASSISTANT_USER])):
+        write_private(mosquitto / user, credentials[user].password)
     if os.geteuid() == 0:
         for path in mosquitto.iterdir():
             os.chown(path, MOSQUITTO_UID, MOSQUITTO_UID)
@@ -108,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--node", action="append", default=[], metavar="NAME")
     parser.add_argument("--gateway", action="append", default=[], metavar="NAME")
     parser.add_argument("--site", default="local")
+    # Empty as well as absent: the compose file passes on what may not be set.
+    parser.add_argument("--home-assistant", metavar="PREFIX", default="")
     return parser
 
 

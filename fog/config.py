@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from broker.credentials import HOME_ASSISTANT_USER
 from broker.topics import InvalidTopicLevelError, check_level
 from fog.owners import OWNER_KEYS, OwnerConfig, read_owner
 from fog.quantities import (
@@ -31,7 +32,9 @@ DEFAULT_FOG: Final = Path(__file__).parent / "fog.toml"
 GATEWAY_ID: Final = "gateway"
 CLIENT_ID: Final = "app"
 """User of the broker for a person's own programs: inference over MQTT."""
-RESERVED_IDS: Final = frozenset({"planner", GATEWAY_ID, CLIENT_ID, "broker", "redis"})
+RESERVED_IDS: Final = frozenset(
+    {"planner", GATEWAY_ID, CLIENT_ID, HOME_ASSISTANT_USER, "broker", "redis"}
+)
 """Names that are broker users or log prefixes of something else than a device."""
 
 CORES_SHARE: Final = 0.6

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from broker.address import BrokerAddress
-from broker.credentials import load_or_create_credentials, write_private
+from broker.credentials import HOME_ASSISTANT_USER, load_or_create_credentials, write_private
 from fog.config import CLIENT_ID, DEFAULT_FOG, GATEWAY_ID, FogConfig
 from fog.model_choice import ModelChoice
 from fog.ports import LOOPBACK, free_port
@@ -51,7 +51,8 @@ def prepare(
 ) -> ServicePlan:
     """Make folders, ports, credentials and Redis's configuration.
 
-    One user is for programs of the person: `StateFolder.client_url` has what it needs.
+    One user is for programs of the person: `StateFolder.client_url` has what it needs. Another
+    is for Home Assistant, where the fog is shown there.
     """
     folder.forget_last_run()
     for path in (folder.cache, folder.gateway, folder.broker):
@@ -60,14 +61,22 @@ def prepare(
     broker_port = free_port(rng, frozenset({options.port}))
     redis_port = free_port(rng, frozenset({options.port, broker_port}))
     redis_password = secrets.token_urlsafe(24)
+    home = home_prefix(config, folder)
     credentials = load_or_create_credentials(
         folder.broker / "credentials.json",
         nodes=[device.id for device in config.devices],
         gateways=[GATEWAY_ID],
         clients=[CLIENT_ID],
+        homes=[] if home is None else [HOME_ASSISTANT_USER],
     )
-    address = BrokerAddress(LOOPBACK, broker_port, CLIENT_ID, credentials[CLIENT_ID].password)
-    write_private(folder.client_url, address.url + "\n")
+    users = {CLIENT_ID: folder.client_url}
+    if home is None:
+        folder.home_assistant_url.unlink(missing_ok=True)
+    else:
+        users[HOME_ASSISTANT_USER] = folder.home_assistant_url
+    for user, path in users.items():
+        address = BrokerAddress(LOOPBACK, broker_port, user, credentials[user].password)
+        write_private(path, address.url + "\n")
     wires: dict[str, int] = {}
     if options.chaos:
         taken = {options.port, broker_port, redis_port}
@@ -88,6 +97,19 @@ def prepare(
         base_environ=os.environ,
         weights=options.weights,
         wires=wires,
+        home=home,
         # A gateway with keys asks `up` for one too. Without, a key would close it to all.
         admin_key=secrets.token_urlsafe(24) if folder.api_keys.is_file() else None,
     )
+
+
+def home_prefix(config: FogConfig, folder: StateFolder) -> str | None:
+    """Return under which prefix the broker lets the gateway show the fog in Home Assistant.
+
+    Also the one of the last run, when the fog is not to be shown any more: the gateway takes
+    back what it showed.
+    """
+    from gateway.home.remembrance import Remembrance
+
+    before = Remembrance(folder.gateway).recall()
+    return config.gateway.get("home_assistant") or (before.prefix if before is not None else None)

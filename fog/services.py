@@ -53,6 +53,7 @@ class ServicePlan:
         redis_argv: Command that starts the Redis server.
         base_environ: The environment of `up` itself.
         wires: Ports of the relays between devices and the broker, by device; empty: none.
+        home: Prefix of Home Assistant's discovery, for the broker's rules; None: no rights.
         admin_key: With which `up` itself asks a gateway that has API keys; None: it has none.
     """
 
@@ -69,6 +70,7 @@ class ServicePlan:
     base_environ: Mapping[str, str]
     weights: str | None = None
     wires: Mapping[str, int] = field(default_factory=dict)
+    home: str | None = None
     admin_key: str | None = None
 
 
@@ -89,6 +91,7 @@ def build_specs(plan: ServicePlan) -> list[ProcessSpec]:
                 str(plan.broker_port),
                 "--site",
                 plan.config.site,
+                *(("--home-assistant", plan.home) if plan.home is not None else ()),
             ),
             environ=_environ(plan, {}),
             probe=tcp_probe(LOOPBACK, plan.broker_port),

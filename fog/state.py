@@ -42,6 +42,11 @@ class StateFolder:
         return self.path / "mqtt-url"
 
     @property
+    def home_assistant_url(self) -> Path:
+        """The broker's address with the credential for Home Assistant, where it shows the fog."""
+        return self.path / "home-assistant-url"
+
+    @property
     def redis(self) -> Path:
         """Data of the Redis server; emptied at every start."""
         return self.path / "redis"

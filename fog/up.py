@@ -76,6 +76,13 @@ def run_up(options: UpOptions, console: Console) -> int:
             highlight=False,
             soft_wrap=True,
         )
+        if plan.home is not None:
+            console.print(
+                f"Home Assistant: broker, user and password in {folder.home_assistant_url}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         devices = frozenset(device.id for device in config.devices)
         run = FogRun(
             options,

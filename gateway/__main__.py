@@ -27,6 +27,7 @@ from gateway.access.store import KeyFile, KeyFileError, KeyStore
 from gateway.app import create_app
 from gateway.claims import RedisClaims
 from gateway.engine import FogEngine
+from gateway.home.assistant import home_assistant
 from gateway.inference import Inference
 from gateway.journal import open_journal
 from gateway.keeper import Keeper
@@ -110,6 +111,7 @@ class Gateway:
         refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         transport, engine = self._connect_later(refused)
         prompt_transport, prompts = self._prompts_later(engine)
+        home = home_assistant(settings, engine, self._software)
         app = create_app(
             engine,
             self._models,
@@ -133,6 +135,9 @@ class Gateway:
             if settings.prompts_per_client:
                 prompts.start()
                 prompt_transport.connect()
+            if home is not None:
+                home[1].start()
+                home[0].connect()
             await keeper.run()
 
         working = asyncio.create_task(work())
@@ -155,6 +160,8 @@ class Gateway:
             await asyncio.gather(working, told, advertising, return_exceptions=True)
             # Before the engine, whose end would look like a failure of the fog to them.
             await prompts.stop()
+            if home is not None:
+                await home[1].stop()
             await asyncio.gather(serving, engine.stop())
             await self._keys.stop()
             if self._shared is not None:

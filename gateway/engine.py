@@ -216,35 +216,35 @@ class FogEngine:
         return self._desks.of(model).arithmetics
 
     def active_plan(self) -> Plan | None:
-        return self._view.active
+        return self.view.active
 
     def num_unfinished(self, manifest: ModelManifest) -> int:
         return self._desks.num_unfinished(manifest)
 
     def model_state(self, manifest: ModelManifest) -> dict[str, Any]:
-        return report.model_state(self._view, manifest, self._desks.num_unfinished(manifest))
+        return report.model_state(self.view, manifest, self._desks.num_unfinished(manifest))
 
     def fog_plan(self) -> dict[str, Any]:
         is_full = self._desks.num_waiting > 0
         measures = self._desks.of(None).measures
-        measured = measures.body(self._view.replicas, self._clock(), is_full=is_full)
-        return report.plan_body(self._view, measured)
+        measured = measures.body(self.view.replicas, self._clock(), is_full=is_full)
+        return report.plan_body(self.view, measured)
 
     def plan_history(self) -> list[dict[str, Any]]:
         decisions: list[dict[str, Any]] = msgspec.to_builtins(self._intake.history.decisions)
         return decisions
 
     def devices(self) -> list[dict[str, Any]]:
-        return report.devices_body(self._view, self._clock())
+        return report.devices_body(self.view, self._clock())
 
     def ask_of_device(
         self, device: str, change: Callable[[DeviceControl], DeviceControl]
     ) -> dict[str, Any]:
-        if device not in self._view.devices:
+        if device not in self.view.devices:
             raise UnknownDeviceError(f"no device {device} is known")
         if not self._transport.is_connected:
             raise NotReadyError(self._bus_problem or "not connected to the MQTT broker")
-        control = change(self._view.devices[device].control)
+        control = change(self.view.devices[device].control)
         self._publish(control_publication(self._site, device, control))
         return control_body(device, control)
 
@@ -255,7 +255,7 @@ class FogEngine:
             "running": self._desks.num_running,
             "dropped": self.dropped,
         }
-        return report.readiness(self._view, self._bus_problem, details)
+        return report.readiness(self.view, self._bus_problem, details)
 
     def expect_models(self, names: Iterable[str]) -> None:
         self._own.expected = frozenset(map(topic_level, names))
@@ -263,7 +263,7 @@ class FogEngine:
     def samples(self, others: Traffic) -> Iterator[Sample]:
         traffic, is_up = self._transport.traffic + others, self._transport.is_connected
         totals, state = self._desks.totals, self.readiness()
-        return metrics.samples(totals, self._view, state, traffic, is_connected=is_up)
+        return metrics.samples(totals, self.view, state, traffic, is_connected=is_up)
 
     def publish_model(self, manifest: ModelManifest) -> None:
         own = self._own.serve(manifest)
@@ -285,7 +285,8 @@ class FogEngine:
     # --- the bus -----------------------------------------------------------------------------
 
     @property
-    def _view(self) -> FogView:
+    def view(self) -> FogView:
+        """What is known of the fog."""
         return self._intake.view
 
     def _on_event(self, event: TransportEvent) -> None:
@@ -334,14 +335,14 @@ class FogEngine:
             self._publish_manifests(levels)
 
     def _fog_changed(self) -> None:
-        models = in_order(self._own.manifests.values(), self._view.active)
+        models = in_order(self._own.manifests.values(), self.view.active)
         if models:
-            self._intake.view = self._view.with_model(models[0])
-        self._apply(self._desks.fog_changed(self._view, self._clock()))
+            self._intake.view = self.view.with_model(models[0])
+        self._apply(self._desks.fog_changed(self.view, self._clock()))
 
     def _manifest_of(self, generation: Generation) -> ModelManifest | None:
         own = {identity(manifest): manifest for manifest in self._own.manifests.values()}
-        return self._view.model if generation.model is None else own.get(generation.model)
+        return self.view.model if generation.model is None else own.get(generation.model)
 
     def _publish_status(self) -> None:
         self._publish(self._own.status())

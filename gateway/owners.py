@@ -54,6 +54,13 @@ def placed(known: DeviceControl, verb: str, utc_seconds: float) -> DeviceControl
     return replace(known, placement=VERBS[verb], at=utc_seconds)
 
 
+def cordon_switched(known: DeviceControl, is_on: bool, utc_seconds: float) -> DeviceControl:
+    """Return what is asked of a device after the switch of its cordon; it is on in a drain too."""
+    if is_on and known.placement is not Placement.OPEN:
+        return known
+    return placed(known, "cordon" if is_on else "uncordon", utc_seconds)
+
+
 def control_publication(site: str, device: str, control: DeviceControl) -> Publication:
     """Return what tells the planner."""
     topic = DEVICE_CONTROL

@@ -12,7 +12,7 @@ from typing import Final
 from broker.address import BrokerAddress
 from broker.architecture import KV_FORMATS, KV_TRANSFERS, WEIGHT_FORMATS
 from broker.logs import LogFormat
-from broker.topics import check_level
+from broker.topics import check_home_prefix, check_level
 from gateway.access.keys import given_key
 from gateway.routing import Policy
 
@@ -64,6 +64,9 @@ class Settings:
         max_choices: Choices (``n`` times prompts) of one request.
         max_body_bytes: Longest body; beyond it 413. Over MQTT the broker's limit counts too.
         deadline_seconds: After which a request fails; None: never.
+        home_assistant: Prefix of Home Assistant's discovery, usually ``homeassistant``: the fog and
+            its devices are shown there. The broker must be told the same with
+            ``--home-assistant``. None: they are not shown, and what was is taken back.
         keep_alive_seconds: Silence after which a stream gets a comment.
         url_seconds: How long the URLs of weights are good; renewed at half of it.
     """
@@ -95,6 +98,7 @@ class Settings:
     max_choices: int = 16
     max_body_bytes: int = 4 * 1024 * 1024
     deadline_seconds: float | None = None
+    home_assistant: str | None = None
     keep_alive_seconds: float = 15.0
     url_seconds: int = 3600
 
@@ -110,6 +114,11 @@ class Settings:
             raise ValueError(f"port {self.port} is not in 1..65535")
         if self.admin_key is not None:
             given_key(self.admin_key)
+        if self.home_assistant is not None:
+            try:
+                check_home_prefix(self.home_assistant)
+            except ValueError as error:
+                raise ValueError(f"home_assistant: {error}") from error
         if self.public_broker is not None:
             try:
                 BrokerAddress.parse(self.public_broker)

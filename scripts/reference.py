@@ -62,6 +62,20 @@ ROUTES: Final = {
     "gateways/{gateway}/from/{sender}/events": ("node", "that gateway"),
     "prompts/{client}": ("application", "one gateway"),
     "replies/{client}/{request}": ("gateway", "that application"),
+    "home/fog": ("gateway, where it shows the fog", "Home Assistant"),
+    "home/devices/{device}": ("gateway, where it shows the fog", "Home Assistant"),
+    "home/gateways/{gateway}": ("gateway, where it shows the fog", "Home Assistant"),
+    "home/devices/{device}/cordon": ("Home Assistant", "gateways"),
+}
+
+# Of topics whose message is described elsewhere: what it is, and where.
+_ELSEWHERE: Final = {
+    "prompts/{client}": "JSON, see [prompts](../mqtt-api.md)",
+    "replies/{client}/{request}": "JSON, see [prompts](../mqtt-api.md)",
+    "home/fog": "JSON, see [Home Assistant](../guides/home-assistant.md)",
+    "home/devices/{device}": "JSON, see [Home Assistant](../guides/home-assistant.md)",
+    "home/gateways/{gateway}": "JSON, see [Home Assistant](../guides/home-assistant.md)",
+    "home/devices/{device}/cordon": "`ON` or `OFF`",
 }
 
 
@@ -192,7 +206,7 @@ def _routes() -> list[tuple[str, str]]:
 
 def _message_text(topic: Topic[Any]) -> str:
     if topic.message is bytes:
-        return "JSON, see [prompts](../mqtt-api.md)"
+        return _ELSEWHERE[topic.template]
     if _is_control(topic.message):
         return f"[{topic.message.__name__}](#{topic.message.__name__.lower()})"
     return "a frame: " + ", ".join(message.__name__ for message in _headers(topic))

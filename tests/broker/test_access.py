@@ -30,6 +30,11 @@ from broker.topics import (
     DEVICE_TENSORS,
     GATEWAY_EVENTS,
     GATEWAY_STATUS,
+    HOME_CORDON,
+    HOME_DEVICE,
+    HOME_FOG,
+    HOME_GATEWAY,
+    HOME_PREFIX,
     MODEL,
     PLAN,
     PLAN_HISTORY,
@@ -41,6 +46,8 @@ from broker.topics import (
     STAGE_KV,
     STAGE_WORK,
     QoS,
+    home_birth,
+    home_discovery,
     node_inbox,
 )
 from broker.transport import Connected, Publication, Received
@@ -52,12 +59,13 @@ KINDS = {
     "node-1": Kind.NODE,
     "node-2": Kind.NODE,
     "client-1": Kind.CLIENT,
+    "home-assistant": Kind.HOME_ASSISTANT,
 }
 _numbers = itertools.count()
 
 
 def may(user: str, action: Action, topic: str) -> bool:
-    return is_allowed(user, KINDS[user], action, topic, SITE)
+    return is_allowed(user, KINDS[user], action, topic, SITE, HOME_PREFIX)
 
 
 def work(receiver: str, sender: str) -> str:
@@ -103,6 +111,15 @@ ROUTES = [
     ),
     (PROMPT.path(SITE, client="client-1"), "client-1", "gateway-1"),
     (REPLY.path(SITE, client="client-1", request="q"), "gateway-1", "client-1"),
+    (HOME_FOG.path(SITE), "gateway-1", "home-assistant"),
+    (HOME_DEVICE.path(SITE, device="node-1"), "gateway-1", "home-assistant"),
+    (HOME_GATEWAY.path(SITE, gateway="gateway-1"), "gateway-1", "home-assistant"),
+    (HOME_CORDON.path(SITE, device="node-1"), "home-assistant", "gateway-1"),
+    (home_discovery(HOME_PREFIX, SITE, "fog"), "gateway-1", "home-assistant"),
+    (home_discovery(HOME_PREFIX, SITE, "fog"), "gateway-1", "gateway-1"),
+    (home_birth(HOME_PREFIX), "home-assistant", "gateway-1"),
+    (DEVICE_STATUS.path(SITE, device="node-1"), "node-1", "home-assistant"),
+    (GATEWAY_STATUS.path(SITE, gateway="gateway-1"), "gateway-1", "home-assistant"),
 ]
 
 FORBIDDEN_WRITES = [
@@ -126,6 +143,16 @@ FORBIDDEN_WRITES = [
     ("client-1", PROMPT.path(SITE, client="client-2")),
     ("client-1", DEVICE_STATUS.path(SITE, device="client-1")),
     ("client-1", REPLY.path(SITE, client="client-1", request="q")),
+    ("gateway-1", home_discovery(HOME_PREFIX, "another-site", "fog")),
+    ("gateway-1", f"{HOME_PREFIX}/light/porch/config"),
+    ("gateway-1", home_birth(HOME_PREFIX)),
+    ("node-1", home_discovery(HOME_PREFIX, SITE, "fog")),
+    ("home-assistant", home_discovery(HOME_PREFIX, SITE, "fog")),
+    ("home-assistant", HOME_DEVICE.path(SITE, device="node-1")),
+    ("home-assistant", DEVICE_CONTROL.path(SITE, device="node-1")),
+    ("home-assistant", DEVICE_TELEMETRY.path(SITE, device="home-assistant")),
+    ("home-assistant", PROMPT.path(SITE, client="home-assistant")),
+    ("client-1", HOME_CORDON.path(SITE, device="node-1")),
     (PLANNER_USER, work("node-1", PLANNER_USER)),
     (PLANNER_USER, DEVICE_TELEMETRY.path(SITE, device="node-1")),
 ]
@@ -141,6 +168,10 @@ FORBIDDEN_READS = [
     ("client-1", REPLY.filter(SITE, client="client-2")),
     ("client-1", REPLY.filter(SITE)),
     ("client-1", PLAN.path(SITE)),
+    ("home-assistant", PROMPT.filter(SITE)),
+    ("home-assistant", REPLY.filter(SITE)),
+    ("home-assistant", "#"),
+    ("client-1", HOME_FOG.path(SITE)),
     (PLANNER_USER, PROMPT.filter(SITE)),
 ]
 
@@ -161,6 +192,16 @@ def test_nobody_writes_under_another_name_or_beyond_its_kind(user: str, topic: s
 @pytest.mark.parametrize(("user", "topic"), FORBIDDEN_READS)
 def test_nobody_reads_what_is_meant_for_others(user: str, topic: str) -> None:
     assert not may(user, Action.READ, topic)
+
+
+@pytest.mark.parametrize("user", ["gateway-1", "home-assistant"])
+def test_where_the_fog_is_not_shown_in_home_assistant_nobody_has_rights_for_it(user: str) -> None:
+    for topic in (HOME_FOG, HOME_DEVICE, HOME_GATEWAY, HOME_CORDON):
+        for action in Action:
+            assert not is_allowed(user, KINDS[user], action, topic.filter(SITE), SITE)
+    kinds = {rule.kind for rule in rules(SITE)}
+    assert Kind.HOME_ASSISTANT not in kinds
+    assert not any(HOME_PREFIX in rule.filter for rule in rules(SITE))
 
 
 def test_only_the_planner_writes_plan_and_assignments() -> None:
@@ -211,7 +252,7 @@ def test_a_password_line_is_what_mosquitto_passwd_writes() -> None:
 def test_the_acl_file_says_of_each_user_what_the_table_says_of_its_kind() -> None:
     credentials = [Credential(user, "x", kind) for user, kind in KINDS.items()]
 
-    blocks = mosquitto_acl(SITE, credentials).split("\nuser ")[1:]
+    blocks = mosquitto_acl(SITE, credentials, HOME_PREFIX).split("\nuser ")[1:]
 
     by_user = {block.splitlines()[0]: block.splitlines()[1:] for block in blocks}
     assert set(by_user) == set(KINDS)
@@ -219,7 +260,7 @@ def test_the_acl_file_says_of_each_user_what_the_table_says_of_its_kind() -> Non
         lines = {line for line in by_user[user] if line.startswith("topic")}
         assert lines == {
             f"topic {rule.action} {rule.filter.replace('%u', user)}"
-            for rule in rules(SITE)
+            for rule in rules(SITE, HOME_PREFIX)
             if rule.kind is kind
         }
 
@@ -274,7 +315,9 @@ def test_both_brokers_let_through_what_is_allowed(
             "gateway-1",
         ),
         ("gateway-1", PLAN.path(SITE), "node-1"),
+        ("gateway-1", home_discovery(HOME_PREFIX, "another-site", "fog"), "home-assistant"),
         ("client-1", work("node-1", "client-1"), "node-1"),
+        ("client-1", HOME_CORDON.path(SITE, device="node-1"), "gateway-1"),
         ("client-1", PROMPT.path(SITE, client="client-2"), "gateway-1"),
     ],
 )

@@ -18,13 +18,14 @@ def services() -> dict[str, dict[str, object]]:
     return found
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, home: str | None = None) -> None:
     write_secrets(
         folder / "users",
         folder / "mosquitto",
         folder / "redis",
         nodes=["pi", "mac"],
         gateways=["gateway-1"],
+        home=home,
     )
 
 
@@ -66,6 +67,38 @@ def test_the_health_user_can_log_in_and_may_publish_nothing_of_a_device(tmp_path
     rules = acl.split(f"user {HEALTH_USER}\n")[1].split("\nuser ")[0]
     assert "replicas" not in rules
     assert "plan" not in rules
+
+
+def test_home_assistant_has_a_password_where_the_fog_is_shown_there(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert not (tmp_path / "mosquitto" / "home-assistant").exists()
+
+    write(tmp_path, home="homeassistant")
+
+    assert len((tmp_path / "mosquitto" / "home-assistant").read_text()) >= 32
+    acl = (tmp_path / "mosquitto" / "mosquitto.acl").read_text()
+    assert "topic write homeassistant/device/e2llm-local/+/config" in acl
+    write(tmp_path)
+    acl = (tmp_path / "mosquitto" / "mosquitto.acl").read_text()
+    assert "topic write homeassistant/" not in acl
+
+
+def test_one_variable_of_the_compose_file_shows_the_fog_in_home_assistant(
+    services: dict[str, dict[str, object]],
+) -> None:
+    variable = "${E2LLM_HOME_ASSISTANT:-}"
+    assert f'--home-assistant "{variable}"' in str(services["secrets"]["command"])
+    environment = services["gateway"]["environment"]
+    assert isinstance(environment, dict)
+    assert environment["E2LLM_GATEWAY_HOME_ASSISTANT"] == variable
+
+
+@pytest.mark.parametrize(("prefix", "status"), [("", 0), ("#", 2)])
+def test_the_variable_may_be_empty_and_nothing_that_is_no_prefix(
+    prefix: str, status: int, tmp_path: Path
+) -> None:
+    folders = [f"--{name}={tmp_path / name}" for name in ("users", "mosquitto", "redis")]
+    assert main([*folders, "--gateway", "gateway-1", "--home-assistant", prefix]) == status
 
 
 def test_a_name_that_cannot_be_a_user_is_refused_by_name(

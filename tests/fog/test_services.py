@@ -20,6 +20,7 @@ from fog.processes import ProcessSpec
 from fog.redis_server import write_redis_config
 from fog.services import NODE_STOP_RANK, STOP_RANKS, ServicePlan, build_specs
 from fog.state import StateError, StateFolder, default_state
+from gateway.home.remembrance import Remembrance
 
 CONFIG = load_config(DEFAULT_FOG)
 IDS = [device.id for device in CONFIG.devices]
@@ -31,6 +32,7 @@ def specs(
     config: FogConfig = CONFIG,
     weights: str | None = None,
     wires: dict[str, int] | None = None,
+    home: str | None = None,
 ) -> dict[str, ProcessSpec]:
     plan = ServicePlan(
         config=config,
@@ -46,6 +48,7 @@ def specs(
         base_environ=base_environ or {},
         weights=weights,
         wires=wires or {},
+        home=home,
     )
     return {spec.name: spec for spec in build_specs(plan)}
 
@@ -66,6 +69,38 @@ def test_for_chaos_devices_reach_the_broker_over_wires_and_nobody_else_does() ->
         assert address.port == ports.get(name, 21000)
         conditions = found[name].environ.get("E2LLM_NODE_CONDITIONS")
         assert conditions == ("/state/conditions.json" if name in IDS else None)
+
+
+def test_the_broker_lets_a_fog_be_shown_in_home_assistant_only_where_it_is() -> None:
+    assert "--home-assistant" not in specs()["broker"].argv
+    argv = specs(home="ha")["broker"].argv
+    assert argv[argv.index("--home-assistant") + 1] == "ha"
+
+
+def test_home_assistant_has_a_credential_while_the_fog_is_shown_or_taken_back(
+    tmp_path: Path,
+) -> None:
+    folder = StateFolder(tmp_path)
+    shown = replace(CONFIG, gateway={"home_assistant": "homeassistant"})
+
+    def prefix_of(config: FogConfig) -> str | None:
+        return prepare(config, choose_model(None), UpOptions(), folder).home
+
+    assert prefix_of(CONFIG) is None
+    assert not folder.home_assistant_url.exists()
+    assert prefix_of(shown) == "homeassistant"
+    address = BrokerAddress.parse(folder.home_assistant_url.read_text().strip())
+    users = load_credentials(folder.broker / "credentials.json")
+    assert users["home-assistant"].kind is Kind.HOME_ASSISTANT
+    assert address.password == users["home-assistant"].password
+    # The gateway has shown something, and is to take it back.
+    Remembrance(folder.gateway).keep(
+        "homeassistant", ["homeassistant/device/e2llm-local/fog/config"]
+    )
+    assert prefix_of(CONFIG) == "homeassistant"
+    Remembrance(folder.gateway).keep("homeassistant", [])
+    assert prefix_of(CONFIG) is None
+    assert not folder.home_assistant_url.exists()
 
 
 def test_every_process_gets_its_own_credential_and_no_other() -> None:

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from broker.access import Credential
 from broker.address import BrokerAddress
+from broker.credentials import HOME_ASSISTANT_USER
 from broker.server import load_or_create_credentials
 from broker.transport import Transport, TransportEvent
 
@@ -39,6 +40,7 @@ class BrokerProcess:
         kind: ``mosquitto`` or ``amqtt``.
         folder: Where its files go.
         nodes: Users that are nodes; likewise the others. The planner always exists.
+        home: Prefix of Home Assistant's discovery; None: it has no part in this fog.
     """
 
     kind: str
@@ -46,13 +48,18 @@ class BrokerProcess:
     nodes: tuple[str, ...] = ()
     gateways: tuple[str, ...] = ()
     clients: tuple[str, ...] = ()
+    home: str | None = None
     port: int = field(default_factory=free_port)
     credentials: dict[str, Credential] = field(init=False)
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.credentials = load_or_create_credentials(
-            self.folder / "credentials.json", self.nodes, self.gateways, self.clients
+            self.folder / "credentials.json",
+            self.nodes,
+            self.gateways,
+            self.clients,
+            homes=[] if self.home is None else [HOME_ASSISTANT_USER],
         )
 
     def address(self, user: str) -> BrokerAddress:
@@ -64,6 +71,8 @@ class BrokerProcess:
         assert self.process is None
         command = [sys.executable, "-m", "broker", "--prefer", self.kind, "--site", SITE]
         command += ["--state", str(self.folder), "--port", str(self.port)]
+        if self.home is not None:
+            command += ["--home-assistant", self.home]
         with (self.folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, "E2LLM_LOG": "INFO"}
@@ -94,13 +103,14 @@ def running_broker(
     nodes: Iterable[str] = (),
     gateways: Iterable[str] = (),
     clients: Iterable[str] = (),
+    home: str | None = None,
 ) -> Iterator[BrokerProcess]:
     """Run Mosquitto or amqtt while the block lasts.
 
     A test that asks for ``mosquitto`` uses the fixture `mosquitto_path`, which skips it
     where there is none.
     """
-    broker = BrokerProcess(kind, folder, tuple(nodes), tuple(gateways), tuple(clients))
+    broker = BrokerProcess(kind, folder, tuple(nodes), tuple(gateways), tuple(clients), home)
     broker.start()
     try:
         yield broker
