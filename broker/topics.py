@@ -146,12 +146,16 @@ REPLY: Final = Topic[bytes]("replies/{client}/{request}", bytes, QoS.AT_LEAST_ON
 
 # What Home Assistant shows, one JSON object for each thing there, and what its switch asks. The
 # gateway writes the former where a person switched that on; see gateway/home.
-HOME_FOG: Final = Topic[bytes]("home/fog", bytes, QoS.AT_LEAST_ONCE, retained=True)
-HOME_DEVICE: Final = Topic[bytes]("home/devices/{device}", bytes, QoS.AT_LEAST_ONCE, retained=True)
-HOME_GATEWAY: Final = Topic[bytes](
-    "home/gateways/{gateway}", bytes, QoS.AT_LEAST_ONCE, retained=True
+HOME_FOG: Final = Topic[bytes]("home-assistant/fog", bytes, QoS.AT_LEAST_ONCE, retained=True)
+HOME_DEVICE: Final = Topic[bytes](
+    "home-assistant/devices/{device}", bytes, QoS.AT_LEAST_ONCE, retained=True
 )
-HOME_CORDON: Final = Topic[bytes]("home/devices/{device}/cordon", bytes, QoS.AT_LEAST_ONCE)
+HOME_GATEWAY: Final = Topic[bytes](
+    "home-assistant/gateways/{gateway}", bytes, QoS.AT_LEAST_ONCE, retained=True
+)
+HOME_CORDON: Final = Topic[bytes](
+    "home-assistant/devices/{device}/cordon", bytes, QoS.AT_LEAST_ONCE
+)
 
 ALL_TOPICS: Final = (
     MODEL,

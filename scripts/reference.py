@@ -62,20 +62,20 @@ ROUTES: Final = {
     "gateways/{gateway}/from/{sender}/events": ("node", "that gateway"),
     "prompts/{client}": ("application", "one gateway"),
     "replies/{client}/{request}": ("gateway", "that application"),
-    "home/fog": ("gateway, where it shows the fog", "Home Assistant"),
-    "home/devices/{device}": ("gateway, where it shows the fog", "Home Assistant"),
-    "home/gateways/{gateway}": ("gateway, where it shows the fog", "Home Assistant"),
-    "home/devices/{device}/cordon": ("Home Assistant", "gateways"),
+    "home-assistant/fog": ("gateway, where it shows the fog", "Home Assistant"),
+    "home-assistant/devices/{device}": ("gateway, where it shows the fog", "Home Assistant"),
+    "home-assistant/gateways/{gateway}": ("gateway, where it shows the fog", "Home Assistant"),
+    "home-assistant/devices/{device}/cordon": ("Home Assistant", "gateways"),
 }
 
 # Of topics whose message is described elsewhere: what it is, and where.
 _ELSEWHERE: Final = {
     "prompts/{client}": "JSON, see [prompts](../mqtt-api.md)",
     "replies/{client}/{request}": "JSON, see [prompts](../mqtt-api.md)",
-    "home/fog": "JSON, see [Home Assistant](../guides/home-assistant.md)",
-    "home/devices/{device}": "JSON, see [Home Assistant](../guides/home-assistant.md)",
-    "home/gateways/{gateway}": "JSON, see [Home Assistant](../guides/home-assistant.md)",
-    "home/devices/{device}/cordon": "`ON` or `OFF`",
+    "home-assistant/fog": "JSON, see [Home Assistant](../guides/home-assistant.md)",
+    "home-assistant/devices/{device}": "JSON, see [Home Assistant](../guides/home-assistant.md)",
+    "home-assistant/gateways/{gateway}": "JSON, see [Home Assistant](../guides/home-assistant.md)",
+    "home-assistant/devices/{device}/cordon": "`ON` or `OFF`",
 }
 
 

@@ -13,7 +13,7 @@ def thing(name: str, *, load: int = 10, role: str = "decode", text: str = "1") -
     return Thing(
         f"homeassistant/device/e2llm-lab/{name}/config",
         text.encode(),
-        f"e2llm/v1/lab/home/devices/{name}",
+        f"e2llm/v1/lab/home-assistant/devices/{name}",
         state,
         {"role": role},
     )

@@ -219,7 +219,7 @@ async def test_a_device_that_was_removed_disappears(house: House) -> None:
     await house.until(lambda: not house.seen.states("a"))
     assert house.seen.states("b")
     assert not any("device-a" in topic for topic in house.retained)
-    assert f"e2llm/v1/{SITE}/home/devices/a" not in house.broker.retained
+    assert f"e2llm/v1/{SITE}/home-assistant/devices/a" not in house.broker.retained
 
 
 async def test_the_switch_cordons_for_the_planner_and_shows_that_it_did(house: House) -> None:
@@ -300,7 +300,7 @@ async def test_switched_off_it_takes_back_what_it_showed(house: House) -> None:
     await second.stop()
     house.running.clear()
     assert house.retained == []
-    assert not any("/home/" in topic for topic in house.broker.retained)
+    assert not any("/home-assistant/" in topic for topic in house.broker.retained)
     assert Remembrance(house.folder / "gateway-1").recall() is None
 
 
@@ -378,7 +378,7 @@ async def test_a_broker_that_does_not_let_it_write_is_named_in_the_log(
     deliver = house.broker.deliver
 
     def let_through(publication: Publication) -> None:
-        if HOME_PREFIX not in publication.topic and "/home/" not in publication.topic:
+        if HOME_PREFIX not in publication.topic and "/home-assistant/" not in publication.topic:
             deliver(publication)
 
     monkeypatch.setattr(house.broker, "deliver", let_through)
