@@ -121,7 +121,7 @@ def things(shown: Shown, fog: FogFacts, gateway: GatewayFacts) -> list[Thing]:
         GATEWAY_STATUS.path(site, gateway=shown.gateway),
     )
     # A part of the fog, by the same identifier: its numbers are of this gateway alone.
-    named = f"{shown.gateway}: " if shown.gateway != "gateway" else ""
+    named = f"{shown.gateway}: "
     found = [
         _thing(shown, fog_place, about_fog, FOG_ENTITIES, fog),
         _thing(shown, own_place, about_fog, GATEWAY_ENTITIES, gateway, named),

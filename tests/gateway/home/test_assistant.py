@@ -29,7 +29,7 @@ from broker.topics import (
 )
 from broker.transport import Connected, Publication, Transport
 from gateway.engine import FogEngine
-from gateway.home.assistant import ECHO_SECONDS, SETTLE_SECONDS, HomeAssistant
+from gateway.home.assistant import ECHO_SECONDS, SETTLE_SECONDS, HomeAssistant, home_assistant
 from gateway.home.entities import DEVICE_ENTITIES, FOG_ENTITIES, GATEWAY_ENTITIES
 from gateway.home.remembrance import Remembrance
 from gateway.home.things import EXPIRE_SECONDS, Shown
@@ -38,6 +38,7 @@ from planner.live.events import event_of
 from planner.live.knowledge import Knowledge
 from tests.gateway.scripted_fog import plan, replica
 from tests.support.bus import SITE, BrokerProcess, running_broker, wait_for
+from tests.support.gateway_process import WAIT_SECONDS, environ_for, gateway
 from tests.support.home_assistant import UNAVAILABLE, UNKNOWN
 from tests.support.home_assistant import HomeAssistant as Seen
 
@@ -473,3 +474,41 @@ async def test_a_real_broker_lets_it_through_and_reports_a_dead_device(
         await engine.stop()
         for each in clients:
             each.close()
+
+
+async def test_a_process_shows_the_fog_and_the_next_one_takes_it_back_without_the_setting(
+    folder: Path, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    state, fog = tmp_path / "gateway", f"e2llm-{SITE}-fog-state"
+    waiting = f"e2llm-{SITE}-gateway-gateway-1-waiting"
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not condition():
+                await asyncio.sleep(0.02)
+
+    with running_broker("amqtt", tmp_path, gateways=["gateway-1"], home="ha/own") as broker:
+        url = broker.address("gateway-1").url
+        environ = environ_for(folder, state, unused_tcp_port, E2LLM_BROKER=url, E2LLM_SITE=SITE)
+        watcher = MqttTransport(broker.address(HOME_ASSISTANT_USER), "home-assistant")
+        seen = Seen(watcher, "ha/own")
+        watcher.connect()
+        with gateway({**environ, "E2LLM_GATEWAY_HOME_ASSISTANT": "ha/own"}):
+            await until(lambda: seen.states().get(fog) == "waiting")
+            await until(lambda: seen.states().get(waiting) == "0")
+        # Killed, so its last will says that it is lost.
+        await until(lambda: seen.states()[waiting] == UNAVAILABLE)
+        settings = Settings(broker=url, model=str(folder), state=state, site=SITE)
+        engine = FogEngine(MemoryTransport(MemoryBroker(), "gateway-1"), SITE, "gateway-1")
+
+        found = home_assistant(settings, engine, "test")
+
+        assert found is not None
+        transport, home = found
+        home.start()
+        transport.connect()
+        await until(lambda: not seen.states())
+        await home.stop()
+        assert home_assistant(settings, engine, "test") is None
+        watcher.close()
+        assert seen.complaints == []
