@@ -87,7 +87,7 @@ def test_one_variable_of_the_compose_file_shows_the_fog_in_home_assistant(
     services: dict[str, dict[str, object]],
 ) -> None:
     variable = "${E2LLM_HOME_ASSISTANT:-}"
-    assert f'--home-assistant "{variable}"' in str(services["secrets"]["command"])
+    assert f"--home-assistant={variable}" in str(services["secrets"]["command"])
     environment = services["gateway"]["environment"]
     assert isinstance(environment, dict)
     assert environment["E2LLM_GATEWAY_HOME_ASSISTANT"] == variable
@@ -98,7 +98,7 @@ def test_the_variable_may_be_empty_and_nothing_that_is_no_prefix(
     prefix: str, status: int, tmp_path: Path
 ) -> None:
     folders = [f"--{name}={tmp_path / name}" for name in ("users", "mosquitto", "redis")]
-    assert main([*folders, "--gateway", "gateway-1", "--home-assistant", prefix]) == status
+    assert main([*folders, "--gateway", "gateway-1", f"--home-assistant={prefix}"]) == status
 
 
 def test_a_name_that_cannot_be_a_user_is_refused_by_name(
