@@ -17,6 +17,7 @@ from tests.support.prompts_site import Site
 
 GUIDE = ROOT / "docs" / "guides" / "node-red.md"
 SHOWN = [json.loads(block.text) for block in blocks(GUIDE, "json")]
+FLOW: list[dict[str, Any]]
 (FLOW,) = [shown for shown in SHOWN if isinstance(shown, list)]
 REPORTS = [shown for shown in SHOWN if isinstance(shown, dict) and shown.keys() & FIELDS.keys()]
 NODES: dict[str, dict[str, Any]] = {node["id"]: node for node in FLOW}
