@@ -179,7 +179,7 @@ class CallText:
     def __init__(self, use: ToolUse, key: str) -> None:
         self._use = use
         self._key = key
-        self._reader = use.format.reader()
+        self._reader = use.reader()
         # How the answer must begin is part of the prompt, and of the call.
         self._begun = self._reader.feed(use.opening).calls if use.opening else []
 

@@ -12,6 +12,7 @@ from gateway.logprobs import chat_logprobs
 from gateway.messages import Message
 from gateway.model import ServedModel
 from gateway.requests import Generation
+from gateway.response_format import is_constrained
 from gateway.responses import (
     CallDelta,
     CalledFunction,
@@ -45,7 +46,13 @@ def encode_prompts(request: ChatRequest, model: ServedModel) -> list[tuple[int, 
 
 def tools(request: ChatRequest, model: ServedModel) -> ToolUse | None:
     """Return how the answer uses tools; `ApiError` 400 where that is not possible."""
-    return tool_use(request.tools, request.tool_choice, model.tool_format, model.name)
+    return tool_use(
+        request.tools,
+        request.tool_choice,
+        model.tool_format,
+        model.name,
+        is_json=is_constrained(request.response_format),
+    )
 
 
 def render(

@@ -27,9 +27,9 @@ MAX_MULTIPLE: Final = 50_000
 
 OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
 
-# Enough for lines of deep nesting. Without a bound a model that is at a loss writes white space
-# to the end of its context.
-_OPTIONS: Final = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,20}"}
+# On one line, with a space after a comma or a colon or without: a model at a loss writes white
+# space to the end of its context wherever it may.
+_OPTIONS: Final = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 _OPTIONS_KEY: Final = "x-guidance"
 _UNKNOWN_KEYS: Final = re.compile(r"Unimplemented keys: \[(.*?)\]")
 _REGEX_ERROR: Final = re.compile(r"regex parse error:.*^error: (.*?)$", re.DOTALL | re.MULTILINE)

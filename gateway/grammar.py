@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from typing import Any
 
-from gateway.constraints import check_schema, grammar_problem, tokenizer_problem
+from gateway.constraints import (
+    check_schema,
+    grammar_problem,
+    json_grammar,
+    json_rule,
+    tokenizer_problem,
+)
 from gateway.errors import ApiError, invalid_value
 from gateway.model import ServedModel
-from gateway.response_format import PARAM, format_grammar, is_constrained
+from gateway.response_format import PARAM, format_schema, is_constrained
 from gateway.schemas import GenerationRequest
 from gateway.text import Tokenizer
 from gateway.tools.forced import Mark, literal
+from gateway.tools.optional import json_or_calls, text_or_calls
 from gateway.tools.schemas import ToolUse
 
 
@@ -22,15 +32,16 @@ async def plan_grammar(
     Raises:
         ApiError: 400 that names the field which cannot be carried out.
     """
-    is_call = tools is not None and bool(tools.forced)
-    if not is_call and not is_constrained(request.response_format):
+    if not is_constrained(request.response_format) and not (tools and tools.is_held):
         return ""
     # Checking a large schema takes as long as many tokens of other streams.
     return await asyncio.to_thread(_grammar, request, tools, model)
 
 
 def _grammar(request: GenerationRequest, tools: ToolUse | None, model: ServedModel) -> str:
-    param = PARAM if is_constrained(request.response_format) else "tool_choice"
+    wanted = request.response_format
+    is_json = wanted is not None and is_constrained(wanted)
+    param = PARAM if is_json else "tool_choice" if tools and tools.opening else "tools"
     _check_together(request, tools, param)
     if problem := tokenizer_problem(model.folder, model.eos_token_ids):
         raise ApiError(
@@ -39,13 +50,25 @@ def _grammar(request: GenerationRequest, tools: ToolUse | None, model: ServedMod
             param=param,
             code="grammar_not_supported",
         )
-    if tools is None:
-        return format_grammar(request.response_format)
-    for where, callee in tools.forced:
+    schema = format_schema(wanted) if wanted is not None and is_json else None
+    if tools is not None:
+        return _grammar_of_calls(tools, model, schema)
+    assert schema is not None
+    return json_grammar(schema)
+
+
+def _grammar_of_calls(tools: ToolUse, model: ServedModel, schema: Mapping[str, Any] | None) -> str:
+    """Return the grammar of an answer that must or may be calls, and else is JSON of a schema."""
+    for where, callee in tools.callees:
         check_schema(callee.schema, where)
-    text = tools.format.grammar(
-        [callee for _, callee in tools.forced], _mark(model.tokenizer), is_named=tools.is_named
-    )
+    callees = [callee for _, callee in tools.callees]
+    form, mark = tools.format, _mark(model.tokenizer)
+    if tools.opening:
+        text = form.grammar(callees, mark, is_named=tools.is_named)
+    elif schema is not None:
+        text = json_or_calls(form, callees, mark, json_rule(schema))
+    else:
+        text = text_or_calls(form, callees, mark, _other_tokens(model, form.markers))
     if problem := grammar_problem(text):
         raise invalid_value("tools", f"calls of these tools cannot be enforced: {problem}")
     return text
@@ -61,10 +84,24 @@ def _mark(tokenizer: Tokenizer) -> Mark:
     return mark
 
 
+def _other_tokens(model: ServedModel, markers: Iterable[str]) -> str:
+    """Return how a grammar names the special tokens that neither mark calls nor end answers."""
+    known = {model.tokenizer.token_id(marker) for marker in markers}
+    others = sorted(model.tokenizer.special_ids - known - set(model.eos_token_ids))
+    # Runs of them: some tokenizers have hundreds in reserve.
+    runs = [
+        [token_id for _, token_id in run]
+        for _, run in groupby(enumerate(others), lambda pair: pair[1] - pair[0])
+    ]
+    return f"<[{','.join(f'{run[0]}-{run[-1]}' for run in runs)}]>" if runs else ""
+
+
 def _check_together(request: GenerationRequest, tools: ToolUse | None, param: str) -> None:
-    if param == PARAM and tools is not None:
+    if tools is not None and tools.is_beside_json and not tools.format.marker:
         raise invalid_value(
-            param, f"{PARAM} does not go together with tools; set tool_choice to none"
+            PARAM,
+            f"{PARAM} does not go together with tools of this model, whose calls are JSON too; "
+            "set tool_choice",
         )
     if request.ignore_eos:
         raise invalid_value("ignore_eos", f"ignore_eos does not go together with {param}")

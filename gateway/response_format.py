@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from gateway.bodies import problem
-from gateway.constraints import OBJECT, check_schema, json_grammar
+from gateway.constraints import OBJECT, check_schema
 
 PARAM: Final = "response_format"
 
@@ -42,13 +42,11 @@ def is_constrained(wanted: ResponseFormat | None) -> bool:
     return wanted is not None and wanted["type"] != "text"
 
 
-def format_grammar(wanted: ResponseFormat | None) -> str:
-    """Return the grammar of an answer; "": any text. `ApiError` 400 for what is not possible."""
-    if wanted is None or not is_constrained(wanted):
-        return ""
+def format_schema(wanted: ResponseFormat) -> Mapping[str, Any]:
+    """Return the schema of a constrained answer; `ApiError` 400 for one that cannot be enforced."""
     schema: Mapping[str, Any] = OBJECT
     named = wanted.get("json_schema")
     if wanted["type"] == "json_schema" and named is not None:
         schema = named["schema"]
         check_schema(schema, f"{PARAM}.json_schema.schema")
-    return json_grammar(schema)
+    return schema

@@ -46,7 +46,9 @@ class Parsed:
 class ToolReader(Protocol):
     """Reads the text of one answer."""
 
-    num_calls: int
+    @property
+    def num_calls(self) -> int:
+        """How many calls have begun."""
 
     def feed(self, text: str) -> Parsed:
         """Take the next piece."""
@@ -57,6 +59,10 @@ class ToolReader(Protocol):
 
 class ToolFormat(Protocol):
     """How models of a family write calls."""
+
+    @property
+    def marker(self) -> str:
+        """What begins calls amid text; "": an answer that begins with an object is a call."""
 
     @property
     def markers(self) -> Sequence[str]:

@@ -20,6 +20,10 @@ class Hermes:
     """Qwen2.5, Qwen3, Hermes 2 and 3, SmolLM3 and others."""
 
     @property
+    def marker(self) -> str:
+        return OPENING
+
+    @property
     def markers(self) -> Sequence[str]:
         return (OPENING, _CLOSING)
 

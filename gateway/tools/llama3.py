@@ -16,6 +16,11 @@ class Llama3:
     """Llama 3.1, 3.2 and 3.3."""
 
     @property
+    def marker(self) -> str:
+        # The other one is left out by most models.
+        return ""
+
+    @property
     def markers(self) -> Sequence[str]:
         return (MARKER,)
 

@@ -17,6 +17,10 @@ class Mistral:
     """Mistral 7B v0.3, Nemo, Small up to 2409."""
 
     @property
+    def marker(self) -> str:
+        return MARKER
+
+    @property
     def markers(self) -> Sequence[str]:
         return (MARKER,)
 

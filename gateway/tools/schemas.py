@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -10,8 +10,9 @@ from pydantic import Field
 
 from gateway.bodies import Body, problem
 from gateway.errors import ApiError, invalid_value
-from gateway.tools.calls import ToolFormat
+from gateway.tools.calls import ToolFormat, ToolReader
 from gateway.tools.forced import Callee
+from gateway.tools.optional import BeginningReader
 
 _NAME: Final = r"^[A-Za-z0-9_.-]{1,64}$"
 
@@ -68,20 +69,34 @@ class ToolUse:
 
     Attributes:
         format: How the model writes calls.
+        callees: The functions that may be called, each with the field of the request that
+            describes its arguments.
         opening: How the answer must begin, so that it is a call; "" leaves it to the model.
-        forced: The functions of which one must be called, each with the field of the request
-            that describes its arguments.
-        is_named: The request names the one.
+        is_named: The request names the one that must be called.
+        is_held: Whether calls are held to the schemas of the callees.
+        is_beside_json: Where the answer is no call, it is JSON: calls are all of it, or none.
     """
 
     format: ToolFormat
+    callees: tuple[tuple[str, Callee], ...]
     opening: str = ""
-    forced: tuple[tuple[str, Callee], ...] = ()
     is_named: bool = False
+    is_held: bool = False
+    is_beside_json: bool = False
+
+    def reader(self) -> ToolReader:
+        """Return what reads one answer."""
+        reader = self.format.reader()
+        return BeginningReader(reader, self.format.marker) if self.is_beside_json else reader
 
 
 def tool_use(
-    tools: Sequence[Tool] | None, choice: ToolChoice | None, known: ToolFormat | None, model: str
+    tools: Sequence[Tool] | None,
+    choice: ToolChoice | None,
+    known: ToolFormat | None,
+    model: str,
+    *,
+    is_json: bool = False,
 ) -> ToolUse | None:
     """Return how the tools of a request are used, None where none may be called.
 
@@ -90,6 +105,7 @@ def tool_use(
         choice: Which the answer may or must call; None: any, if there are some.
         known: How the model writes calls; None: nobody knows.
         model: Its name, for errors.
+        is_json: Whether the answer must be JSON where it calls nothing.
 
     Raises:
         ApiError: 400 that names the field.
@@ -111,18 +127,31 @@ def tool_use(
         name = choice.function.name
         if name not in {tool.function.name for tool in tools}:
             raise invalid_value("tool_choice", f"tool_choice names {name!r}, which is no tool")
-        return ToolUse(known, known.opening(name), _callees(tools, name), is_named=True)
+        named = _callees(tools, lambda function: function.name == name)
+        return ToolUse(known, named, known.opening(name), is_named=True, is_held=True)
     if choice == "required":
-        return ToolUse(known, known.opening(None), _callees(tools))
-    return ToolUse(known)
+        return ToolUse(known, _callees(tools), known.opening(None), is_held=True)
+    return ToolUse(
+        known,
+        _callees(tools, is_held=lambda function: bool(function.strict)),
+        is_held=is_json or any(tool.function.strict for tool in tools),
+        is_beside_json=is_json,
+    )
 
 
-def _callees(tools: Sequence[Tool], only: str | None = None) -> tuple[tuple[str, Callee], ...]:
-    """Return the functions with where they stand; of several with one name the first counts."""
+def _callees(
+    tools: Sequence[Tool],
+    is_callee: Callable[[Function], bool] = lambda _: True,
+    is_held: Callable[[Function], bool] = lambda _: True,
+) -> tuple[tuple[str, Callee], ...]:
+    """Return the functions with where they stand; of several with one name the first counts.
+
+    The arguments of those that are not held to their schema may be any object.
+    """
     found: dict[str, tuple[str, Callee]] = {}
-    for index, tool in enumerate(tools):
-        function = tool.function
-        if only in (None, function.name):
+    for index, function in enumerate(tool.function for tool in tools):
+        if is_callee(function):
             where = f"tools[{index}].function.parameters"
-            found.setdefault(function.name, (where, Callee(function.name, function.parameters)))
+            schema = function.parameters if is_held(function) else None
+            found.setdefault(function.name, (where, Callee(function.name, schema)))
     return tuple(found.values())

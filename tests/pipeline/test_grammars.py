@@ -1,6 +1,7 @@
 """Answers that follow a grammar through stages: valid where they end by themselves, also moved."""
 
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ CONFIG = {**FAMILIES["llama"], "num_hidden_layers": 2}
 NUM_SCHEMAS = 200
 MAX_TOKENS = 80
 PROMPT = tuple(range(40, 60))
+STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 class Source:
@@ -91,6 +93,7 @@ def test_answers_to_200_schemas_are_valid_where_they_end_and_the_same_after_a_fa
     for name, ids in ended.items():
         assert ids[-1] == EOS_ID
         assert problem_of(text_of(ids), asked[name]) is None
+        assert re.search(r"\s\s|[^,:]\s|\s$", STRINGS.sub('""', text_of(ids))) is None
     cut_off = [a.tokens for a in fog.answers.values() if a.finish_reason == "length"]
     assert all(len(ids) == MAX_TOKENS for ids in cut_off)
 

@@ -112,12 +112,17 @@ def random_answer(
     bias: Mapping[int, float] = CLOSING,
     vocab_size: int = 300,
     max_tokens: int = 400,
+    begun: Sequence[int] = (),
 ) -> list[int]:
-    """Return tokens chosen at random among those that a grammar allows, up to its end token."""
+    """Return tokens chosen at random among those that a grammar allows, up to its end token.
+
+    Args:
+        begun: Those that it begins with; `GrammarError` if the grammar does not allow them.
+    """
     guide = vocabulary.grammar(grammar, (eos_id,))
     weights = np.ones(vocab_size)
     weights[list(bias)] = np.exp(list(bias.values()))
-    ids: list[int] = []
+    ids = list(begun)
     while len(ids) < max_tokens and (not ids or ids[-1] != eos_id):
         chances = weights * guide.allowed(ids, vocab_size)
         ids.append(int(rng.choice(vocab_size, p=chances / chances.sum())))
