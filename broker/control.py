@@ -241,6 +241,8 @@ class Placement(StrEnum):
     """It keeps the stages that it has and gets no new ones."""
     DRAINING = "draining"
     """It gives its stages up as soon as others have them."""
+    REMOVED = "removed"
+    """It does not come back: what is kept of it is cleared when it is off the bus."""
 
 
 class DeviceControl(Control, frozen=True, kw_only=True):

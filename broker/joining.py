@@ -1,8 +1,8 @@
-"""How a device that joins becomes a user of the broker: files in a folder between two processes.
+"""How a device becomes a user of the broker, and ceases to be: files between two processes.
 
 A gateway that was shown a token writes what it asks for; `python -m broker`, which alone may
-change the users, answers after its broker has taken them in. So a gateway makes new nodes and
-never sees a password of others, and the folder needs no more than to be on the broker's host.
+change the users, answers after its broker has taken them in. So a gateway makes and removes nodes
+and never sees a password of others, and the folder needs no more than to be on the broker's host.
 """
 
 from __future__ import annotations
@@ -46,6 +46,21 @@ class JoinRequest:
     may_replace: bool
 
 
+@dataclass(frozen=True, slots=True)
+class LeaveRequest:
+    """What a gateway asks for, for a device that was removed.
+
+    Attributes:
+        id: Of the request.
+    """
+
+    id: str
+    device: str
+
+
+Request = JoinRequest | LeaveRequest
+
+
 def admit(users: Mapping[str, Credential], request: JoinRequest) -> dict[str, Credential]:
     """Return the users with the device among them.
 
@@ -65,6 +80,20 @@ def admit(users: Mapping[str, Credential], request: JoinRequest) -> dict[str, Cr
     except ValueError as error:
         raise JoinRefusedError(str(error)) from error
     return {**users, request.device: credential}
+
+
+def dismiss(users: Mapping[str, Credential], request: LeaveRequest) -> dict[str, Credential]:
+    """Return the users without the device.
+
+    Raises:
+        JoinRefusedError: It is none of them, or is no device.
+    """
+    known = users.get(request.device)
+    if known is None:
+        raise JoinRefusedError(f"{request.device!r} is no user of the broker")
+    if known.kind is not Kind.NODE:
+        raise JoinRefusedError(f"{request.device!r} is the name of a {known.kind}, not of a device")
+    return {name: user for name, user in users.items() if name != request.device}
 
 
 class JoinFolder:
@@ -88,8 +117,15 @@ class JoinFolder:
         write_private(self.path / f"{request.id}{_REQUEST}", text)
         return request
 
-    def is_settled(self, request: JoinRequest) -> bool:
-        """Whether the device is a user now; False: there is no answer yet.
+    def ask_leave(self, device: str) -> LeaveRequest:
+        """Ask that a device be no user any more; OSError if that cannot be written."""
+        request = LeaveRequest(secrets.token_hex(8), device)
+        text = json.dumps({"device": device, "leaves": True})
+        write_private(self.path / f"{request.id}{_REQUEST}", text)
+        return request
+
+    def is_settled(self, request: Request) -> bool:
+        """Whether the broker goes by what was asked for; False: there is no answer yet.
 
         Raises:
             JoinRefusedError: It was refused.
@@ -103,37 +139,41 @@ class JoinFolder:
             raise JoinRefusedError(reason)
         return True
 
-    def withdraw(self, request: JoinRequest) -> None:
+    def withdraw(self, request: Request) -> None:
         """Ask no longer."""
         for ending in (_REQUEST, _ANSWER):
             (self.path / f"{request.id}{ending}").unlink(missing_ok=True)
 
-    def requests(self) -> list[JoinRequest]:
+    def requests(self) -> list[Request]:
         """Return what is asked for and not answered; what cannot be read is thrown away."""
-        found = []
+        found: list[Request] = []
         for path in sorted(self.path.glob(f"*{_REQUEST}")):
             try:
                 asked = json.loads(path.read_text("utf-8"))
-                found.append(
-                    JoinRequest(
-                        path.stem,
-                        str(asked["device"]),
-                        str(asked["password"]),
-                        asked["may_replace"] is True,
-                    )
-                )
+                device = str(asked["device"])
+                if asked.get("leaves") is True:
+                    found.append(LeaveRequest(path.stem, device))
+                    continue
+                password, may_replace = str(asked["password"]), asked["may_replace"] is True
+                found.append(JoinRequest(path.stem, device, password, may_replace))
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, TypeError, KeyError) as error:
+            except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
                 # Without the text: it may hold a password.
                 logger.warning("dropped %s: %s", path.name, type(error).__name__)
                 path.unlink(missing_ok=True)
         return found
 
-    def settle(self, request: JoinRequest, refused: str | None) -> None:
+    def settle(self, request: Request, refused: str | None) -> None:
         """Answer a request."""
         write_private(self.path / f"{request.id}{_ANSWER}", json.dumps({"refused": refused}))
         (self.path / f"{request.id}{_REQUEST}").unlink(missing_ok=True)
+
+
+def _changed(users: Mapping[str, Credential], request: Request) -> dict[str, Credential]:
+    if isinstance(request, JoinRequest):
+        return admit(users, request)
+    return dismiss(users, request)
 
 
 def take_in(
@@ -149,10 +189,10 @@ def take_in(
         apply: Makes the broker go by other users; called before anybody is told of it.
     """
     known = dict(users)
-    verdicts: list[tuple[JoinRequest, str | None]] = []
+    verdicts: list[tuple[Request, str | None]] = []
     for request in folder.requests():
         try:
-            known = admit(known, request)
+            known = _changed(known, request)
             verdicts.append((request, None))
         except JoinRefusedError as error:
             verdicts.append((request, str(error)))
@@ -160,5 +200,6 @@ def take_in(
         apply(known)
     for request, refused in verdicts:
         folder.settle(request, refused)
-        logger.info("device %s: %s", request.device, refused or "joined")
+        done = "joined" if isinstance(request, JoinRequest) else "is no user any more"
+        logger.info("device %s: %s", request.device, refused or done)
     return known

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
+from urllib.parse import quote
 
 import typer
 
@@ -16,7 +17,7 @@ _LOOK_SECONDS: Final = 0.5
 
 device = typer.Typer(
     no_args_is_help=True,
-    help="Take a device out of the running fog, or back.",
+    help="Take a device out of the running fog, or back, or remove it.",
     rich_markup_mode=None,
 )
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Name of the device.")]
@@ -44,6 +45,23 @@ def uncordon(
 ) -> None:
     """Let the device be used again."""
     _ask(connect(url, api_key), name, "uncordon", json_target, "may be used")
+
+
+@device.command()
+def remove(
+    name: IdArgument,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    json_target: JsonOption = None,
+) -> None:
+    """Remove a device that does not come back: its credential, its tokens, all that is kept of it.
+
+    Stop it first. It needs a new token to join again.
+    """
+    removed = connect(url, api_key).change("DELETE", f"/fog/devices/{quote(name, safe='')}")
+    write_json(json_target, removed)
+    if json_target is None:
+        make_console().print(_removed_text(name, removed), highlight=False, soft_wrap=True)
 
 
 @device.command()
@@ -76,6 +94,22 @@ def drain(
     write_json(json_target, placed)
     if json_target is None:
         make_console().print(f"{name} holds nothing and may be switched off.", highlight=False)
+
+
+def _removed_text(name: str, removed: dict[str, Any]) -> str:
+    sentences = [f"{name} was removed."]
+    if removed["credential"] != "removed":
+        sentences.append(
+            "The broker may still know it: this gateway cannot take users out, or there was none "
+            "of this name (docs/access.md)."
+        )
+    if removed["tokens"]:
+        sentences.append(
+            f"Tokens for it that are no good any more: {', '.join(removed['tokens'])}."
+        )
+    if not removed["forgotten"]:
+        sentences.append("It is forgotten when a planner runs.")
+    return " ".join(sentences)
 
 
 def _ask(client: FogClient, name: str, verb: str, json_target: str | None, meaning: str) -> None:

@@ -21,11 +21,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.exposition import Exposition
+from broker.joining import JoinFolder
 from broker.metrics import Sample
 from broker.traffic import Traffic
 from gateway.access.caller import current_visit
 from gateway.access.door import Door
-from gateway.access.joining import add_join_route
+from gateway.access.joining import Joining, add_join_route
+from gateway.access.removal import Removal, add_removal_route
 from gateway.access.routes import add_access_routes
 from gateway.access.store import KeyStore
 from gateway.administration import add_administration_routes
@@ -91,7 +93,10 @@ def create_app(
     add_administration_routes(app, engine)
     add_model_routes(app, engine, models)
     add_access_routes(app, keys, meter)
-    add_join_route(app, settings)
+    joins = None if settings.joins is None else JoinFolder(settings.joins)
+    joining = Joining(settings, joins)
+    add_join_route(app, joining, engine)
+    add_removal_route(app, Removal(engine, keys, joining))
     _add_weights_route(app, models, signer)
     document(app)
     return app

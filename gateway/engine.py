@@ -238,7 +238,7 @@ class FogEngine:
         return report.devices_body(self.view, self._clock())
 
     def ask_of_device(
-        self, device: str, change: Callable[[DeviceControl], DeviceControl]
+        self, device: str, change: Callable[[DeviceControl], DeviceControl | None]
     ) -> dict[str, Any]:
         if device not in self.view.devices:
             raise UnknownDeviceError(f"no device {device} is known")

@@ -17,6 +17,7 @@ from broker.control import (
     DeviceState,
     DeviceStatus,
     ModelManifest,
+    Placement,
 )
 from broker.plan import Loaded, Plan, PlannerStatus, PlanState, Replica
 from broker.telemetry import Reading, Telemetry, merged
@@ -46,6 +47,11 @@ class DeviceView:
     def is_ready(self) -> bool:
         """Whether the device says that it works."""
         return self.status is not None and self.status.state is DeviceState.READY
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether it was removed, and nothing is known of it but that."""
+        return self.status is None and self.control.placement is Placement.REMOVED
 
     @property
     def session(self) -> int | None:
@@ -137,8 +143,22 @@ class FogView:
             return self
         return self._with_device(replace(known, control=control))
 
+    def without_status(self, device: str) -> FogView:
+        """Forget a device whose retained status was cleared, but for that it was removed."""
+        control = self._device(device).control
+        if control.placement is Placement.REMOVED:
+            return self._with_device(DeviceView(device, control=control))
+        return self.without_device(device)
+
+    def without_control(self, device: str) -> FogView:
+        """Nothing is asked of a device any more; one that was removed is forgotten."""
+        known = self._device(device)
+        if known.is_removed:
+            return self.without_device(device)
+        return self._with_device(replace(known, control=DeviceControl()))
+
     def without_device(self, device: str) -> FogView:
-        """Forget a device whose retained status was cleared."""
+        """Forget a device."""
         devices = {key: view for key, view in self.devices.items() if key != device}
         return replace(self, devices=MappingProxyType(devices))
 

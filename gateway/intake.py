@@ -155,7 +155,12 @@ class Intake:
 
     def _clear(self, topic: Topic[Any], names: dict[str, str]) -> Taken | None:
         """An empty retained payload takes the knowledge back (MQTT 3.1.1, 3.3.1.3)."""
-        if topic is DEVICE_STATUS and names["device"] in self.view.devices:
-            self.view = self.view.without_device(names["device"])
+        if names.get("device") not in self.view.devices:
+            return None
+        if topic is DEVICE_STATUS:
+            self.view = self.view.without_status(names["device"])
+            return self.view
+        if topic is DEVICE_CONTROL:
+            self.view = self.view.without_control(names["device"])
             return self.view
         return None

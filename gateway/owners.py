@@ -61,14 +61,23 @@ def cordon_switched(known: DeviceControl, is_on: bool, utc_seconds: float) -> De
     return placed(known, "cordon" if is_on else "uncordon", utc_seconds)
 
 
-def control_publication(site: str, device: str, control: DeviceControl) -> Publication:
-    """Return what tells the planner."""
+def removed(known: DeviceControl, utc_seconds: float) -> DeviceControl:
+    """Return what is asked of a device that does not come back."""
+    return replace(known, placement=Placement.REMOVED, at=utc_seconds)
+
+
+def back(known: DeviceControl) -> DeviceControl | None:
+    """Return what is asked of a device that joins again: nothing, if it was removed before."""
+    return None if known.placement is Placement.REMOVED else known
+
+
+def control_publication(site: str, device: str, control: DeviceControl | None) -> Publication:
+    """Return what tells the planner; None: nothing is asked any more."""
     topic = DEVICE_CONTROL
-    return Publication(
-        topic.path(site, device=device), encode_control(control), topic.qos, topic.retained
-    )
+    content = b"" if control is None else encode_control(control)
+    return Publication(topic.path(site, device=device), content, topic.qos, topic.retained)
 
 
-def control_body(device: str, control: DeviceControl) -> dict[str, Any]:
+def control_body(device: str, control: DeviceControl | None) -> dict[str, Any]:
     """Return the answer to whoever asked."""
-    return {"id": device, **msgspec.to_builtins(control)}
+    return {"id": device, **msgspec.to_builtins(control or DeviceControl())}

@@ -117,7 +117,8 @@ def model_state(view: FogView, manifest: ModelManifest, num_unfinished: int) -> 
 
 def devices_body(view: FogView, now: float) -> list[dict[str, Any]]:
     """Return the body of ``GET /fog/devices``, in the order of names."""
-    return [_device_body(view.devices[name], now) for name in sorted(view.devices)]
+    shown = sorted(name for name, device in view.devices.items() if not device.is_removed)
+    return [_device_body(view.devices[name], now) for name in shown]
 
 
 def load_progress(view: FogView, plan: Plan) -> float | None:

@@ -188,9 +188,9 @@ class Engine(TokenSource, Protocol):
         """The body of ``GET /fog/plan``."""
 
     def ask_of_device(
-        self, device: str, change: Callable[[DeviceControl], DeviceControl]
+        self, device: str, change: Callable[[DeviceControl], DeviceControl | None]
     ) -> dict[str, Any]:
-        """Change what an owner asks of a device, and return it.
+        """Change what an owner asks of a device, None: nothing any more, and return it.
 
         Raises:
             gateway.owners.UnknownDeviceError: There is none of that name.

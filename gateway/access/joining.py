@@ -1,24 +1,33 @@
-"""``POST /fog/join``: a device shows its token and gets a credential for the broker."""
+"""``POST /fog/join``: a device shows its token and gets a credential for the broker.
+
+And how a device that was removed loses it again.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI, Request
 
 from broker.address import BrokerAddress
-from broker.joining import JoinFolder, JoinRefusedError, JoinRequest
+from broker.joining import JoinFolder, JoinRefusedError, JoinRequest, LeaveRequest
 from gateway.access.caller import current_visit
 from gateway.access.door import JOIN_PATH
 from gateway.bodies import Body, check_body, parse_object
 from gateway.connection import read_body
 from gateway.errors import ApiError, forbidden, not_ready
 from gateway.openapi import body_of, errors
+from gateway.owners import UnknownDeviceError, back
+from gateway.requests import Engine, NotReadyError
 from gateway.settings import Settings, is_loopback
+
+RequestT = TypeVar("RequestT", JoinRequest, LeaveRequest)
 
 logger = logging.getLogger(__name__)
 
@@ -58,33 +67,49 @@ class Joining:
                 kind="server_error",
             )
         try:
-            request = self.folder.ask(device, may_replace=may_replace)
-        except OSError as error:
-            raise not_ready(f"the broker cannot be asked: {error}", _RETRY_SECONDS) from error
-        try:
-            await self._settled(self.folder, request)
+            return await self._settled(
+                self.folder, lambda folder: folder.ask(device, may_replace=may_replace)
+            )
         except JoinRefusedError as error:
             raise ApiError(409, str(error), param="device", code="join_refused") from error
+
+    async def leave(self, device: str) -> bool:
+        """Take a device's user from the broker; return whether it had one that can be reached.
+
+        Raises:
+            ApiError: 503, the broker does not answer.
+        """
+        if self.folder is None:
+            return False
+        try:
+            await self._settled(self.folder, lambda folder: folder.ask_leave(device))
+        except JoinRefusedError:
+            return False
+        return True
+
+    async def _settled(self, folder: JoinFolder, ask: Callable[[JoinFolder], RequestT]) -> RequestT:
+        try:
+            request = ask(folder)
+        except OSError as error:
+            raise not_ready(f"the broker cannot be asked: {error}", _RETRY_SECONDS) from error
+        deadline = time.monotonic() + self.wait_seconds
+        try:
+            while not folder.is_settled(request):
+                if time.monotonic() > deadline:
+                    raise not_ready(
+                        f"the broker does not answer; is `python -m broker` running, and "
+                        f"{folder.path} in its state folder?",
+                        _RETRY_SECONDS,
+                    )
+                await asyncio.sleep(_LOOK_SECONDS)
         finally:
-            self.folder.withdraw(request)
+            folder.withdraw(request)
         return request
 
-    async def _settled(self, folder: JoinFolder, request: JoinRequest) -> None:
-        deadline = time.monotonic() + self.wait_seconds
-        while not folder.is_settled(request):
-            if time.monotonic() > deadline:
-                raise not_ready(
-                    f"the broker did not take the device in; is `python -m broker` running, and "
-                    f"{folder.path} in its state folder?",
-                    _RETRY_SECONDS,
-                )
-            await asyncio.sleep(_LOOK_SECONDS)
 
-
-def add_join_route(app: FastAPI, settings: Settings) -> None:
+def add_join_route(app: FastAPI, joining: Joining, engine: Engine) -> None:
     """Add ``POST /fog/join``."""
-    folder = None if settings.joins is None else JoinFolder(settings.joins)
-    joining = Joining(settings, folder)
+    settings = joining.settings
 
     @app.post(JOIN_PATH, openapi_extra=body_of(JoinBody), responses=errors(400, 409, 413, 501, 503))
     async def join(http: Request) -> dict[str, Any]:
@@ -95,6 +120,9 @@ def add_join_route(app: FastAPI, settings: Settings) -> None:
             raise forbidden(f"this token is for the device {visit.device!r}")
         may_replace = visit.device is not None or visit.caller.is_admin
         request = await joining.join(asked.device, may_replace=may_replace)
+        # Whoever is unknown, or cannot be told of now, has nothing to take back or keeps it.
+        with contextlib.suppress(UnknownDeviceError, NotReadyError):
+            engine.ask_of_device(asked.device, back)
         logger.info("device %s joined with %r", asked.device, visit.caller.name)
         address = broker_for(settings, http.url.hostname or "")
         broker = BrokerAddress(address.host, address.port, asked.device, request.password)

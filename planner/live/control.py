@@ -33,7 +33,7 @@ from planner.live.events import (
 )
 from planner.live.history import History
 from planner.live.knowledge import Knowledge
-from planner.live.rollout import Rollout
+from planner.live.rollout import Rollout, nothing_kept
 from planner.live.search import Search
 from planner.live.settings import PlannerSettings
 from planner.live.sharing import Claim, groups
@@ -149,7 +149,7 @@ class Control:
             for search in self._searches.values():
                 search.give_up_found("another planner has the lease")
             return []
-        publications: list[Publication] = []
+        publications = self._forget_removed()
         if self._must_republish:
             self._must_republish = False
             self.authority.forget_announced()
@@ -184,6 +184,13 @@ class Control:
             *self.history.announce(),
             *self.authority.announce(problem, now),
         ]
+
+    def _forget_removed(self) -> list[Publication]:
+        removed = self.knowledge.forget_removed()
+        for device, view in removed.items():
+            if view.status is not None:
+                self._note(f"{device} was removed")
+        return [each for name in removed for each in nothing_kept(self.settings.site, name)]
 
     # --- planning -------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from broker.control import (
     DeviceState,
     DeviceStatus,
     ModelTimes,
+    Placement,
 )
 from broker.plan import Assignment, Loaded, LoadState
 from planner.live.conditions import Condition
@@ -53,6 +54,11 @@ class DeviceView:
     def is_ready(self) -> bool:
         """Whether the device is on the bus."""
         return self.status is not None and self.status.state is DeviceState.READY
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether its owner said that it does not come back, and it has not."""
+        return self.control.placement is Placement.REMOVED and not self.is_ready
 
     @property
     def is_there(self) -> bool:

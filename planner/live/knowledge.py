@@ -80,6 +80,10 @@ class Knowledge:
         """Take in an event about models or devices; others are not its business."""
         self._hear_of(event, now)
         match event:
+            case (
+                ProfileSeen(device, None) | LoadedSeen(device, None) | ControlSeen(device, None)
+            ) if device not in self.devices:
+                pass  # What was kept of a device that is forgotten.
             case BusUp():
                 self._presence.bus_up()
             case ModelSeen(model, None):
@@ -141,6 +145,13 @@ class Knowledge:
             view.silent_seconds = None
             view.losses = view.losses.after_return(now)
             self.changed_seconds = now
+
+    def forget_removed(self) -> dict[str, DeviceView]:
+        """Forget the devices that were removed and are off the bus; return what was known."""
+        removed = {name: view for name, view in sorted(self.devices.items()) if view.is_removed}
+        for name in removed:
+            del self.devices[name]
+        return removed
 
     def notice_silence(self, models: Sequence[ModelSpec], now: float) -> None:
         """Let time pass, and leave devices out that should have said something by now."""

@@ -11,7 +11,14 @@ import msgspec.structs
 from broker.codec import encode_control
 from broker.identity import identity
 from broker.plan import Assignment, ModelStages, Plan, PlanState
-from broker.topics import DEVICE_ASSIGNMENT, PLAN
+from broker.topics import (
+    DEVICE_ASSIGNMENT,
+    DEVICE_LOADED,
+    DEVICE_PROFILE,
+    DEVICE_STATUS,
+    DEVICE_TENSORS,
+    PLAN,
+)
 from broker.transport import Publication
 from planner.explain import format_bytes
 from planner.live.assignments import Load, loads, stage_key
@@ -266,6 +273,20 @@ class Rollout:
 
     def _plan(self, plan: Plan) -> Publication:
         return Publication(PLAN.path(self._site), encode_control(plan), PLAN.qos, PLAN.retained)
+
+
+def nothing_kept(site: str, device: str) -> list[Publication]:
+    """Return what clears all that the broker keeps of a device."""
+    return [
+        Publication(topic.path(site, device=device), b"", topic.qos, topic.retained)
+        for topic in (
+            DEVICE_STATUS,
+            DEVICE_PROFILE,
+            DEVICE_LOADED,
+            DEVICE_TENSORS,
+            DEVICE_ASSIGNMENT,
+        )
+    ]
 
 
 def _in_state(plan: Plan, state: PlanState, version: int) -> Plan:

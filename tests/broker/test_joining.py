@@ -9,9 +9,18 @@ import pytest
 
 from broker.access import Credential, Kind
 from broker.address import BrokerAddress
-from broker.joining import JoinFolder, JoinRefusedError, JoinRequest, admit, take_in
+from broker.joining import (
+    JoinFolder,
+    JoinRefusedError,
+    JoinRequest,
+    LeaveRequest,
+    Request,
+    admit,
+    dismiss,
+    take_in,
+)
 from broker.mqtt import MqttTransport
-from broker.transport import Connected, Refused
+from broker.transport import Connected, Disconnected, Refused
 from tests.support.bus import PATIENCE_SECONDS, BrokerProcess, running_broker, wait_for
 
 USERS = {
@@ -48,6 +57,17 @@ def test_a_name_that_can_be_no_user_is_refused(name: str) -> None:
         admit(USERS, asked(name))
 
 
+def test_a_device_that_leaves_is_no_user_any_more_and_nothing_else_changes() -> None:
+    users = dismiss(USERS, LeaveRequest("1", "pi"))
+    assert users == {name: user for name, user in USERS.items() if name != "pi"}
+
+
+@pytest.mark.parametrize("name", ["planner", "app", "toaster"])
+def test_nobody_but_a_device_is_removed(name: str) -> None:
+    with pytest.raises(JoinRefusedError):
+        dismiss(USERS, LeaveRequest("1", name))
+
+
 def test_requests_are_private_answered_once_and_told_apart(tmp_path: Path) -> None:
     folder = JoinFolder(tmp_path / "joins")
     folder.make()
@@ -81,7 +101,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def settled(folder: JoinFolder, request: JoinRequest) -> None:
+def settled(folder: JoinFolder, request: Request) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not folder.is_settled(request):
         assert time.monotonic() < deadline
@@ -124,3 +144,28 @@ def test_a_device_joins_while_others_stay_connected_and_is_known_after_a_restart
         broker.stop()
         broker.start()
         assert connects(broker, "mac", request.password)
+
+
+def test_a_device_that_was_removed_is_let_in_no_more_and_mosquitto_drops_it(
+    tmp_path: Path, kind: str
+) -> None:
+    with running_broker(kind, tmp_path, nodes=["pi", "mac"]) as broker:
+        folder = JoinFolder(tmp_path / "joins")
+        address = broker.address("mac")
+        inside = MqttTransport(address, "mac")
+        inside.connect()
+        wait_for(inside, Connected)
+
+        settled(folder, folder.ask_leave("mac"))
+
+        if kind == "mosquitto":
+            wait_for(inside, Disconnected)
+        inside.close()
+        outside = MqttTransport(address, "mac")
+        outside.connect()
+        wait_for(outside, Refused)
+        outside.close()
+        pi = MqttTransport(broker.address("pi"), "pi")
+        pi.connect()
+        wait_for(pi, Connected)
+        pi.close()

@@ -1,4 +1,4 @@
-"""The files of examples/ against `e2llm up`, each run as its reader runs it."""
+"""The files of examples/ against `e2llm up` with API keys, each run as its reader runs it."""
 
 import json
 import os
@@ -18,9 +18,10 @@ from broker.events import Event, Tokens
 from broker.mqtt import MqttTransport
 from broker.topics import GATEWAY_EVENTS, PROMPT, REPLY
 from broker.transport import Connected, Publication, Received
+from fog.client import FogClient
 from tests.support.bus import wait_for
 from tests.support.examples import FOLDER, PROGRAMS, run_example, run_program
-from tests.support.running_fog import ROOT, SITE, RunningFog
+from tests.support.running_fog import ROOT, SITE, RunningFog, running_fog
 
 pytestmark = [
     pytest.mark.xdist_group("e2e"),
@@ -36,9 +37,31 @@ WATCHED_SECONDS = 0.5
 MICROPYTHON = ROOT / "tests" / "support" / "micropython"
 
 
+@pytest.fixture(scope="module")
+def started_fog(
+    mosquitto_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningFog]:
+    """A fog of our own, since it is closed to whoever has no key."""
+    with running_fog(tmp_path_factory.mktemp("closed")) as fog:
+        fog.client = FogClient(fog.url, key=made_key(fog, "admin"))
+        yield fog
+
+
+def made_key(fog: RunningFog, scope: str) -> str:
+    key: str = fog.client.change("POST", "/fog/keys", {"name": "examples", "scope": scope})["key"]
+    return key
+
+
+@pytest.fixture(scope="module")
+def user_key(started_fog: RunningFog) -> str:
+    return made_key(started_fog, "user")
+
+
 @pytest.fixture
-def http(fog: RunningFog) -> dict[str, str]:
-    return {"E2LLM_URL": fog.url, "E2LLM_MODEL": fog.model}
+def http(fog: RunningFog, user_key: str) -> dict[str, str]:
+    where = {"E2LLM_URL": fog.url, "E2LLM_MODEL": fog.model}
+    # The package `ollama` knows a name of its own.
+    return {**where, "E2LLM_API_KEY": user_key, "OLLAMA_API_KEY": user_key}
 
 
 @pytest.fixture
@@ -156,6 +179,13 @@ def assert_only_one_was_left(answers: dict[str, Answer], left_at: float) -> None
     [left] = [answer for answer in answers.values() if not answer.is_finished]
     assert left.token_times
     assert left.token_times[-1] - left_at < STOPPED_WITHIN_SECONDS
+
+
+@pytest.mark.parametrize("name", ["openai_chat.py", "openai_chat.mjs", "ollama_chat.py"])
+def test_without_a_key_nothing_is_answered(http: dict[str, str], name: str) -> None:
+    without = {name: value for name, value in http.items() if not name.endswith("_API_KEY")}
+    with pytest.raises(AssertionError, match="API key"):
+        run_example(name, environ=without)
 
 
 def test_an_answer_is_json_of_a_schema_or_the_schema_is_refused(http: dict[str, str]) -> None:

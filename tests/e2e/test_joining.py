@@ -1,4 +1,4 @@
-"""A device joins a fog that runs, with one command, and leaves it again."""
+"""A device joins a fog that runs, with one command, leaves it again, and is removed."""
 
 import signal
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.credentials import load_credentials
 from tests.support.command_line import e2llm
 from tests.support.running_fog import ROOT, environment, running_fog
 
@@ -42,3 +43,8 @@ def test_a_device_joins_with_one_command_and_starts_again_without_a_token(tmp_pa
             node.send_signal(signal.SIGTERM)
             assert node.wait(20) == 0
         fog.until(lambda: fog.devices()["guest"]["state"] == "lost", "the guest has left")
+
+        removed = e2llm("device", "remove", "guest", "--url", fog.url)
+        assert removed.stdout == "guest was removed.\n", removed.stderr
+        assert "guest" not in fog.devices()
+        assert "guest" not in load_credentials(fog.state.broker / "credentials.json")

@@ -62,6 +62,10 @@ DEVICES: list[dict[str, Any]] = [
     },
     {"id": "pi", "state": "sleeping", "stages": []},
 ]
+REMOVED: dict[str, dict[str, Any]] = {
+    "laptop": {"credential": "removed", "tokens": [], "forgotten": True},
+    "pi": {"credential": "not here", "tokens": ["5a21"], "forgotten": False},
+}
 KEYS: list[dict[str, Any]] = [
     {"id": "1", "name": "lamp [kitchen]", "scope": "user", "state": "good", "concurrency": 2}
 ]
@@ -174,6 +178,14 @@ def make_server(port: int, behaviour: Behaviour) -> ThreadingHTTPServer:
             self._stream(0, chat=chat)
 
         def do_DELETE(self) -> None:
+            if self.path.startswith("/fog/devices/"):
+                device = self.path.rpartition("/")[2]
+                if device not in REMOVED:
+                    missing = {"error": {"message": f"no device {device}", "param": None}}
+                    self._send(404, missing)
+                else:
+                    self._send(200, {"id": device, **REMOVED[device]})
+                return
             known = self.path == "/fog/keys/1"
             missing = {"error": {"message": "no such key", "param": None}}
             self._send(200 if known else 404, KEYS[0] if known else missing)

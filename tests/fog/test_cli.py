@@ -74,6 +74,20 @@ def test_a_device_is_cordoned_and_drained_from_the_command_line() -> None:
     assert "no device toaster" in unknown.stderr
 
 
+def test_a_device_is_removed_from_the_command_line(tmp_path: Path) -> None:
+    with serve() as url:
+        done = e2llm("device", "remove", "laptop", "--url", url)
+        more = e2llm("device", "remove", "pi", "--url", url)
+        found = e2llm("device", "remove", "laptop", "--json", "-", "--url", url)
+        unknown = e2llm("device", "remove", "toaster", "--url", url)
+    assert done.stdout == "laptop was removed.\n"
+    for part in ("The broker may still know it", "no good any more: 5a21", "when a planner runs"):
+        assert part in more.stdout
+    assert json.loads(found.stdout)["forgotten"] is True
+    assert unknown.returncode == 1
+    assert "no device toaster" in unknown.stderr
+
+
 @pytest.mark.parametrize("command", ["plan", "devices", "chat"])
 def test_without_a_fog_the_address_and_the_remedy_are_named_and_the_exit_code_is_3(
     command: str,

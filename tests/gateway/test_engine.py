@@ -43,7 +43,7 @@ from gateway.engine import FogEngine
 from gateway.journal import RedisJournal
 from gateway.measures import FEWEST_LENGTHS
 from gateway.metrics import TABLE
-from gateway.owners import UnknownDeviceError, placed
+from gateway.owners import UnknownDeviceError, placed, removed
 from gateway.requests import (
     EngineError,
     GeneratedToken,
@@ -561,6 +561,27 @@ async def test_what_an_owner_asks_is_retained_for_the_planner_and_shown(site: Si
     assert site.engine.devices()[1]["placement"] == "draining"
     with pytest.raises(UnknownDeviceError, match="toaster"):
         site.engine.ask_of_device("toaster", lambda known: known)
+
+
+async def test_a_device_that_was_removed_is_shown_until_the_planner_has_forgotten_it(
+    site: Site,
+) -> None:
+    await answer(site, generation("a"))
+    site.say_status("b", DeviceState.LOST)
+    site.engine.ask_of_device("b", lambda known: removed(known, 5.0))
+    await asyncio.sleep(0.05)
+    assert [d["placement"] for d in site.engine.devices()] == ["open", "removed"]
+
+    status = DEVICE_STATUS.path(SITE, device="b")
+    site.planner.publish(Publication(status, b"", DEVICE_STATUS.qos, retained=True))
+    await asyncio.sleep(0.05)
+    assert [d["id"] for d in site.engine.devices()] == ["a"]
+    site.engine.ask_of_device("b", lambda _: None)
+    await asyncio.sleep(0.05)
+
+    assert DEVICE_CONTROL.path(SITE, device="b") not in site.broker.retained
+    with pytest.raises(UnknownDeviceError):
+        site.engine.ask_of_device("b", lambda known: known)
 
 
 async def test_lengths_of_requests_are_told_in_the_status(

@@ -59,6 +59,7 @@ class FakeEngine:
         self.computing: tuple[str, ...] = ("x86_64 AVX512",)
         self.ready = Readiness(True, "a plan is active")
         self.controls = {"pi": DeviceControl()}
+        self.states = {"pi": "ready"}
         self.journal: dict[str, Written] = {}
         self.taken_over: list[Sequence[str]] = []
         self.traffic = Traffic()
@@ -124,18 +125,22 @@ class FakeEngine:
         return {"version": 3, "state": "active", "replicas": []}
 
     def ask_of_device(
-        self, device: str, change: Callable[[DeviceControl], DeviceControl]
+        self, device: str, change: Callable[[DeviceControl], DeviceControl | None]
     ) -> dict[str, Any]:
         if device not in self.controls:
             raise UnknownDeviceError(f"no device {device} is known")
-        self.controls[device] = change(self.controls[device])
-        return control_body(device, self.controls[device])
+        control = change(self.controls[device])
+        if control is None:
+            del self.controls[device]
+        else:
+            self.controls[device] = control
+        return control_body(device, control)
 
     def plan_history(self) -> list[dict[str, Any]]:
         return [{"version": 3, "outcome": "adopted"}]
 
     def devices(self) -> list[dict[str, Any]]:
-        return [{"id": "pi", "state": "ready"}]
+        return [{"id": device, "state": state} for device, state in self.states.items()]
 
     def readiness(self) -> Readiness:
         return self.ready

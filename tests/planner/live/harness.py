@@ -25,6 +25,7 @@ from planner.live.events import (
     StatusSeen,
     StoreSeen,
     TelemetrySeen,
+    event_of,
 )
 from planner.live.settings import PlannerSettings
 from tests.planner import fogs
@@ -54,6 +55,7 @@ class Bench:
         self.assignments: dict[str, Assignment] = {}
         self.statuses: list[PlannerStatus] = []
         self.history = PlanHistory()
+        self.cleared: list[str] = []
         self.sessions: dict[str, int] = {}
         self.obedient = True
         self.last_version = 0
@@ -158,6 +160,14 @@ class Bench:
         for publication in publications:
             payload = bytes(publication.payload)
             assert publication.retained
+            if not payload:
+                self.cleared.append(publication.topic)
+                if names := DEVICE_ASSIGNMENT.match(publication.topic):
+                    del self.assignments[names["device"]]
+                cleared = event_of(publication.topic, payload)
+                if cleared is not None:
+                    self.handle(cleared)
+                continue
             if names := DEVICE_ASSIGNMENT.match(publication.topic):
                 before = self.assignments.get(names["device"])
                 found = decode_control(payload, Assignment)

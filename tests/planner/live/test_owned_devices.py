@@ -55,6 +55,37 @@ def test_a_device_that_is_drained_no_more_is_used_again() -> None:
     assert "a" in bench.aim()
 
 
+def test_a_device_that_was_removed_is_forgotten_when_it_is_off_the_bus() -> None:
+    bench = serving()
+    place(bench, "a", Placement.REMOVED)
+    bench.run(4)
+    assert bench.cleared == []
+
+    bench.leave("a")
+    bench.run(15)
+
+    assert [topic.rpartition("/")[2] for topic in bench.cleared] == [
+        "status", "profile", "loaded", "tensors", "assignment"
+    ]  # fmt: skip
+    assert all("/devices/a/" in topic for topic in bench.cleared)
+    assert "a was removed" in [record.reason for record in bench.history.decisions]
+    assert active(bench)
+    assert "a" not in bench.control.knowledge.devices
+    assert "a" not in {entry.device for entry in bench.plan.idle}
+
+
+def test_a_device_that_was_removed_may_join_again() -> None:
+    bench = serving()
+    place(bench, "a", Placement.REMOVED)
+    bench.leave("a")
+    bench.run(15)
+    bench.handle(ControlSeen("a", None))
+    bench.join("a", session=2)
+    bench.run(60)
+    assert "a" in bench.control.knowledge.devices
+    assert len(bench.cleared) == 5
+
+
 def test_a_cordoned_device_keeps_what_it_has() -> None:
     bench = serving()
     held = bench.assignments["a"].hold

@@ -1,0 +1,150 @@
+"""A device that is removed by hand: credential, tokens, and what is kept of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from broker.access import Credential, Kind
+from broker.control import DeviceControl, Placement
+from broker.joining import JoinFolder, take_in
+from gateway.access.joining import Joining
+from gateway.access.keys import Scope
+from gateway.access.removal import Removal
+from gateway.errors import ApiError
+from tests.support.fake_engine import FakeEngine
+from tests.support.gateway_api import Api, settings_for
+
+FOREVER = 1e12
+
+
+class ForgetfulEngine(FakeEngine):
+    """With a planner that forgets who was removed, if there is one."""
+
+    has_planner = True
+
+    def ask_of_device(
+        self, device: str, change: Callable[[DeviceControl], DeviceControl | None]
+    ) -> dict[str, object]:
+        body = super().ask_of_device(device, change)
+        if self.has_planner and body["placement"] == Placement.REMOVED:
+            del self.states[device]
+        return body
+
+
+@pytest.fixture
+def engine() -> ForgetfulEngine:
+    return ForgetfulEngine(lambda generation: [])
+
+
+@pytest.fixture
+def joins(tmp_path: Path) -> JoinFolder:
+    folder = JoinFolder(tmp_path / "joins")
+    folder.make()
+    return folder
+
+
+@pytest.fixture
+def api(engine: ForgetfulEngine, folder: Path, tmp_path: Path, joins: JoinFolder) -> Api:
+    return Api(engine, settings_for(folder, tmp_path, joins=joins.path))
+
+
+@asynccontextmanager
+async def broker(
+    joins: JoinFolder, applied: Callable[[Mapping[str, Credential]], None] = lambda known: None
+) -> AsyncIterator[dict[str, Credential]]:
+    """Answer requests as `python -m broker` does; give its users."""
+    users = {name: Credential(name, "old", Kind.NODE) for name in ("pi", "never-came")}
+    users["gateway-1"] = Credential("gateway-1", "old", Kind.GATEWAY)
+
+    async def answer() -> None:
+        while True:
+            after = take_in(joins, users, applied)
+            users.clear()
+            users.update(after)
+            await asyncio.sleep(0.005)
+
+    answering = asyncio.create_task(answer())
+    yield users
+    answering.cancel()
+
+
+async def remove(api: Api, device: str) -> httpx2.Response:
+    async with api.client() as client:
+        return await client.delete(f"/fog/devices/{device}")
+
+
+async def test_a_device_loses_credential_and_tokens_and_is_forgotten(
+    api: Api, engine: ForgetfulEngine, joins: JoinFolder
+) -> None:
+    engine.states["pi"] = "lost"
+    own, other = [
+        (await api.keys.create("t", Scope.JOIN, expires_at=FOREVER, device=device))[1]
+        for device in ("pi", "mac")
+    ]
+    async with broker(joins) as users:
+        response = await remove(api, "pi")
+        assert "pi" not in users
+    assert response.json() == {
+        "id": "pi", "credential": "removed", "tokens": [own.id], "forgotten": True
+    }  # fmt: skip
+    assert api.keys.ring.keys[own.id].revoked_at is not None
+    assert api.keys.ring.keys[other.id].revoked_at is None
+    # Nothing is asked of a device of that name which joins later.
+    assert engine.controls == {}
+
+
+async def test_one_that_a_broker_drops_need_not_be_stopped_before(
+    api: Api, engine: ForgetfulEngine, joins: JoinFolder
+) -> None:
+    async with broker(joins, lambda known: engine.states.update(pi="lost")):
+        assert (await remove(api, "pi")).status_code == 200
+
+
+async def test_one_that_stays_on_the_bus_is_not_forgotten(
+    api: Api, engine: ForgetfulEngine, joins: JoinFolder
+) -> None:
+    removal = Removal(engine, api.keys, Joining(api.settings, joins), wait_seconds=0.0)
+    async with broker(joins) as users:
+        with pytest.raises(ApiError, match="stop it") as caught:
+            await removal.remove("pi")
+        assert "pi" not in users
+    assert caught.value.status == 409
+    assert engine.controls == {"pi": DeviceControl()}
+
+
+async def test_a_gateway_that_cannot_reach_the_broker_removes_who_is_off_the_bus_alone(
+    engine: ForgetfulEngine, folder: Path, tmp_path: Path
+) -> None:
+    api = Api(engine, settings_for(folder, tmp_path))
+    assert (await remove(api, "pi")).status_code == 409
+    engine.states["pi"] = "lost"
+    assert (await remove(api, "pi")).json()["credential"] == "not here"
+
+
+async def test_a_planner_that_is_away_finds_what_was_asked(
+    api: Api, engine: ForgetfulEngine, joins: JoinFolder
+) -> None:
+    engine.states["pi"], engine.has_planner = "lost", False
+    removal = Removal(engine, api.keys, Joining(api.settings, joins), wait_seconds=0.1)
+    async with broker(joins):
+        removed = await removal.remove("pi")
+    assert removed["forgotten"] is False
+    assert engine.controls["pi"].placement is Placement.REMOVED
+
+
+async def test_who_only_got_a_credential_loses_it(api: Api, joins: JoinFolder) -> None:
+    async with broker(joins) as users:
+        assert (await remove(api, "never-came")).json()["credential"] == "removed"
+        assert "never-came" not in users
+
+
+@pytest.mark.parametrize("name", ["toaster", "gateway-1", "%00", "x" * 3000])
+async def test_what_is_no_device_is_not_found(api: Api, joins: JoinFolder, name: str) -> None:
+    async with broker(joins) as users:
+        response = await remove(api, name)
+        assert "gateway-1" in users
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
