@@ -1,8 +1,6 @@
 """Devices that join over HTTP: with a token, until it expires, and only as themselves."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +9,15 @@ import pytest
 
 from broker.access import Credential, Kind
 from broker.address import BrokerAddress
-from broker.joining import JoinFolder, take_in
+from broker.joining import JoinFolder
 from gateway.access.joining import Joining, broker_for
 from gateway.access.keys import Scope
 from gateway.errors import ApiError
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_api import Api, settings_for
+from tests.support.joining_broker import answering
 
 FOREVER = 1e12
-
-
-@pytest.fixture
-def joins(tmp_path: Path) -> JoinFolder:
-    folder = JoinFolder(tmp_path / "joins")
-    folder.make()
-    return folder
 
 
 @pytest.fixture
@@ -33,19 +25,9 @@ def api(engine: FakeEngine, folder: Path, tmp_path: Path, joins: JoinFolder) -> 
     return Api(engine, settings_for(folder, tmp_path, joins=joins.path))
 
 
-@asynccontextmanager
-async def broker(joins: JoinFolder) -> AsyncIterator[dict[str, Credential]]:
+def broker(joins: JoinFolder) -> AbstractAsyncContextManager[dict[str, Credential]]:
     """Answer requests as `python -m broker` does; give its users."""
-    users = {"pi": Credential("pi", "old", Kind.NODE)}
-
-    async def answer() -> None:
-        while True:
-            users.update(take_in(joins, users, lambda known: None))
-            await asyncio.sleep(0.005)
-
-    answering = asyncio.create_task(answer())
-    yield users
-    answering.cancel()
+    return answering(joins, {"pi": Credential("pi", "old", Kind.NODE)})
 
 
 async def token_for(api: Api, device: str | None = None, expires_at: float = FOREVER) -> str:

@@ -1,8 +1,7 @@
 """A device that is removed by hand: credential, tokens, and what is kept of it."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import httpx2
@@ -10,13 +9,14 @@ import pytest
 
 from broker.access import Credential, Kind
 from broker.control import DeviceControl, Placement
-from broker.joining import JoinFolder, take_in
+from broker.joining import JoinFolder
 from gateway.access.joining import Joining
 from gateway.access.keys import Scope
 from gateway.access.removal import Removal
 from gateway.errors import ApiError
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_api import Api, settings_for
+from tests.support.joining_broker import answering
 
 FOREVER = 1e12
 
@@ -41,35 +41,17 @@ def engine() -> ForgetfulEngine:
 
 
 @pytest.fixture
-def joins(tmp_path: Path) -> JoinFolder:
-    folder = JoinFolder(tmp_path / "joins")
-    folder.make()
-    return folder
-
-
-@pytest.fixture
 def api(engine: ForgetfulEngine, folder: Path, tmp_path: Path, joins: JoinFolder) -> Api:
     return Api(engine, settings_for(folder, tmp_path, joins=joins.path))
 
 
-@asynccontextmanager
-async def broker(
-    joins: JoinFolder, applied: Callable[[Mapping[str, Credential]], None] = lambda known: None
-) -> AsyncIterator[dict[str, Credential]]:
+def broker(
+    joins: JoinFolder, apply: Callable[[Mapping[str, Credential]], None] = lambda known: None
+) -> AbstractAsyncContextManager[dict[str, Credential]]:
     """Answer requests as `python -m broker` does; give its users."""
     users = {name: Credential(name, "old", Kind.NODE) for name in ("pi", "never-came")}
     users["gateway-1"] = Credential("gateway-1", "old", Kind.GATEWAY)
-
-    async def answer() -> None:
-        while True:
-            after = take_in(joins, users, applied)
-            users.clear()
-            users.update(after)
-            await asyncio.sleep(0.005)
-
-    answering = asyncio.create_task(answer())
-    yield users
-    answering.cancel()
+    return answering(joins, users, apply)
 
 
 async def remove(api: Api, device: str) -> httpx2.Response:
