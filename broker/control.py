@@ -14,7 +14,7 @@ from msgspec import Struct, field
 
 from broker.quiet import parse_quiet_hours
 
-PROTOCOL_VERSION = "1.2"
+PROTOCOL_VERSION = "1.3"
 """Major.minor of the contract; peers of another major version are left out of plans.
 
 The minor version grows when messages get fields. Neighbours must work together: a recording of

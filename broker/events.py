@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from math import isfinite
 
 from msgspec import Struct
 
@@ -109,4 +110,63 @@ class Lost(RequestData, frozen=True, tag="lost"):
     reason: str
 
 
-Event = Granted | Opened | Waiting | Tokens | Lost
+def _check_seconds(*durations: float) -> None:
+    """Raise ValueError for what cannot be the length of a time."""
+    if not all(isfinite(each) and each >= 0 for each in durations):
+        raise ValueError(f"no lengths of time: {durations}")
+
+
+class Spell(Struct, frozen=True, array_like=True):
+    """What one phase of a request was at a stage, by the stage's own clock.
+
+    Attributes:
+        seconds: Of decode, the sum over all steps: from the row's arrival until its result left.
+            Of prefill, the same of the prompt's last chunk; at the first stage from `Open` on.
+        computing_seconds: Those in which its chunks or groups were computed; pauses of a chunk for
+            decode groups included.
+        count: Chunks, or steps.
+    """
+
+    seconds: float = 0.0
+    computing_seconds: float = 0.0
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        _check_seconds(self.seconds, self.computing_seconds)
+
+
+class KvArrival(Struct, frozen=True, array_like=True):
+    """KV that a stage got of a request: bytes, and seconds from its first chunk to its last."""
+
+    num_bytes: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _check_seconds(self.seconds)
+
+
+class StageTimes(RequestData, frozen=True, tag="stage_times"):
+    """Stage -> gateway, where an attempt ends there: what it took, for the request's trace.
+
+    Since 1.3; said only of requests whose `Open` has a ``traceparent``.
+
+    Attributes:
+        kv: None where no KV came.
+        handover_seconds: At a decode master, from the first token's arrival until all KV was
+            there.
+        waiting_seconds: There, from then until the request got a row.
+    """
+
+    replica: str
+    stage: int
+    prefill: Spell = Spell()
+    decode: Spell = Spell()
+    kv: KvArrival | None = None
+    handover_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_seconds(self.handover_seconds, self.waiting_seconds)
+
+
+Event = Granted | Opened | Waiting | Tokens | Lost | StageTimes

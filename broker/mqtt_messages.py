@@ -15,6 +15,7 @@ _NAMES: Final = {
     "correlation": "CorrelationData",
     "expiry_seconds": "MessageExpiryInterval",
 }
+_TRACEPARENT: Final = "traceparent"
 
 
 def arguments(message: Publication) -> tuple[str, bytes | bytearray, int, bool]:
@@ -31,6 +32,8 @@ def to_paho(properties: Properties) -> PahoProperties | None:
         value = getattr(properties, ours)
         if value is not None:
             setattr(found, theirs, value)
+    if properties.traceparent is not None:
+        found.UserProperty = (_TRACEPARENT, properties.traceparent)
     return found
 
 
@@ -44,4 +47,6 @@ def received(message: MQTTMessage) -> Received:
 def _from_paho(properties: Any) -> Properties:
     """Return the properties of a message; under MQTT 3.1.1 there are None."""
     found = {ours: getattr(properties, theirs, None) for ours, theirs in _NAMES.items()}
+    # The last of several of one name: MQTT 5 allows them and gives them no meaning.
+    found["traceparent"] = dict(getattr(properties, "UserProperty", ())).get(_TRACEPARENT)
     return Properties(**found) if any(v is not None for v in found.values()) else NO_PROPERTIES

@@ -25,11 +25,13 @@ class Properties:
         response_topic: Where the sender waits for an answer.
         correlation: By what the sender knows its request; an answer brings it back.
         expiry_seconds: How long the message is worth something, counted at the broker.
+        traceparent: User property of that name: the trace that the message is part of.
     """
 
     response_topic: str | None = None
     correlation: bytes | None = None
     expiry_seconds: int | None = None
+    traceparent: str | None = None
 
 
 NO_PROPERTIES: Final = Properties()

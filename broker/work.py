@@ -143,6 +143,8 @@ class Open(RequestData, frozen=True, tag="open"):
             do not compute, by its master's grant; whole chunks.
         held_tokens: Leading positions that those of another decode replica have kept, so that
             they are not sent.
+        traceparent: The trace that the request is part of, as W3C Trace Context writes it; None:
+            of none. With one, each stage says `broker.events.StageTimes` at its end; since 1.3.
     """
 
     gateway: str
@@ -158,6 +160,7 @@ class Open(RequestData, frozen=True, tag="open"):
     prefix: Prefix | None = None
     cached_tokens: int = 0
     held_tokens: int = 0
+    traceparent: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_prompt_tokens < 1:

@@ -40,6 +40,7 @@ from gateway.prompts import Prompts
 from gateway.server import HttpServer, listen
 from gateway.settings import PREFIX, Settings
 from gateway.status import new_session, status_publication
+from gateway.tracing.tracer import open_tracer
 from gateway.weights import UrlSigner, load_key
 
 logger = logging.getLogger("gateway")
@@ -80,6 +81,7 @@ class Gateway:
         self._signer = UrlSigner(key, settings.base_url)
         self._shared = RedisAccess(settings.redis, settings.site) if settings.redis else None
         self._meter = Meter(self._shared)
+        self._tracer = open_tracer(os.environ, settings.gateway_id, self._software)
         try:
             self._keys = KeyStore(
                 KeyFile(settings.state), self._shared, admin_key=settings.admin_key
@@ -121,6 +123,7 @@ class Gateway:
             prompts,
             keys=self._keys,
             meter=self._meter,
+            tracer=self._tracer,
         )
         server = HttpServer(app, debug=settings.log.upper() == "DEBUG")
         serving = asyncio.create_task(server.serve([listener]))
@@ -164,6 +167,8 @@ class Gateway:
                 await home[1].stop()
             await asyncio.gather(serving, engine.stop())
             await self._keys.stop()
+            if self._tracer is not None:
+                await asyncio.to_thread(self._tracer.stop)
             if self._shared is not None:
                 await self._shared.close()
         return 0
@@ -195,6 +200,7 @@ class Gateway:
             software=self._software,
             session=session,
             on_refused=refuse,
+            tracer=self._tracer,
         )
         return transport, engine
 
@@ -204,7 +210,7 @@ class Gateway:
         prompts = Prompts(
             transport,
             settings.site,
-            Inference(engine, self._models, settings, self._meter),
+            Inference(engine, self._models, settings, self._meter, self._tracer),
             max_body_bytes=settings.max_body_bytes,
             per_client=settings.prompts_per_client,
             claims=self._claims(),

@@ -48,6 +48,7 @@ from gateway.responses import ChatCompletion, Completion, ModelCard, ModelList, 
 from gateway.serving import Serving
 from gateway.settings import Settings
 from gateway.tokenization import add_tokenization_routes
+from gateway.tracing.tracer import Tracer
 from gateway.weights import UrlSigner, WrongSignatureError
 
 
@@ -61,6 +62,7 @@ def create_app(
     *,
     keys: KeyStore,
     meter: Meter,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """Return the ASGI application.
 
@@ -73,6 +75,7 @@ def create_app(
         prompts: The same over MQTT, for what ``/readyz`` says of it.
         keys: Who may do what.
         meter: Counts what callers use; the one of ``prompts``, too.
+        tracer: Gives requests a trace; the one of ``prompts``, too.
     """
     app = FastAPI(title="E2LLM gateway", docs_url=None, redoc_url=None)
     app.add_middleware(Door, keys=keys, own_url=settings.public_url, refuse=error_response)
@@ -82,7 +85,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_wrong_parameter)
     app.add_exception_handler(Exception, _answer_bug)
-    serving = Serving(Inference(engine, models, settings, meter), settings, stopping)
+    serving = Serving(Inference(engine, models, settings, meter, tracer), settings, stopping)
     _add_inference_routes(app, serving)
     _add_model_routes(app, serving.inference)
     add_tokenization_routes(app, serving)

@@ -17,6 +17,7 @@ from broker.work import Data, Open, RequestKey, Reserve, ReserveKind
 from gateway.lifecycle import Event, Phase, advance
 from gateway.requests import Generation
 from gateway.routing import Demand
+from gateway.tracing.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,11 @@ class Request:
         return self.generation.request_id
 
     @property
+    def timeline(self) -> Timeline | None:
+        """Of its trace; None: it is not traced."""
+        return self.generation.timeline
+
+    @property
     def key(self) -> RequestKey:
         """Id and present attempt."""
         return RequestKey(self.id, self.attempt)
@@ -287,6 +293,7 @@ class Request:
         needs_ids = address.stage in {0, len(replica.stages) - 1}
         generated = tuple(self.generated[: self.first_index])
         is_single = self.binding.prefill.id == self.binding.decode.id
+        timeline = self.timeline
         return Open(
             request_id=self.id,
             attempt=self.attempt,
@@ -303,4 +310,5 @@ class Request:
             prefix=self.prefix,
             cached_tokens=self.cached_tokens,
             held_tokens=0 if is_single else self.held.get(self.binding.decode.id, 0),
+            traceparent=None if timeline is None else timeline.traceparent,
         )

@@ -35,6 +35,10 @@ class Delivery:
         if not request.was_opened:
             request.was_opened = True
             self._ledger.measures.totals.queue.add(now - request.submitted_at)
+        if request.timeline is not None:
+            assert request.binding is not None
+            replicas = request.binding.prefill, request.binding.decode
+            request.timeline.opened(request.attempt, *replicas, request.cached_tokens, now)
         request.opened_at = request.progress_at = request.resend_at = now
         request.repeat_after = self._ledger.settings.repeat_seconds
         request.repeat_later(now, self._ledger.settings.longest_repeat_seconds)
@@ -159,6 +163,8 @@ class Delivery:
         cached = request.cached_tokens if is_first else 0
         token = GeneratedToken(row.index, row.token_id, reason, row.logprobs, cached)
         ledger.deliver(request, token)
+        if request.timeline is not None:
+            request.timeline.token(reason, now)
         self._measure(request, reason, now)
         request.progress_at = now
         if request.phase is not Phase.DECODE:

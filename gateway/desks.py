@@ -166,3 +166,4 @@ class Desks:
 def _add(actions: Actions, more: Actions) -> None:
     actions.publications += more.publications
     actions.outcomes += more.outcomes
+    actions.traces += more.traces

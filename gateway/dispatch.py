@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from typing import Final
 
-from broker.events import Event, Granted, Lost, Opened, Tokens, Waiting
+from broker.events import Event, Granted, Lost, Opened, StageTimes, Tokens, Waiting
 from broker.plan import Replica
 from gateway.admission import Admission
 from gateway.attempt import Binding
@@ -112,6 +112,8 @@ class Dispatcher:
                 self._delivery.waiting(sender, event, now)
             case Lost():
                 self._delivery.lost(sender, event, now)
+            case StageTimes():
+                self._ledger.told(sender, event)
         return self._actions(now)
 
     def heard(self, device: str, now: float) -> None:
@@ -154,6 +156,7 @@ class Dispatcher:
     def tick(self, now: float) -> Actions:
         """Run every timer that is due."""
         self._ledger.repeat_releases(now)
+        self._ledger.close_traces(now)
         for request in list(self._ledger.requests.values()):
             deadline = request.generation.deadline_seconds
             if deadline is not None and now - request.submitted_at >= deadline:

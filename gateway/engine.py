@@ -19,19 +19,6 @@ from broker.control import DeviceControl, DeviceState, GatewayStatus, ModelManif
 from broker.identity import ModelIdentity, identity
 from broker.metrics import Sample
 from broker.plan import Plan
-from broker.topics import (
-    DEVICE_CONTROL,
-    DEVICE_LOADED,
-    DEVICE_PROFILE,
-    DEVICE_STATUS,
-    DEVICE_TELEMETRY,
-    GATEWAY_EVENTS,
-    GATEWAY_STATUS,
-    MODEL,
-    PLAN,
-    PLAN_HISTORY,
-    PLANNER_STATUS,
-)
 from broker.traffic import Traffic
 from broker.transport import (
     Connected,
@@ -48,7 +35,7 @@ from gateway.choice import in_order
 from gateway.desks import Desks
 from gateway.dispatch import Actions, DispatchSettings, FailedOutcome
 from gateway.fogview import FogView
-from gateway.intake import Intake, Reported
+from gateway.intake import TOPICS, Intake, Reported
 from gateway.journal import Journal, NoJournal
 from gateway.lengths import LengthsNews
 from gateway.owners import UnknownDeviceError, control_body, control_publication
@@ -63,6 +50,7 @@ from gateway.requests import (
     Written,
 )
 from gateway.status import OwnState, new_session, topic_level
+from gateway.tracing.tracer import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +79,7 @@ class FogEngine:
         session: The one in the last will; by default that of a start now.
         on_refused: Called with the reason when the broker refuses the credentials; the
             transport has given up then, so the process should end.
+        tracer: Exports the traces of requests that have some.
         clock: Steady seconds.
     """
 
@@ -106,6 +95,7 @@ class FogEngine:
         software: str = "",
         session: int | None = None,
         on_refused: Callable[[str], None] | None = None,
+        tracer: Tracer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport
@@ -113,6 +103,7 @@ class FogEngine:
         self._gateway = gateway_id
         self._journal: Journal = journal or NoJournal()
         self._on_refused = on_refused
+        self._tracer = tracer
         self._clock = clock
         self._desks = Desks(site, gateway_id, settings)
         self._intake = Intake(gateway_id)
@@ -133,21 +124,7 @@ class FogEngine:
     async def start(self) -> None:
         """Subscribe, begin to take in messages, and begin to write the journal."""
         site, me = self._site, self._gateway
-        self._transport.subscribe(
-            [
-                (PLAN.path(site), PLAN.qos),
-                (PLAN_HISTORY.path(site), PLAN_HISTORY.qos),
-                (PLANNER_STATUS.path(site), PLANNER_STATUS.qos),
-                (MODEL.filter(site), MODEL.qos),
-                (DEVICE_STATUS.filter(site), DEVICE_STATUS.qos),
-                (DEVICE_PROFILE.filter(site), DEVICE_PROFILE.qos),
-                (DEVICE_LOADED.filter(site), DEVICE_LOADED.qos),
-                (DEVICE_CONTROL.filter(site), DEVICE_CONTROL.qos),
-                (DEVICE_TELEMETRY.filter(site), DEVICE_TELEMETRY.qos),
-                (GATEWAY_STATUS.path(site, gateway=me), GATEWAY_STATUS.qos),
-                (GATEWAY_EVENTS.filter(site, gateway=me), GATEWAY_EVENTS.qos),
-            ]
-        )
+        self._transport.subscribe([(topic.filter(site, gateway=me), topic.qos) for topic in TOPICS])
         await self._journal.start()
         self._receiver.start()
         self._tasks.append(asyncio.create_task(self._tick(), name="gateway-timers"))
@@ -376,6 +353,9 @@ class FogEngine:
                 self._tell(outcome.request_id, outcome.error)
             else:
                 self._tell(outcome.request_id, outcome.token)
+        for timeline in actions.traces:
+            if self._tracer is not None:
+                self._tracer.end(timeline)
         self._tell_finishing()
 
     def _tell(self, request_id: str, item: GeneratedToken | EngineError) -> None:

@@ -152,6 +152,15 @@ def expiry_of(message: Mapping[str, Any], properties: Properties) -> float | Non
     return min(given, default=None)
 
 
+def carrier_of(message: Mapping[str, Any], properties: Properties) -> dict[str, str]:
+    """Return the trace that a prompt is part of; none that cannot be read is an error.
+
+    The field ``traceparent`` is for clients that have no MQTT 5.
+    """
+    found = properties.traceparent or message.get("traceparent")
+    return {"traceparent": found} if isinstance(found, str) else {}
+
+
 def form_of(message: Mapping[str, Any]) -> Form[Any]:
     """Return what kind of request this is; `ApiError` 400 if it is none or two."""
     is_chat = message.get("messages") is not None

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from gateway import chat, completions
-from gateway.answers import Chunk, Piece
+from gateway.answers import Chunk, Piece, answers
 from gateway.model import ServedModel
-from gateway.requests import Generation
+from gateway.requests import Generation, TokenSource
 from gateway.responses import Response
 from gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from gateway.tools.schemas import ToolUse
@@ -48,6 +48,22 @@ class Form(Generic[RequestT]):
     ]
     prefixes: Callable[[RequestT, ServedModel], Sequence[str]] = lambda request, model: ()
     tools: Callable[[RequestT, ServedModel], ToolUse | None] = lambda request, model: None
+
+    @property
+    def operation(self) -> str:
+        """What OpenTelemetry's GenAI conventions call it."""
+        return "text_completion" if self.request_type is CompletionRequest else "chat"
+
+    def pieces(
+        self,
+        source: TokenSource,
+        request: RequestT,
+        model: ServedModel,
+        generations: Sequence[Generation],
+    ) -> Pieces:
+        """Return what an answer's choices bring, as it comes."""
+        prefixes, tools = self.prefixes(request, model), self.tools(request, model)
+        return answers(source, model.tokenizer, generations, request.stop, prefixes, tools)
 
     def has_id(self, answer_id: str) -> bool:
         """Whether an answer of this form may be called so."""

@@ -16,7 +16,7 @@ from typing import Any, Final, Generic
 
 from broker.identity import identity
 from gateway.access.caller import current_visit
-from gateway.answers import Chunk, Event, answers
+from gateway.answers import Chunk, Event
 from gateway.errors import ApiError, from_engine, not_ready
 from gateway.forms import CHAT, COMPLETION, Form, Pieces, RequestT
 from gateway.grammar import plan_grammar
@@ -37,6 +37,7 @@ from gateway.responses import Usage
 from gateway.resumption import Resumed, check_model, continued, model_problem, parse_position
 from gateway.schemas import check_request
 from gateway.settings import Settings
+from gateway.tracing.tracer import Asked, Traced, Tracer
 
 # Longer texts are tokenised in a thread, so that other streams go on meanwhile.
 _LONG_BODY_BYTES: Final = 16 * 1024
@@ -169,15 +170,22 @@ class Inference:
         models: That requests may name.
         settings: Limits.
         meter: Lets requests in, and counts what they cost; the same for HTTP and MQTT.
+        tracer: Gives requests a trace; None: they have none.
     """
 
     def __init__(
-        self, engine: Engine, models: Models, settings: Settings, meter: Meter | None = None
+        self,
+        engine: Engine,
+        models: Models,
+        settings: Settings,
+        meter: Meter | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._engine = engine
         self._models = models
         self._settings = settings
         self._meter = meter or Meter()
+        self._tracer = tracer
 
     async def begin(
         self, content: dict[str, Any], form: Form[RequestT], num_bytes: int
@@ -192,6 +200,7 @@ class Inference:
         Raises:
             ApiError: The request is wrong, over its caller's limits, or there is no model yet.
         """
+        began_at = time.monotonic()
         request = check_request(content, form.request_type)
         answer_id = f"{form.id_prefix}-{secrets.token_hex(12)}"
         created = int(time.time())
@@ -200,7 +209,8 @@ class Inference:
             request, model, form, num_bytes, answer_id, created, secrets.randbits(63)
         )
         entry = await self._meter.admit(current_visit(), answer_id, model.name, generations)
-        pieces = _pieces(self._engine, form, request, model, generations)
+        source = self._source(form, model, began_at)
+        pieces = form.pieces(source, request, model, generations)
         head = self._head(answer_id, created, model)
         return Answer(form, request, head, generations, self._meter.watch(entry, pieces))
 
@@ -267,7 +277,7 @@ class Inference:
         last_event_id: str | None,
         stream: bool | None,
     ) -> Answer[RequestT]:
-        fields = first.fields
+        began_at, fields = time.monotonic(), first.fields
         content = json.loads(fields["body"])
         if stream is not None:
             content |= {"stream": stream}
@@ -285,11 +295,19 @@ class Inference:
         written = [await self._engine.written(entry) for entry in entries]
         generations = continued(planned, written, num_streams)
         entry = await self._meter.admit(current_visit(), answer_id, model.name, generations)
-        pieces = _pieces(Resumed(self._engine), form, request, model, generations)
+        source = Resumed(self._source(form, model, began_at))
+        pieces = form.pieces(source, request, model, generations)
         num_known = sum(len(generation.generated) for generation in generations)
         head = self._head(answer_id, created, model)
         watched = self._meter.watch(entry, pieces, num_known)
         return Answer(form, request, head, generations, watched, seen)
+
+    def _source(self, form: Form[RequestT], model: ServedModel, began_at: float) -> TokenSource:
+        """Return where the tokens come from, with a trace where requests get one."""
+        if self._tracer is None:
+            return self._engine
+        asked = Asked(form.operation, model.name, current_visit().carrier, began_at)
+        return Traced(self._engine, self._tracer, asked)
 
     def require(self, asked: str | None) -> ServedModel:
         """Return the model that a request gets.
@@ -372,14 +390,3 @@ def _readable_journal() -> Iterator[None]:
         yield
     except JournalUnavailableError as error:
         raise not_ready(f"the journal cannot be read: {error}", RETRY_SECONDS) from error
-
-
-def _pieces(
-    engine: TokenSource,
-    form: Form[RequestT],
-    request: RequestT,
-    model: ServedModel,
-    generations: Sequence[Generation],
-) -> Pieces:
-    prefixes, tools = form.prefixes(request, model), form.tools(request, model)
-    return answers(engine, model.tokenizer, generations, request.stop, prefixes, tools)

@@ -33,7 +33,7 @@ from broker.transport import Received
 from gateway.drops import Drops
 from gateway.fogview import FogView
 
-_TOPICS: tuple[Topic[Any], ...] = (
+TOPICS: tuple[Topic[Any], ...] = (
     GATEWAY_EVENTS,
     DEVICE_TELEMETRY,
     DEVICE_STATUS,
@@ -93,7 +93,7 @@ class Intake:
             The view if something about routing may have changed, this gateway's own status,
             who sent telemetry, or an event and its sender; None if there is nothing to do.
         """
-        for topic in _TOPICS:
+        for topic in TOPICS:
             names = topic.match(message.topic)
             if names is not None:
                 break

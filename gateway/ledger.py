@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from broker.events import StageTimes
 from broker.liveness import Liveness
 from broker.plan import Replica
 from broker.transport import Publication
@@ -24,6 +25,8 @@ from gateway.prefixes import Prefixes
 from gateway.releases import Releases
 from gateway.requests import EngineError, GeneratedToken, Generation, GenerationFailedError
 from gateway.routing import Load, Policy
+from gateway.tracing.pending import PendingTraces
+from gateway.tracing.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +93,11 @@ Outcome = TokenOutcome | FailedOutcome
 
 @dataclass(slots=True)
 class Actions:
-    """What the shell must do: publish, and tell the clients."""
+    """What the shell must do: publish, tell the clients, and export traces."""
 
     publications: list[Publication] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
+    traces: list[Timeline] = field(default_factory=list)
 
 
 class Ledger:
@@ -108,6 +112,7 @@ class Ledger:
         largest_complete: Tokens of the largest request that some pair of them can hold.
         room_changed: Something that may let the next request go ahead has happened.
         dropped: What was ignored, by reason.
+        traces: Traced requests, until their stages have told what they took.
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class Ledger:
         self.reserving: Request | None = None
         self.room_changed = False
         self.dropped: Counter[str] = Counter()
+        self.traces = PendingTraces()
         self._postbox = Postbox(site, gateway)
         self._releases = Releases(self._postbox)
         self._num_submitted = 0
@@ -156,6 +162,9 @@ class Ledger:
         )
         self._num_submitted += 1
         self.requests[request.id] = request
+        if request.timeline is not None:
+            request.timeline.submitted(now)
+            self.traces.add(request.id, request.timeline)
         self._enqueue(request)
 
     def requeue(
@@ -174,6 +183,8 @@ class Ledger:
             self.fail(request, GenerationFailedError(message), now)
             return
         self._release(request, reason, now, whole=whole)
+        if request.timeline is not None:
+            request.timeline.lost(now)
         if request.phase is Phase.RESERVING:
             request.num_unbound += 1
             request.not_before = now + self._back_off_seconds(request)
@@ -186,6 +197,8 @@ class Ledger:
     def fail(self, request: Request, error: EngineError, now: float) -> None:
         """End the request with an error for its client."""
         self._actions.outcomes.append(FailedOutcome(request.id, error))
+        if request.timeline is not None:
+            request.timeline.error = type(error).__name__
         self.end(request, Event.FAILED, "the request failed", now)
 
     def end(self, request: Request, event: Event, reason: str, now: float) -> None:
@@ -199,6 +212,8 @@ class Ledger:
         if request.phase is Phase.QUEUED:
             self.queue.remove(request)
         request.advance(event)
+        if request.timeline is not None:
+            request.timeline.ended(request.phase.name.lower(), now)
         request.binding = None
         del self.requests[request.id]
 
@@ -209,6 +224,15 @@ class Ledger:
         self.dropped["event of an ended attempt"] += 1
         self._actions.publications += self._releases.stray(key, sources, now)
 
+    def told(self, sender: str, times: StageTimes) -> None:
+        """A stage says what a traced attempt took."""
+        if not self.traces.tell(sender, times):
+            self.dropped["times of no traced attempt"] += 1
+
+    def close_traces(self, now: float) -> None:
+        """Hand out traces of which all is known that will be."""
+        self._actions.traces += self.traces.take_due(now)
+
     def repeat_releases(self, now: float) -> None:
         """Send releases again that may have been lost."""
         self._actions.publications += self._releases.tick(now)
@@ -216,7 +240,7 @@ class Ledger:
     @property
     def is_idle(self) -> bool:
         """Whether no timer runs."""
-        return not self.requests and not self._releases.has_work
+        return not self.requests and not self._releases.has_work and self.traces.is_empty
 
     # --- look-ups ----------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from gateway.envelope import (
     ReplyTo,
     cancelled,
     cancelled_in,
+    carrier_of,
     done_json,
     error_json,
     expired,
@@ -198,7 +199,8 @@ class Prompts:
                     return
                 to = reply_to(self._site, client, chosen, message.properties)
             expiry = expiry_of(content, message.properties)
-            self._begin(to, content, message.payload, expiry)
+            carrier = carrier_of(content, message.properties)
+            self._begin(to, content, message.payload, expiry, carrier)
         except ApiError as error:
             if error.code in _GARBAGE:
                 self.drops.add(error.code, message.topic, error.message)
@@ -225,7 +227,12 @@ class Prompts:
         return known is not None
 
     def _begin(
-        self, to: ReplyTo, content: dict[str, Any], payload: bytes, expiry_seconds: float | None
+        self,
+        to: ReplyTo,
+        content: dict[str, Any],
+        payload: bytes,
+        expiry_seconds: float | None,
+        carrier: dict[str, str],
     ) -> None:
         if self._is_stopping:
             raise stopping_error()
@@ -238,7 +245,9 @@ class Prompts:
                 code="too_many_requests",
                 kind="rate_limit_error",
             )
-        task = asyncio.create_task(self._answer(to, content, len(payload), expiry_seconds))
+        visit = Visit(mqtt_caller(to.client), carrier=carrier)
+        answer = self._answer(visit, to, content, len(payload), expiry_seconds)
+        task = asyncio.create_task(answer)
         self._running.setdefault(to.client, {})[to.request_id] = _Running(task, _digest(payload))
         # Not in the task: one that is cancelled before it starts runs no line of its own.
         task.add_done_callback(partial(self._end, to))
@@ -252,9 +261,14 @@ class Prompts:
     # --- out ---------------------------------------------------------------------------------
 
     async def _answer(
-        self, to: ReplyTo, content: dict[str, Any], num_bytes: int, expiry_seconds: float | None
+        self,
+        visit: Visit,
+        to: ReplyTo,
+        content: dict[str, Any],
+        num_bytes: int,
+        expiry_seconds: float | None,
     ) -> None:
-        begin_visit(Visit(mqtt_caller(to.client)))
+        begin_visit(visit)
         try:
             async with asyncio.timeout(expiry_seconds) as limit:
                 await self._generate(to, content, num_bytes)

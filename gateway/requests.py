@@ -17,6 +17,7 @@ from broker.metrics import Sample
 from broker.plan import Plan
 from broker.traffic import Traffic
 from broker.work import Sampling
+from gateway.tracing.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class Generation:
         entry: Where the journal has it; "": under its request id.
         caller: Id of who asked, and may have the answer again; for the journal only.
         model: That shall answer; None: the one that the fog serves.
+        timeline: Of its trace, which grows; None: it is not traced.
     """
 
     request_id: str
@@ -51,6 +53,7 @@ class Generation:
     entry: str = ""
     caller: str = ""
     model: ModelIdentity | None = None
+    timeline: Timeline | None = None
 
     @property
     def journal_id(self) -> str:

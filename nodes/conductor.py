@@ -35,6 +35,7 @@ from nodes.outgoing import Outgoing, Timers, ToGateway, ToStage
 from nodes.progress import Admission, Complete, Prefill
 from nodes.reservations import Held, Reservations
 from nodes.speculation import Speculation
+from nodes.timing import Timing
 
 
 class Conductor:
@@ -49,12 +50,14 @@ class Conductor:
         lookup: Callable[[str], Replica | None],
         held: Held = lambda message: 0,
         speculation: Speculation | None = None,
+        timing: Timing | None = None,
     ) -> None:
         self.replica = replica
         self.out: list[Outgoing] = []
         self.reservations = Reservations(replica, timers.grant, kv_credit_bytes, held)
         self.groups = Groups(replica)
         self.speculation = speculation or Speculation()
+        self._timing = timing or Timing(replica.id, 0)
         self._step_seconds = cache(partial(step_seconds, replica.stages))
         self._timers = timers
         self._chunk_tokens = chunk_tokens
@@ -108,10 +111,8 @@ class Conductor:
 
     def _forget(self, key: RequestKey, reason: str) -> None:
         known = key in self.live
-        self._prefills.pop(key, None)
-        self._admissions.pop(key, None)
-        self._waiting.pop(key, None)
-        self._active.pop(key, None)
+        for phase in (self._prefills, self._admissions, self._waiting, self._active):
+            phase.pop(key, None)
         self.groups.remove(key)
         self.speculation.forget(key)
         self.reservations.release(key)
@@ -127,15 +128,13 @@ class Conductor:
         if prefill is None:
             return
         if is_preparing:
-            prefill.waiting_since = now
-            prefill.repeats = 0
+            prefill.moves(now)
         if end > prefill.acked:
             if prefill.next_start - prefill.acked <= self._chunk_tokens:
                 seconds = now - prefill.waiting_since
                 self._chunk_seconds = 0.8 * self._chunk_seconds + 0.2 * seconds
             prefill.acked = end
-            prefill.waiting_since = now
-            prefill.repeats = 0
+            prefill.moves(now)
 
     def first_token(self, message: FirstToken, now: float) -> None:
         """Prefill is through; decode begins when the KV is here as well, and a row is free."""
@@ -148,6 +147,7 @@ class Conductor:
             return
         admission.alive_at = now
         admission.token = message
+        self._timing.token_came(key, now)
         if admission.open.prefill_replica == self.replica.id:
             admission.complete.update(range(len(self.replica.stages)))
         self._admit_if_ready(admission, now)
@@ -173,8 +173,7 @@ class Conductor:
         if message.complete:
             self.release(message.key, now, "handed over")
         else:
-            prefill.waiting_since = now
-            prefill.repeats = 0
+            prefill.moves(now)
 
     def row_failed(self, message: RowFailed, now: float) -> None:
         """A forward pass raised on this request, or a stage could not go on with it."""
@@ -190,6 +189,7 @@ class Conductor:
 
     def step_done(self, message: StepDone, now: float) -> None:
         """Tokens of a group came back round the ring."""
+        self._timing.rows_came(message.results, now)
         for results in self.groups.complete(message.group, message.results, now):
             last = results[-1]
             if last.key not in self._active:
@@ -253,6 +253,7 @@ class Conductor:
             key = next(iter(self._waiting))
             first = self._waiting.pop(key)
             self._active[key] = first.open
+            self._timing.row_given(key, now)
             self._continue(first.row, now)
         for key, waiting in self._waiting.items():
             if now - waiting.said_at >= self._timers.announce:
@@ -343,6 +344,7 @@ class Conductor:
             return
         del self._admissions[key]
         self._prefills.pop(key, None)
+        self._timing.complete(key, now)
         row = StepRow(token.request_id, token.attempt, token.position, token.token_id)
         self._waiting[key] = Complete(admission.open, row)
         if admission.open.prefill_replica != self.replica.id:

@@ -16,6 +16,7 @@ from nodes.grammars import GrammarMaker
 from nodes.outgoing import Outgoing, Timers, ToGateway, ToStage
 from nodes.requests import RequestTable, StageRequest
 from nodes.speculation import MOST_PROPOSED
+from nodes.timing import Timing
 
 Lookup = Callable[[str], Replica | None]
 """Returns the replica of an id that any known plan names, or None."""
@@ -62,6 +63,7 @@ class StageContext:
         self.settings = settings
         self.grammars = grammars
         self.requests = RequestTable(settings.timers.remember)
+        self.timing = Timing(replica.id, index)
         self.dropped: Counter[str] = Counter()
         self.out: list[Outgoing] = []
         self._lookup = lookup

@@ -69,12 +69,14 @@ class StageJobs:
         """Chunks and groups in the queue, and a chunk that paused."""
         return len(self._groups) + len(self._chunks) + (self._paused is not None)
 
-    def add_chunk(self, message: Forward, data: Buffer) -> None:
+    def add_chunk(self, message: Forward, data: Buffer, now: float) -> None:
         """Queue a prefill chunk from the stage before."""
+        self._context.timing.chunk_came(message.key, now)
         self._chunks.append((message, data))
 
-    def add_step(self, message: Step, data: Buffer) -> None:
+    def add_step(self, message: Step, data: Buffer, now: float) -> None:
         """Queue a decode group from the stage before."""
+        self._context.timing.rows_came(message.rows, now)
         self._groups.append((message, data))
 
     def add_group(self, group: Group) -> None:
@@ -178,6 +180,8 @@ class StageJobs:
     def _run_chunk(
         self, request: StageRequest, start: int, hidden: Tensor | None, end: int, now: Clock
     ) -> Iterator[None]:
+        timing = self._context.timing
+        began = 0.0 if timing.is_idle else now()
         try:
             output = yield from self._compute.chunk(request, start, hidden, end, now)
             if self._ends_prefill(request, end) and request.can_choose:
@@ -189,6 +193,8 @@ class StageJobs:
         except Exception as error:  # one bad request must not stop the stage
             self._fail(request.open.key, error)
             return
+        if not timing.is_idle:
+            timing.chunk_ran(request.open.key, began, now())
         self.send_stored(request, start, only_first=True)
         self._streams.produce(request, start, end, now())
 
@@ -235,7 +241,11 @@ class StageJobs:
     def _run_step(
         self, number: int, rows: list[StepRow], hidden: Tensor | None, now: Clock
     ) -> None:
+        timing = self._context.timing
+        began = 0.0 if timing.is_idle else now()
         outcome = self._compute.step(rows, hidden, now)
+        if not timing.is_idle:
+            timing.rows_ran(rows, began, now())
         self._context.dropped.update(outcome.dropped)
         for row, error in outcome.failed:
             self._fail(row.key, error)

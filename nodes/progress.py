@@ -23,6 +23,11 @@ class Prefill:
     waiting_since: float = 0.0
     repeats: int = 0
 
+    def moves(self, now: float) -> None:
+        """It is no use to repeat anything yet."""
+        self.waiting_since = now
+        self.repeats = 0
+
 
 @dataclass(slots=True)
 class Admission:

@@ -83,6 +83,7 @@ class StageCore:
                 lookup,
                 partial(held_tokens, executor),
                 Speculation(settings.most_proposed),
+                self._context.timing,
             )
         self._streams = KvStreams(self._context)
         self._jobs = StageJobs(self._context, self._streams, self.conductor, pace)
@@ -214,7 +215,7 @@ class StageCore:
             case Step():
                 check(sender, self._context.neighbour(-1))
                 self._check_shape(header.tensor, len(header.rows))
-                self._jobs.add_step(header, tensor)
+                self._jobs.add_step(header, tensor, now)
             case StepDone():
                 check(sender, self.replica.stages[-1].device)
                 self._master().step_done(header, now)
@@ -244,7 +245,7 @@ class StageCore:
             case Forward():
                 check(sender, context.neighbour(-1))
                 self._check_shape(header.tensor, None)
-                self._jobs.add_chunk(header, tensor)
+                self._jobs.add_chunk(header, tensor, now)
             case Repeat():
                 check(sender, context.neighbour(1), context.master)
                 if request.receiver is not None:
@@ -253,6 +254,7 @@ class StageCore:
                     self._jobs.send_stored(request, header.position)
             case KvChunk():
                 self._streams.take_chunk(sender, request, header, tensor)
+                context.timing.kv_came(header.key, len(tensor), now)
                 if self.conductor is not None:
                     self.conductor.kv_moved(header.key, now)
             case KvCredit():
@@ -317,6 +319,7 @@ class StageCore:
         if wants_grammar and grammars is not None:
             request.grammar, request.is_held_up = grammars.make(message.sampling), True
         self._requests.add(request)
+        self._context.timing.open(message, now)
         return True
 
     def _release(self, sender: str, message: Release, now: float) -> None:
@@ -340,8 +343,11 @@ class StageCore:
         self._end(key, now)
 
     def _end(self, key: RequestKey, now: float) -> None:
-        if self._requests.end(key, now) is not None:
+        request, times = self._requests.end(key, now), self._context.timing.close(key)
+        if request is not None:
             self._executor.release(key)
+            if times is not None:
+                self._context.to_gateway(request.open.gateway, times)
 
     def _named(self, message: Live, now: float) -> None:
         for key in message.requests:

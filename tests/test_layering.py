@@ -45,6 +45,7 @@ ONE_PLACE: Final = {
     "gguf": ("gateway/gguf/", "nodes/stored.py"),
     "highspy": ("planner/bounds/prices.py",),
     "llguidance": ("nodes/grammar.py", "gateway/constraints.py"),
+    "opentelemetry": ("gateway/tracing/otlp.py",),
     "paho": ("broker/mqtt.py", "broker/mqtt_messages.py"),
     "prometheus_client": ("broker/exposition.py",),
     "redis": (
@@ -65,6 +66,8 @@ ONE_PLACE: Final = {
 # The distributions whose module has another name.
 MODULE_OF: Final = {
     "huggingface-hub": "huggingface_hub",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+    "opentelemetry-sdk": "opentelemetry",
     "paho-mqtt": "paho",
     "prometheus-client": "prometheus_client",
 }
@@ -84,7 +87,7 @@ EXTRAS_OF: Final = {
     "broker": ("fog", "gateway", "mdns"),
     "planner": ("planner", "figures"),
     "nodes": ("node", "gguf", "transformers"),
-    "gateway": ("gateway", "gguf"),
+    "gateway": ("gateway", "gguf", "traces"),
     "fog": ("fog", "cli", "node", "planner", "gateway", "figures"),
 }
 

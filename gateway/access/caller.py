@@ -6,6 +6,7 @@ the tasks that a request starts inherit it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
@@ -52,11 +53,13 @@ class Visit:
     Attributes:
         rate_headers: What the answer says of the caller's limits, once they are looked at.
         device: The only device that may join with the caller's token; None: any new one.
+        carrier: ``traceparent`` and ``tracestate`` of the caller's trace, where it has one.
     """
 
     caller: Caller
     rate_headers: dict[str, str] = field(default_factory=dict)
     device: str | None = None
+    carrier: Mapping[str, str] = field(default_factory=dict)
 
 
 def mqtt_caller(client: str) -> Caller:

@@ -18,6 +18,7 @@ from gateway.access.keys import Key, Scope, WrongKeyError
 from gateway.access.store import KeyStore
 from gateway.errors import ApiError, forbidden, unauthorized
 from gateway.settings import is_address, is_loopback
+from gateway.tracing.tracer import TRACE_CONTEXT
 
 # Health checks come without a key; weights have signed addresses (`gateway.weights`).
 _PUBLIC: Final = re.compile(r"/|/healthz|/readyz|/openapi\.json|/weights/.*")
@@ -94,10 +95,12 @@ class Door:
             return
         path: str = scope["path"]
         try:
-            visit = self._visit(path, Headers(scope=scope))
+            headers = Headers(scope=scope)
+            visit = self._visit(path, headers)
         except ApiError as error:
             await self._refuse(path, error)(scope, receive, send)
             return
+        visit.carrier = {name: headers[name] for name in TRACE_CONTEXT if name in headers}
         begin_visit(visit)
 
         async def send_with_limits(message: Message) -> None:

@@ -132,7 +132,8 @@ def test_a_wildcard_subscription_receives_every_match(bus: Bus) -> None:
 def test_properties_arrive_where_the_broker_speaks_mqtt_5(bus: Bus) -> None:
     topic = fresh_topic()
     sender, receiver = bus.connected(), bus.connected(topic)
-    properties = Properties("replies/here", b"\x00\xff", 30)
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    properties = Properties("replies/here", b"\x00\xff", 30, traceparent)
 
     sender.publish(Publication(topic, b"hello", QoS.AT_LEAST_ONCE, properties=properties))
 

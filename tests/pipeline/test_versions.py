@@ -12,7 +12,13 @@ import pytest
 from msgspec import Struct, msgpack
 
 from broker.codec import decode_control, decode_frame, encode_control
-from broker.control import PROTOCOL_VERSION, DeviceState, DeviceStatus, ModelManifest
+from broker.control import (
+    GRAMMAR_VERSION,
+    PROTOCOL_VERSION,
+    DeviceState,
+    DeviceStatus,
+    ModelManifest,
+)
 from broker.events import Tokens
 from broker.plan import Loaded, PlanState
 from broker.telemetry import parse_telemetry
@@ -50,7 +56,7 @@ from tests.support.recording import (
 )
 from tests.support.stepped_fog import GATEWAY, SteppedFog
 
-PREVIOUS = Path(__file__).parent / "recordings" / "protocol-1.1.jsonl"
+PREVIOUS = Path(__file__).parent / "recordings" / "protocol-1.2.jsonl"
 FRAMES = (STAGE_WORK, GATEWAY_EVENTS)
 CONTROLS: tuple[Topic[Any], ...] = (
     MODEL, DEVICE_STATUS, DEVICE_PROFILE, DEVICE_LOADED, DEVICE_ASSIGNMENT, PLAN, PLAN_HISTORY,
@@ -124,6 +130,11 @@ def of(turns: Sequence[Turn], actor: str) -> list[Publication]:
     return [message for turn in turns if turn.actor == actor for message in turn.messages]
 
 
+def version_before(version: str) -> str:
+    major, minor = version.split(".")
+    return f"{major}.{int(minor) - 1}"
+
+
 def test_the_recording_is_of_the_minor_version_before_this_one(turns: Sequence[Turn]) -> None:
     (said,) = {
         decode_control(bytes(message.payload), DeviceStatus).protocol
@@ -131,8 +142,7 @@ def test_the_recording_is_of_the_minor_version_before_this_one(turns: Sequence[T
         for message in turn.messages
         if DEVICE_STATUS.match(message.topic)
     }
-    major, minor = PROTOCOL_VERSION.split(".")
-    assert said == f"{major}.{int(minor) - 1}"
+    assert said == version_before(PROTOCOL_VERSION)
 
 
 def test_every_recorded_message_can_be_read(turns: Sequence[Turn]) -> None:
@@ -244,13 +254,20 @@ GRAMMAR = Sampling(grammar='start: "ab"', eos_token_ids=(EOS_ID,))
 class EarlierNode(Connections):
     """A node that speaks the last version."""
 
+    protocol = version_before(PROTOCOL_VERSION)
+
     def status(self, state: DeviceState) -> Publication:
-        """Say the last version of the protocol."""
+        """Say an earlier version of the protocol."""
         said = super().status(state)
         message = decode_control(bytes(said.payload), DeviceStatus)
-        major, minor = PROTOCOL_VERSION.split(".")
-        earlier = msgspec.structs.replace(message, protocol=f"{major}.{int(minor) - 1}")
+        earlier = msgspec.structs.replace(message, protocol=self.protocol)
         return replace(said, payload=encode_control(earlier))
+
+
+class NodeWithoutGrammars(EarlierNode):
+    """A node of the time before them."""
+
+    protocol = version_before(GRAMMAR_VERSION)
 
 
 def upgraded(manifest: ModelManifest, *, upgrades: bool) -> SteppedFog:
@@ -327,7 +344,7 @@ def test_a_grammar_goes_to_devices_that_follow_it_and_to_no_others(
     room = model_spec(manifest).stage_bytes(0, 3, 256)
     fog = SteppedFog(manifest, dict.fromkeys("abcd", room), load_seconds=0.5)
     fog.stop_node("d")
-    fog.start_node("d", 2_000, EarlierNode)
+    fog.start_node("d", 2_000, NodeWithoutGrammars)
     for _ in fog.run(15):
         pass
     chosen_by = {replica.stages[-1].device for replica in fog.view.complete_replicas}

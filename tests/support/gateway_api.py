@@ -22,6 +22,7 @@ from gateway.prompts import Prompts
 from gateway.requests import Generation, Written
 from gateway.server import HttpServer, listen
 from gateway.settings import Settings
+from gateway.tracing.tracer import Tracer
 from gateway.weights import UrlSigner
 from tests.support.fake_engine import FakeEngine
 
@@ -37,8 +38,16 @@ def settings_for(folder: Path, state: Path, **changes: Any) -> Settings:
 class Api:
     """An app with all its parts at hand."""
 
-    def __init__(self, engine: FakeEngine, settings: Settings, *, prepared: bool = True) -> None:
+    def __init__(
+        self,
+        engine: FakeEngine,
+        settings: Settings,
+        *,
+        prepared: bool = True,
+        tracer: Tracer | None = None,
+    ) -> None:
         self.engine = engine
+        self.tracer = tracer
         self.settings = settings
         self.models = Models(settings)
         if prepared:
@@ -59,6 +68,7 @@ class Api:
             prompts,
             keys=self.keys,
             meter=self.meter,
+            tracer=self.tracer,
         )
 
     @property

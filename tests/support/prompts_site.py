@@ -28,7 +28,7 @@ def prompts_of(api: Api, transport: Transport, claims: Claims | None = None) -> 
     return Prompts(
         transport,
         SITE,
-        Inference(api.engine, api.models, api.settings, api.meter),
+        Inference(api.engine, api.models, api.settings, api.meter, api.tracer),
         max_body_bytes=MAX_BODY,
         per_client=PER_CLIENT,
         claims=claims,

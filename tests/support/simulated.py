@@ -14,6 +14,7 @@ from gateway.dispatch import Actions, Dispatcher, FailedOutcome
 from gateway.fogview import FogView
 from gateway.ledger import DispatchSettings
 from gateway.requests import EngineError, Generation
+from gateway.tracing.timeline import Timeline
 from tests.support.pipeline import GATEWAY, SmallFog
 
 
@@ -24,6 +25,7 @@ class SimulatedFog(SmallFog):
         tokens: Tokens that the client of each request got.
         logprobs: Theirs, None where they were not asked for.
         finished: Finish reason or error of each request that ended.
+        traces: Of traced requests, once all is known of them.
     """
 
     def __init__(self, *args: Any, dispatch: DispatchSettings | None = None, **kwargs: Any) -> None:
@@ -31,6 +33,7 @@ class SimulatedFog(SmallFog):
         self.tokens: dict[str, list[int]] = {}
         self.logprobs: dict[str, list[Logprobs | None]] = {}
         self.finished: dict[str, str | EngineError] = {}
+        self.traces: list[Timeline] = []
         self.dispatcher = Dispatcher("local", GATEWAY, dispatch)
         self._view = FogView().with_plan(self.plan)
         for device in self.devices:
@@ -44,6 +47,7 @@ class SimulatedFog(SmallFog):
         *,
         max_tokens: int,
         sampling: Sampling | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
         """Give a request to the dispatcher."""
         self.tokens[request_id] = []
@@ -52,6 +56,7 @@ class SimulatedFog(SmallFog):
             prompt_ids=tuple(prompt_ids),
             max_tokens=max_tokens,
             sampling=sampling or Sampling(),
+            timeline=timeline,
         )
         self._act(self.dispatcher.submit(generation, self.now))
 
@@ -108,6 +113,7 @@ class SimulatedFog(SmallFog):
                 bytes(publication.payload),
                 STAGE_WORK.message,
             )
+        self.traces += actions.traces
         for outcome in actions.outcomes:
             assert outcome.request_id not in self.finished, "something after the end"
             if isinstance(outcome, FailedOutcome):
