@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
@@ -26,6 +27,7 @@ from gateway.access.shared import RedisAccess
 from gateway.access.store import KeyFile, KeyFileError, KeyStore
 from gateway.app import create_app
 from gateway.claims import RedisClaims
+from gateway.dashboard.history import History, record
 from gateway.engine import FogEngine
 from gateway.home.assistant import home_assistant
 from gateway.inference import Inference
@@ -114,6 +116,7 @@ class Gateway:
         transport, engine = self._connect_later(refused)
         prompt_transport, prompts = self._prompts_later(engine)
         home = home_assistant(settings, engine, self._software)
+        history = History()
         app = create_app(
             engine,
             self._models,
@@ -124,11 +127,13 @@ class Gateway:
             keys=self._keys,
             meter=self._meter,
             tracer=self._tracer,
+            history=history,
         )
         server = HttpServer(app, debug=settings.log.upper() == "DEBUG")
         serving = asyncio.create_task(server.serve([listener]))
         logger.info("listening on %s", settings.base_url)
         advertising = asyncio.create_task(advertise(settings))
+        recording = asyncio.create_task(record(history, engine.devices, time.time))
 
         async def work() -> None:
             keeper = self._keeper(engine)
@@ -158,9 +163,10 @@ class Gateway:
         finally:
             stopping.set()
             server.should_exit = True
-            for task in (working, told, advertising):
+            others = (working, told, advertising, recording)
+            for task in others:
                 task.cancel()
-            await asyncio.gather(working, told, advertising, return_exceptions=True)
+            await asyncio.gather(*others, return_exceptions=True)
             # Before the engine, whose end would look like a failure of the fog to them.
             await prompts.stop()
             if home is not None:

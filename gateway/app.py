@@ -16,7 +16,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import (
+    FileResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+)
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,6 +37,9 @@ from gateway.access.removal import Removal, add_removal_route
 from gateway.access.routes import add_access_routes
 from gateway.access.store import KeyStore
 from gateway.administration import add_administration_routes
+from gateway.dashboard import site
+from gateway.dashboard.history import History
+from gateway.dashboard.sources import Sources
 from gateway.errors import ApiError, internal_error, invalid_value
 from gateway.forms import CHAT, COMPLETION
 from gateway.framing import SERVER_SENT_EVENTS
@@ -63,6 +72,7 @@ def create_app(
     keys: KeyStore,
     meter: Meter,
     tracer: Tracer | None = None,
+    history: History | None = None,
 ) -> FastAPI:
     """Return the ASGI application.
 
@@ -76,6 +86,7 @@ def create_app(
         keys: Who may do what.
         meter: Counts what callers use; the one of ``prompts``, too.
         tracer: Gives requests a trace; the one of ``prompts``, too.
+        history: What devices said lately, for the dashboard.
     """
     app = FastAPI(title="E2LLM gateway", docs_url=None, redoc_url=None)
     app.add_middleware(Door, keys=keys, own_url=settings.public_url, refuse=error_response)
@@ -101,6 +112,8 @@ def create_app(
     add_join_route(app, joining, engine)
     add_removal_route(app, Removal(engine, keys, joining))
     _add_weights_route(app, models, signer)
+    sources = Sources(engine, serving.inference, keys, settings, stopping, history or History())
+    app.mount(site.PATH, site.Dashboard(sources))
     document(app)
     return app
 
@@ -148,8 +161,12 @@ def _add_model_routes(app: FastAPI, inference: Inference) -> None:
 def _add_state_routes(
     app: FastAPI, engine: Engine, models: Models, prompts: Prompts | None
 ) -> None:
-    @app.get("/")
-    async def links() -> dict[str, Any]:
+    @app.get("/", response_model=None)
+    async def links(http: Request) -> dict[str, Any] | Response:
+        """Lead a browser to the dashboard, and tell programs what there is."""
+        if "text/html" in http.headers.get("accept", ""):
+            # Relative, so that it is right behind a proxy that adds a prefix.
+            return RedirectResponse(f".{site.PATH}/") if site.is_installed() else site.remedy()
         paths = [
             "/v1/chat/completions",
             "/v1/completions",

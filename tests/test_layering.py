@@ -46,6 +46,7 @@ ONE_PLACE: Final = {
     "highspy": ("planner/bounds/prices.py",),
     "llguidance": ("nodes/grammar.py", "gateway/constraints.py"),
     "opentelemetry": ("gateway/tracing/otlp.py",),
+    "nicegui": ("gateway/dashboard/",),
     "paho": ("broker/mqtt.py", "broker/mqtt_messages.py"),
     "prometheus_client": ("broker/exposition.py",),
     "redis": (
@@ -88,6 +89,7 @@ EXTRAS_OF: Final = {
     "planner": ("planner", "figures"),
     "nodes": ("node", "gguf", "transformers"),
     "gateway": ("gateway", "gguf", "traces"),
+    "gateway": ("gateway", "gguf", "dashboard"),
     "fog": ("fog", "cli", "node", "planner", "gateway", "figures"),
 }
 

@@ -20,8 +20,9 @@ from gateway.errors import ApiError, forbidden, unauthorized
 from gateway.settings import is_address, is_loopback
 from gateway.tracing.tracer import TRACE_CONTEXT
 
-# Health checks come without a key; weights have signed addresses (`gateway.weights`).
-_PUBLIC: Final = re.compile(r"/|/healthz|/readyz|/openapi\.json|/weights/.*")
+# Health checks come without a key; weights have signed addresses (`gateway.weights`), and the
+# dashboard asks for a key on its page (`gateway.dashboard.frame`).
+_PUBLIC: Final = re.compile(r"/|/healthz|/readyz|/openapi\.json|/weights/.*|/dashboard(?:/.*)?")
 _USER: Final = re.compile(r"/v1/.*|/api/.*|/tokenize|/detokenize|/fog/requests/.+")
 JOIN_PATH: Final = "/fog/join"
 KEY_ADVICE: Final = "send one as Authorization: Bearer KEY"
@@ -91,6 +92,10 @@ class Door:
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
+            if scope["type"] == "websocket" and self._is_foreign(Headers(scope=scope)):
+                # Before it is accepted: the browser sees a 403.
+                await send({"type": "websocket.close", "code": 1008})
+                return
             await self._app(scope, receive, send)
             return
         path: str = scope["path"]
@@ -116,7 +121,7 @@ class Door:
         needed = needed_scope(path)
         # Who joins gets a credential for the broker: never without a token.
         if self._keys.ring.is_open and needed is not Scope.JOIN:
-            if is_foreign(headers.get("origin"), headers.get("host", ""), self._own_url):
+            if self._is_foreign(headers):
                 raise forbidden(
                     "a gateway without API keys answers no page of another site in a browser; "
                     "make a key"
@@ -133,6 +138,11 @@ class Door:
                 f"{path} needs a key with the scope {needed}, and {key.name!r} has {key.scope}"
             )
         return Visit(Caller(key.id, key.name, key.scope, key.limits), device=key.device)
+
+    def _is_foreign(self, headers: Headers) -> bool:
+        """Whether a page of another site asks where no key would stop it."""
+        origin, host = headers.get("origin"), headers.get("host", "")
+        return self._keys.ring.is_open and is_foreign(origin, host, self._own_url)
 
     def _key(self, authorization: str | None) -> Key:
         scheme, _, text = (authorization or "").partition(" ")

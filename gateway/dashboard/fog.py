@@ -1,0 +1,57 @@
+"""The first page: the fog as a picture, with the figures of now beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nicegui import ui
+
+from gateway.dashboard.elements import Facts, facts, fitted
+from gateway.dashboard.picture import fog_picture
+from gateway.dashboard.view import View
+from gateway.dashboard.words import counted, figure, seconds
+
+
+def build(view: View) -> None:
+    """Put the page into the frame."""
+    engine = view.sources.engine
+
+    def read_facts() -> Facts:
+        return fog_facts(engine.fog_plan(), engine.readiness().details)
+
+    facts(view, read_facts)
+    fitted(view, lambda width: fog_picture(engine.fog_plan(), engine.devices(), width))
+    with ui.element("p").classes("hint"):
+        ui.label(
+            "Each box is a device with its layers; the bar is its load. Rates are measured, of "
+            "those that the plan predicts."
+        )
+
+
+def fog_facts(plan: Mapping[str, Any], details: Mapping[str, Any]) -> Facts:
+    """Return what stands above the picture: model, plan, queue, rates and latencies.
+
+    Args:
+        plan: The body of ``GET /fog/plan``.
+        details: Those of ``GET /readyz``.
+    """
+    measured, predicted = plan["measured"], plan["predicted"]
+    version = "none yet" if plan["version"] is None else f"{plan['version']}, {plan['state']}"
+    coming = plan["preparing"]
+    if coming is not None:
+        progress = "" if coming["progress"] is None else f" ({coming['progress']:.0%})"
+        version += f"; {coming['version']} is being loaded{progress}"
+    running, waiting = details.get("running", 0), details.get("waiting", 0)
+    return (
+        ("Model", plan["model"] or "none yet"),
+        ("Plan", version),
+        ("Requests", f"{counted(running, 'running', '')}, {waiting} waiting"),
+        ("Tokens/s", _pair(measured, predicted, "decode_tokens_per_second", figure)),
+        ("First token", _pair(measured, predicted, "ttft_seconds", seconds)),
+        ("Per token", _pair(measured, predicted, "tpot_seconds", seconds)),
+    )
+
+
+def _pair(measured: Any, predicted: Any, name: str, say: Any) -> str:
+    return f"{say(measured.get(name))} ({say(predicted.get(name))} predicted)"

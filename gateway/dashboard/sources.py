@@ -1,0 +1,72 @@
+"""What the pages of the dashboard are made of, and who may look at them. Knows no NiceGUI."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from gateway.access.caller import ANYBODY, Caller
+from gateway.access.door import is_foreign
+from gateway.access.keys import Key, KeyRing, Scope
+from gateway.access.store import KeyStore
+from gateway.dashboard.history import History
+from gateway.inference import Inference
+from gateway.requests import Engine
+from gateway.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What the HTTP API answers from, in the same process.
+
+    Attributes:
+        history: What devices said lately, for plots.
+        stopping: Set when the process is about to stop.
+    """
+
+    engine: Engine
+    inference: Inference
+    keys: KeyStore
+    settings: Settings
+    stopping: asyncio.Event
+    history: History = field(default_factory=History)
+
+    def caller(self, key_hash: str | None) -> Caller | None:
+        """Return who looks now, by the hash of the key that a browser logged in with."""
+        return caller_of(self.keys.ring, key_hash, time.time())
+
+
+def may_look(key: Key) -> bool:
+    """Whether the dashboard opens with a key: what a user's key is good for shows it all."""
+    return key.scope.allows(Scope.USER)
+
+
+def caller_of(ring: KeyRing, key_hash: str | None, now: float) -> Caller | None:
+    """Return who looks; None: a key is needed, or the one that was given ended.
+
+    Args:
+        ring: The keys that count.
+        key_hash: `Key.hash` of the key that was given; None: none was.
+        now: UTC seconds.
+    """
+    if ring.is_open:
+        return ANYBODY
+    for key in ring.keys.values():
+        if key.hash == key_hash and key.problem(now) is None and may_look(key):
+            return Caller(key.id, key.name, key.scope, key.limits)
+    return None
+
+
+def host_problem(ring: KeyRing, host: str, own: str | None) -> str | None:
+    """Return why a browser that came under ``host`` cannot be served, with the remedy.
+
+    Without keys the address is all that tells a page of ours from one of somebody else
+    (`gateway.access.door.is_foreign`).
+    """
+    if ring.is_open and is_foreign(f"http://{host}", host, own):
+        return (
+            f"A gateway without API keys is not shown under the name {host}, which could be "
+            "anybody's. Use its address, set E2LLM_GATEWAY_PUBLIC_URL to this one, or make a key."
+        )
+    return None

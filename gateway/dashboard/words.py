@@ -1,0 +1,44 @@
+"""Figures as a person reads them. Pure."""
+
+from __future__ import annotations
+
+NONE = "–"
+"""What stands where nothing is known."""
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def figure(value: float | None) -> str:
+    """Return the first three digits of a rate."""
+    if value is None:
+        return NONE
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.3g}"
+
+
+def seconds(value: float | None) -> str:
+    """Return a duration in the unit in which it is short."""
+    if value is None:
+        return NONE
+    if value < 0.9995:
+        return f"{figure(1000 * value)} ms"
+    return f"{figure(value)} s" if value < 120 else f"{value / 60:.0f} min"
+
+
+def percent(value: float | None) -> str:
+    """Return a share."""
+    return NONE if value is None else f"{100 * value:.0f} %"
+
+
+def signed_percent(value: float | None) -> str:
+    """Return by what share something is more, or less."""
+    return NONE if value is None else f"{100 * value:+.0f} %"
+
+
+def mebibytes(value: float | None) -> str:
+    """Return an amount of memory."""
+    if value is None:
+        return NONE
+    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
