@@ -1,7 +1,7 @@
 """What all tests share: the real services, and the rule for when one is missing.
 
-A test that needs Mosquitto or Redis asks for the fixture `mosquitto_path`,
-`redis_server` or `redis_url`; the marker of the same name follows from it. Without
+A test that needs Mosquitto, Redis or Chromium asks for the fixture `mosquitto_path`,
+`redis_server`, `redis_url` or `chromium_path`; the marker of the same name follows from it. Without
 the service the test is skipped on a laptop. Where the environment says ``CI=true``
 or ``E2LLM_REQUIRE_SERVICES=1`` it fails instead, and so does any other skip: there,
 a skipped test would be a check that nobody makes.
@@ -38,12 +38,13 @@ SBIN_FOLDERS: Final = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 
 FIXTURE_MARKERS: Final = {
     "mosquitto_path": "mosquitto",
+    "chromium_path": "chromium",
     "redis_server": "redis",
     "redis_url": "redis",
 }
 
 # Tests that share running processes, which take seconds to start: one worker has them all.
-SHARED_BY: Final = ("tests/e2e/", "tests/pipeline/test_processes.py")
+SHARED_BY: Final = ("tests/e2e/", "tests/pipeline/test_processes.py", "tests/gateway/dashboard/")
 
 # No deadline: the speed of a shared machine is not a property of the code. In CI
 # the same examples every time, so that a red run can be repeated.
@@ -123,6 +124,13 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 def mosquitto_path() -> Path:
     """The Mosquitto binary, to be started by the test with its own configuration."""
     return find_mosquitto() or _absent("Mosquitto", "on Debian: apt-get install mosquitto")
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> Path:
+    """Debian's browser; none is downloaded."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    return Path(found) if found else _absent("Chromium", "on Debian: apt-get install chromium")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nicegui import ui
@@ -10,18 +10,21 @@ from nicegui import ui
 from gateway.dashboard.elements import Facts, facts, fitted
 from gateway.dashboard.picture import fog_picture
 from gateway.dashboard.view import View
-from gateway.dashboard.words import counted, figure, seconds
+from gateway.dashboard.words import figure, seconds
+
+Json = Mapping[str, Any]
+Say = Callable[[float | None], str]
 
 
 def build(view: View) -> None:
     """Put the page into the frame."""
-    engine = view.sources.engine
+    sources = view.sources
 
     def read_facts() -> Facts:
-        return fog_facts(engine.fog_plan(), engine.readiness().details)
+        return fog_facts(sources.plan(), sources.engine.readiness().details)
 
     facts(view, read_facts)
-    fitted(view, lambda width: fog_picture(engine.fog_plan(), engine.devices(), width))
+    fitted(view, lambda width: fog_picture(sources.plan(), sources.devices(), width))
     with ui.element("p").classes("hint"):
         ui.label(
             "Each box is a device with its layers; the bar is its load. Rates are measured, of "
@@ -29,7 +32,7 @@ def build(view: View) -> None:
         )
 
 
-def fog_facts(plan: Mapping[str, Any], details: Mapping[str, Any]) -> Facts:
+def fog_facts(plan: Json, details: Json) -> Facts:
     """Return what stands above the picture: model, plan, queue, rates and latencies.
 
     Args:
@@ -46,12 +49,12 @@ def fog_facts(plan: Mapping[str, Any], details: Mapping[str, Any]) -> Facts:
     return (
         ("Model", plan["model"] or "none yet"),
         ("Plan", version),
-        ("Requests", f"{counted(running, 'running', '')}, {waiting} waiting"),
+        ("Requests", f"{running} running, {waiting} waiting"),
         ("Tokens/s", _pair(measured, predicted, "decode_tokens_per_second", figure)),
         ("First token", _pair(measured, predicted, "ttft_seconds", seconds)),
         ("Per token", _pair(measured, predicted, "tpot_seconds", seconds)),
     )
 
 
-def _pair(measured: Any, predicted: Any, name: str, say: Any) -> str:
+def _pair(measured: Json, predicted: Json, name: str, say: Say) -> str:
     return f"{say(measured.get(name))} ({say(predicted.get(name))} predicted)"

@@ -127,7 +127,7 @@ def _framed(view: View, page: Page) -> Iterator[None]:
         with ui.element("div").classes("frame-tools"):
             _theme_button()
             if view.caller.id:
-                ui.button("Log out", on_click=_log_out).props("flat dense no-caps")
+                ui.button("Log out", on_click=_log_out, color=None).props("flat dense no-caps")
     with ui.element("main").classes("frame-main"):
         ui.html(page.title, sanitize=False, tag="h1")
         _status_line(view)
@@ -167,7 +167,7 @@ def _theme_button() -> None:
         user["dark"] = chosen
         button.set_text(text())
 
-    button = ui.button(text(), on_click=turn).props("flat dense no-caps")
+    button = ui.button(text(), on_click=turn, color=None).props("flat dense no-caps")
 
 
 # --- who may look --------------------------------------------------------------------------------

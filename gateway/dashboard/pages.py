@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.dashboard import fog
+from gateway.dashboard import devices, fog, plans
 from gateway.dashboard.view import View
 
 
@@ -29,4 +29,8 @@ class Page:
     build: Callable[[View], None]
 
 
-PAGES: Final = (Page("", "Fog", fog.build),)
+PAGES: Final = (
+    Page("", "Fog", fog.build),
+    Page("devices", "Devices", devices.build),
+    Page("plans", "Plans", plans.build),
+)

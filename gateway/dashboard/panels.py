@@ -8,7 +8,7 @@ from typing import Any, Final
 from gateway.dashboard import svg
 from gateway.dashboard.layout import Place, Size, flow
 from gateway.dashboard.svg import Drawing
-from gateway.dashboard.words import figure
+from gateway.dashboard.words import device_address, figure, percent
 
 Json = Mapping[str, Any]
 
@@ -96,18 +96,19 @@ def device_box(device: Json | None, stage: Json | None, role: str, reason: str =
     hint = svg.title(", ".join(filter(None, [name, state, layers(stage) if stage else "", reason])))
     frame = svg.tag("rect", x=0.5, y=0.5, width=BOX.width - 1, height=BOX.height - 1, rx=7)
     classes = f"device {role} is-{state}"
-    return Drawing(BOX, svg.tag("g", hint, frame, *lines, *bar, class_=classes, data_device=name))
+    box = svg.tag("g", hint, frame, *lines, *bar, class_=classes, data_device=name)
+    return Drawing(BOX, svg.tag("a", box, href=device_address(name)) if device else box)
 
 
 def _live(device: Json | None, state: str, telemetry: Json, load: float | None) -> str:
     if state != "ready" or device is None:
         return state
-    if device["load_state"] in ("loading", "measuring"):
-        progress = device["progress"]
-        return device["load_state"] + ("" if progress is None else f" {progress:.0%}")
-    if device["load_state"] == "failed":
+    doing, progress = device["load_state"], device["progress"]
+    if doing in ("loading", "measuring"):
+        return f"{doing}" if progress is None else f"{doing} {percent(progress)}"
+    if doing == "failed":
         return "cannot load"
-    said = "load –" if load is None else f"load {100 * load:.0f} %"
+    said = "load –" if load is None else f"load {percent(load)}"
     queue = telemetry.get("queue_length")
     return said if queue is None else f"{said}, queue {queue}"
 

@@ -69,6 +69,7 @@ def fog_picture(plan: Json, devices: Sequence[Json], width: int) -> str:
         ARROW,
         *stack,
         class_="fog-picture",
+        role="group",
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
 
 from gateway.access.caller import ANYBODY, Caller
 from gateway.access.door import is_foreign
@@ -15,22 +16,68 @@ from gateway.inference import Inference
 from gateway.requests import Engine
 from gateway.settings import Settings
 
+ValueT = TypeVar("ValueT")
 
-@dataclass(frozen=True, slots=True)
+RECENT_SECONDS: Final = 0.5
+
+
+class Recent(Generic[ValueT]):
+    """What a function returned lately, so that many tabs do not ask for the same many times.
+
+    Args:
+        read: The function.
+        seconds: After which it is asked again.
+        clock: Steady seconds.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], ValueT],
+        seconds: float = RECENT_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read = read
+        self._seconds = seconds
+        self._clock = clock
+        self._known: tuple[float, ValueT] | None = None
+
+    def __call__(self) -> ValueT:
+        """Return it."""
+        now = self._clock()
+        if self._known is None or now - self._known[0] >= self._seconds:
+            self._known = now, self._read()
+        return self._known[1]
+
+
 class Sources:
     """What the HTTP API answers from, in the same process.
 
-    Attributes:
+    Args:
         history: What devices said lately, for plots.
         stopping: Set when the process is about to stop.
+
+    Attributes:
+        plan: The body of ``GET /fog/plan``, as it was less than `RECENT_SECONDS` ago.
+        devices: That of ``GET /fog/devices``, likewise.
     """
 
-    engine: Engine
-    inference: Inference
-    keys: KeyStore
-    settings: Settings
-    stopping: asyncio.Event
-    history: History = field(default_factory=History)
+    def __init__(
+        self,
+        engine: Engine,
+        inference: Inference,
+        keys: KeyStore,
+        settings: Settings,
+        stopping: asyncio.Event,
+        history: History,
+    ) -> None:
+        self.engine = engine
+        self.inference = inference
+        self.keys = keys
+        self.settings = settings
+        self.stopping = stopping
+        self.history = history
+        self.plan = Recent(engine.fog_plan)
+        self.devices = Recent(engine.devices)
 
     def caller(self, key_hash: str | None) -> Caller | None:
         """Return who looks now, by the hash of the key that a browser logged in with."""

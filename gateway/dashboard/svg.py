@@ -44,9 +44,18 @@ def cut(content: str, pixels: float) -> str:
 
 
 def picture(
-    width: float, height: float, heading: str, description: str, *content: str, class_: str
+    width: float,
+    height: float,
+    heading: str,
+    description: str,
+    *content: str,
+    class_: str,
+    role: str = "img",
 ) -> str:
-    """Return a whole picture, with what it is and what it shows for who cannot see it."""
+    """Return a whole picture, with what it is and what it shows for who cannot see it.
+
+    A picture with links in it has the role ``group``: who hears it can still follow them.
+    """
     return tag(
         "svg",
         title(heading),
@@ -56,7 +65,8 @@ def picture(
         viewBox=f"0 0 {number(float(width))} {number(float(height))}",
         width=width,
         height=height,
-        role="img",
+        role=role,
+        aria_label=heading,
     )
 
 

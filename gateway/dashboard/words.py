@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 NONE = "–"
 """What stands where nothing is known."""
 
@@ -42,3 +44,8 @@ def mebibytes(value: float | None) -> str:
     if value is None:
         return NONE
     return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def device_address(device: str) -> str:
+    """Return where a device has its page, as seen from any other page."""
+    return f"devices?device={quote(device, safe='')}"

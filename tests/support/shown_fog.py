@@ -100,10 +100,32 @@ class ShownFog(FakeEngine):
 
     def __init__(self, script: Script = lambda generation: []) -> None:
         super().__init__(script)
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Forget what tests did: six devices hold a plan with a prefill and a decode replica."""
         self.view = FogView()
         self.decisions: list[PlanDecision] = []
         self.measures = Measures()
         self.num_running = self.num_waiting = 0
+        for index, device in enumerate(DEVICES):
+            self.say(device)
+            self.report(
+                device,
+                cpu_load_ratio=0.15 + 0.13 * index,
+                tokens_per_second=18.2 - 2.5 * index,
+                queue_length=index % 3,
+                temperature_celsius=41.0 + 3 * index,
+                memory_used_bytes=(300 + 40 * index) * 2**20,
+                memory_available_bytes=2**31,
+            )
+        self.adopt(
+            plan_of(
+                1,
+                replica("r-3f9a1c22d0", Role.PREFILL, DEVICES[:2]),
+                replica("r-81b7e0aa45", Role.DECODE, DEVICES[2:5]),
+            )
+        )
 
     def adopt(self, plan: Plan) -> None:
         """Make a plan active, with all its stages in memory."""
@@ -169,27 +191,3 @@ class ShownFog(FakeEngine):
 
     def _details(self) -> Mapping[str, Any]:
         return {"running": self.num_running, "waiting": self.num_waiting}
-
-
-def default_fog(script: Script = lambda generation: []) -> ShownFog:
-    """Return six devices that hold a plan with one prefill and two decode replicas."""
-    fog = ShownFog(script)
-    for index, device in enumerate(DEVICES):
-        fog.say(device)
-        fog.report(
-            device,
-            cpu_load_ratio=0.15 + 0.13 * index,
-            tokens_per_second=18.2 - 2.5 * index,
-            queue_length=index % 3,
-            temperature_celsius=41.0 + 3 * index,
-            memory_used_bytes=(300 + 40 * index) * 2**20,
-            memory_available_bytes=2**31,
-        )
-    fog.adopt(
-        plan_of(
-            1,
-            replica("r-3f9a1c22d0", Role.PREFILL, DEVICES[:2]),
-            replica("r-81b7e0aa45", Role.DECODE, DEVICES[2:5]),
-        )
-    )
-    return fog
