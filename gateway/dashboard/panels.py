@@ -116,8 +116,9 @@ def _live(device: Json | None, state: str, telemetry: Json, load: float | None) 
 def _pace(device: Json | None, state: str, telemetry: Json, stage: Json | None) -> str:
     placement = (device or {}).get("placement", "open")
     words = [] if placement == "open" else [placement]
-    if state == "ready" and stage is not None:
-        words.append(f"{figure(telemetry.get('tokens_per_second'))} tokens/s")
+    rate = telemetry.get("tokens_per_second")
+    if state == "ready" and stage is not None and rate is not None:
+        words.append(f"{figure(rate)} tokens/s")
     return ", ".join(words)
 
 

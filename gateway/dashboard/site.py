@@ -48,6 +48,11 @@ class Dashboard:
         self._opening: asyncio.Task[ASGIApp] | None = None
         self._life: asyncio.Task[None] | None = None
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether somebody has opened it."""
+        return self._opening is not None
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._is_installed():
             await remedy()(scope, receive, send)

@@ -8,7 +8,7 @@ from typing import Final
 
 from gateway.dashboard.layout import Size
 
-CHARACTER_PIXELS: Final = 6.8
+CHARACTER_PIXELS: Final = 6.4
 """Mean width of a character at 12 px: texts are cut by it, since nothing here can measure them."""
 
 
