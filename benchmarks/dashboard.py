@@ -27,6 +27,7 @@ from typing import Final
 from urllib.request import urlopen
 
 import psutil
+import uvloop
 from playwright.sync_api import Browser, sync_playwright
 
 from benchmarks.here import context
@@ -225,7 +226,9 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        asyncio.run(serve(options.devices, options.requests))
+        # As a gateway runs.
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(options.devices, options.requests))
         return
     pages = options.pages if options.pages is not None else ["", "devices", "plans"]
     result = measure(options.devices, options.requests, options.seconds, pages)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
 from nicegui import app, ui
 from nicegui.storage import Storage
-from starlette.types import ASGIApp
+from starlette.types import Receive, Scope, Send
 
 from gateway.access.keys import WrongKeyError
 from gateway.dashboard.pages import PAGES, Page
@@ -28,20 +29,16 @@ _ICON: Final = (
     '<rect width="16" height="16" rx="4" fill="#3b5bdb"/>'
     '<path d="M4 5h8M4 8h5M4 11h8" stroke="#fff" stroke-width="1.6"/></svg>'
 )
+MOST_TABS: Final = 256
 # How long a browser that lost its connection may take to come back to the same page.
 _RECONNECT_SECONDS: Final = 10.0
 _THEMES: Final[dict[bool | None, str]] = {None: "as the system", False: "light", True: "dark"}
 
 
 class Frame:
-    """NiceGUI with our pages; there is one in a process, because there is one NiceGUI.
-
-    Attributes:
-        app: Serves what is below `PATH`.
-    """
+    """NiceGUI with our pages, ASGI; one in a process, because there is one NiceGUI."""
 
     def __init__(self, sources: Sources) -> None:
-        self.app: ASGIApp = app
         self._sources = sources
         # Of browsers: the hash of a key, and the theme. Nobody else's business.
         Storage.path = sources.settings.state / "dashboard"
@@ -66,6 +63,15 @@ class Frame:
             storage_secret=_cookie_secret(sources.settings.state),
             session_middleware_kwargs={"session_cookie": "e2llm_dashboard", "same_site": "strict"},
         )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_page = scope["type"] == "http" and "/_nicegui" not in scope["path"]
+        if is_page and sum(1 for _ in app.clients()) >= MOST_TABS:
+            # Whoever asks for a page gets a tab in this process's memory for a minute at least.
+            busy = PlainTextResponse("Too many tabs show the dashboard; try again later.\n", 503)
+            await busy(scope, receive, send)
+            return
+        await app(scope, receive, send)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

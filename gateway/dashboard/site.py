@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 from fastapi.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from gateway.dashboard.sources import Sources
 
@@ -45,7 +45,7 @@ class Dashboard:
     def __init__(self, sources: Sources, is_installed: Callable[[], bool] = is_installed) -> None:
         self._sources = sources
         self._is_installed = is_installed
-        self._opening: asyncio.Task[ASGIApp] | None = None
+        self._opening: asyncio.Task[Frame] | None = None
         self._life: asyncio.Task[None] | None = None
 
     @property
@@ -60,17 +60,17 @@ class Dashboard:
         if self._opening is None:
             self._opening = asyncio.create_task(self._open(), name="dashboard-opens")
         # A browser that leaves must not take the loading away from the next one.
-        app = await asyncio.shield(self._opening)
-        await app(scope, receive, send)
+        frame = await asyncio.shield(self._opening)
+        await frame(scope, receive, send)
 
-    async def _open(self) -> ASGIApp:
+    async def _open(self) -> Frame:
         # In a thread: requests that stream must not wait for the import of 500 modules.
         make = await asyncio.to_thread(_import_frame)
         frame = make(self._sources)
         opened = asyncio.Event()
         self._life = asyncio.create_task(self._live(frame, opened), name="dashboard")
         await opened.wait()
-        return frame.app
+        return frame
 
     async def _live(self, frame: Frame, opened: asyncio.Event) -> None:
         async with frame.running():
