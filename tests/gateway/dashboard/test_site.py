@@ -56,7 +56,7 @@ async def test_without_nicegui_one_line_says_how_to_get_it(
 
 @pytest.mark.asyncio(loop_scope="session")
 async def test_every_file_of_a_page_comes_from_the_gateway(shown: Shown) -> None:
-    async with httpx2.AsyncClient() as client:
+    async with httpx2.AsyncClient(timeout=60) as client:
         page = (await client.get(shown.address())).text
     assert "/dashboard/_nicegui/" in page
     assert "http://" not in page.replace("http://www.w3.org/", "").replace(shown.url, "")
