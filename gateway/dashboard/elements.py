@@ -15,7 +15,7 @@ Facts = tuple[tuple[str, str], ...]
 """Names and what is known, as text."""
 
 _FIRST_WIDTH: Final = 340
-_STEP: Final = 20
+_STEP: Final = 10
 _WIDTHS: Final = (300, 2400)
 
 

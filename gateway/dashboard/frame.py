@@ -61,7 +61,7 @@ class Frame:
             tailwind=False,
             show_welcome_message=False,
             storage_secret=_cookie_secret(sources.settings.state),
-            session_middleware_kwargs={"session_cookie": "e2llm_dashboard", "same_site": "strict"},
+            session_middleware_kwargs={"session_cookie": "e2llm_dashboard", "same_site": "lax"},
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,7 +134,7 @@ def _framed(view: View, page: Page) -> Iterator[None]:
             _theme_button()
             if view.caller.id:
                 ui.button("Log out", on_click=_log_out, color=None).props("flat dense no-caps")
-    with ui.element("main").classes("frame-main"):
+    with ui.element("div").classes("frame-main"):
         ui.html(page.title, sanitize=False, tag="h1")
         _status_line(view)
         yield
@@ -180,14 +180,14 @@ def _theme_button() -> None:
 
 
 def _say(problem: str) -> None:
-    with ui.element("main").classes("frame-main"):
+    with ui.element("div").classes("frame-main"):
         ui.html(NAME, sanitize=False, tag="h1")
         ui.label(problem).props('role="alert"')
 
 
 def _ask_for_key(sources: Sources) -> None:
     _set_theme()
-    with ui.element("main").classes("frame-main frame-key"):
+    with ui.element("div").classes("frame-main frame-key"):
         ui.html(NAME, sanitize=False, tag="h1")
         ui.label("This gateway asks for an API key. It stays on the gateway, not in this browser.")
         entry = ui.input("API key", password=True).props("outlined autofocus autocomplete=off")

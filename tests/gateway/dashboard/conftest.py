@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright, expect
 
 from gateway.access.keys import KeyRing
 from tests.support.gateway_api import Api, settings_for
@@ -73,6 +73,7 @@ OpenWindow = Callable[..., Awaitable[Window]]
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def chromium(chromium_path: Path) -> AsyncIterator[Browser]:
+    expect.set_options(timeout=PATIENCE_MILLISECONDS)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium_path)
         yield browser
