@@ -31,7 +31,7 @@ import uvloop
 from playwright.sync_api import Browser, sync_playwright
 
 from benchmarks.here import context
-from broker.plan import Role
+from broker.plan import Replica, Role
 from tests.support.gateway_api import Api, settings_for
 from tests.support.model_folder import write_model_folder
 from tests.support.shown_fog import ShownFog, plan_of, replica
@@ -79,7 +79,8 @@ def large_fog(num_devices: int) -> ShownFog:
     names = [f"device-{number:03}" for number in range(num_devices)]
     for name in names:
         fog.say(name)
-    replicas, rest = [], names[: num_devices * 19 // 20]
+    replicas: list[Replica] = []
+    rest = names[: num_devices * 19 // 20]
     while rest:
         count = min(rng.randint(2, 6), len(rest))
         role = Role.PREFILL if len(replicas) % 2 else Role.DECODE

@@ -158,7 +158,9 @@ def devices_table(devices: Sequence[Json], plan: Json, chosen: str | None = None
                 held.setdefault(stage["device"], []).append(replica["role"])
     rows = []
     for device in devices:
-        name, telemetry = device["id"], device["telemetry"] or {}
+        name = device["id"]
+        # Of a device that is away, the last of these would look like now.
+        telemetry = (device["telemetry"] or {}) if device["state"] == "ready" else {}
         current = "true" if name == chosen else None
         state = svg.tag("span", escape(device["state"]), class_=f"state is-{device['state']}")
         rows.append(

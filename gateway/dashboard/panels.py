@@ -13,7 +13,7 @@ from gateway.dashboard.words import device_address, figure, percent
 Json = Mapping[str, Any]
 
 BOX: Final = Size(152.0, 78.0)
-BOX_GAP: Final = Size(20.0, 20.0)
+BOX_GAP: Final = Size(16.0, 18.0)
 PAD: Final = 14.0
 HEAD: Final = 46.0
 
@@ -41,15 +41,15 @@ def replica_panel(
     ]
     if role != "prefill" and len(stages) > 1:
         links.append(_ring(placed.places[0], placed.places[-1]))
-    state = "" if replica["complete"] else "incomplete: "
+    is_complete = replica["complete"]
+    state = _rates(replica, measured, known) if is_complete else "incomplete"
     room = size.width - 2 * PAD
-    rates = svg.cut(f"{state}{_rates(replica, measured, known)}", room)
     head = svg.text(svg.cut(f"{role} {replica['id']}", room), PAD, 20.0, "name")
-    head += svg.text(rates, PAD, 37.0, "wrong" if state else "small")
+    head += svg.text(svg.cut(state, room), PAD, 37.0, "small" if is_complete else "wrong")
     inside = svg.tag("g", *links, *boxes, transform=f"translate({PAD:g} {HEAD:g})")
     frame = svg.tag("rect", x=0.5, y=0.5, width=size.width - 1, height=size.height - 1, rx=10)
     hint = svg.title(f"{replica['slots']} requests at once, {replica['kv_tokens']} tokens of KV")
-    classes = f"replica {role}" + ("" if replica["complete"] else " incomplete")
+    classes = f"replica {role}" if is_complete else f"replica {role} incomplete"
     return Drawing(size, svg.tag("g", hint, frame, head, inside, class_=classes))
 
 
@@ -133,8 +133,9 @@ ARROW: Final = svg.tag(
         viewBox="0 0 8 8",
         refX=7,
         refY=4,
-        markerWidth=7,
-        markerHeight=7,
+        markerUnits="userSpaceOnUse",
+        markerWidth=9,
+        markerHeight=9,
         orient="auto",
     ),
 )

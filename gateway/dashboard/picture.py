@@ -109,7 +109,7 @@ def _model(
             _region(_REGIONS[role], by_role[role], measured, known, each)
             for role, each in zip(apart, widths, strict=True)
         ]
-        rows.append(_handed_over(sides, widths[0], part["predicted"], width, is_narrow=is_narrow))
+        rows.append(_handed_over(sides, part["predicted"], width, is_narrow=is_narrow))
     else:
         rows += [_region(_REGIONS[r], by_role[r], measured, known, width) for r in apart]
     if by_role["both"]:
@@ -123,7 +123,7 @@ def _model(
 
 
 def _handed_over(
-    sides: Sequence[Drawing], first: float, predicted: Json, width: float, *, is_narrow: bool
+    sides: Sequence[Drawing], predicted: Json, width: float, *, is_narrow: bool
 ) -> Drawing:
     """Return prefill and decode with the way of the KV cache between them."""
     prefill, decode = sides
@@ -137,7 +137,7 @@ def _handed_over(
         content = prefill.at(0.0, 0.0) + arrow + words + decode.at(0.0, y + 32)
         return Drawing(Size(width, height), content)
     height = max(prefill.size.height, decode.size.height)
-    y = _TITLE + HEAD
+    y, first = _TITLE + HEAD, prefill.size.width
     arrow = line([Place(first + 4, y), Place(first + _BETWEEN - 4, y)], "kv")
     words = svg.text(label, first + _BETWEEN / 2, y - 8, "small", text_anchor="middle")
     content = prefill.at(0.0, 0.0) + arrow + words + decode.at(first + _BETWEEN, 0.0)
@@ -162,7 +162,7 @@ def _titled(heading: str, parts: Sequence[Drawing], width: float) -> Drawing:
         part.at(place.x, place.y + _TITLE) for part, place in zip(parts, placed.places, strict=True)
     )
     content = svg.text(heading, 0.0, 16.0, "heading") + "".join(inside)
-    return Drawing(Size(width, placed.height + _TITLE), content)
+    return Drawing(Size(max(placed.width, _LEAST_COLUMN), placed.height + _TITLE), content)
 
 
 def _stages(part: Json) -> list[Json]:

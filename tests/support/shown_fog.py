@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import structs, to_builtins
@@ -189,5 +189,5 @@ class ShownFog(FakeEngine):
     def readiness(self) -> Readiness:
         return report.readiness(self.view, None, self._details())
 
-    def _details(self) -> Mapping[str, Any]:
+    def _details(self) -> dict[str, Any]:
         return {"running": self.num_running, "waiting": self.num_waiting}

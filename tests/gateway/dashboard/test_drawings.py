@@ -13,7 +13,7 @@ from gateway.dashboard import svg
 from gateway.dashboard.devices import device_facts, devices_table, owner_text, plots
 from gateway.dashboard.fog import fog_facts
 from gateway.dashboard.history import History, Point
-from gateway.dashboard.layout import Size, flow, shares
+from gateway.dashboard.layout import Place, Size, flow, shares
 from gateway.dashboard.panels import BOX, device_box
 from gateway.dashboard.picture import NARROW, describe, fog_picture
 from gateway.dashboard.plans import decisions_table, rates_table, stages_table
@@ -180,7 +180,7 @@ def test_a_device_that_loads_says_how_far_it_is() -> None:
 
 def test_boxes_that_fit_share_a_row() -> None:
     found = flow([Size(40, 10), Size(40, 30), Size(40, 20)], 100.0, Size(10, 5))
-    assert found.places == ((0, 0), (50, 0), (0, 35))
+    assert found.places == (Place(0, 0), Place(50, 0), Place(0, 35))
     assert (found.width, found.height) == (90, 55)
 
 

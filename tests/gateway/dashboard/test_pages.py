@@ -1,6 +1,7 @@
 """The dashboard as a person sees it, in Chromium."""
 
 import itertools
+from typing import Final, Literal
 
 import pytest
 from playwright.async_api import expect
@@ -10,6 +11,8 @@ from broker.plan import Role
 from gateway.dashboard.pages import PAGES
 from tests.gateway.dashboard.conftest import HEIGHT, NARROW, WIDE, OpenWindow, Shown
 from tests.support.shown_fog import DEVICES, plan_of, replica
+
+SCHEMES: Final[tuple[Literal["light", "dark"], ...]] = ("light", "dark")
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -32,7 +35,7 @@ async def test_every_page_fits_a_phone_and_a_wide_window_and_follows_light_and_d
     shown = await window()
     for each in PAGES:
         page = await shown.open(each.path)
-        for width, scheme in itertools.product((NARROW, WIDE), ("light", "dark")):
+        for width, scheme in itertools.product((NARROW, WIDE), SCHEMES):
             await page.set_viewport_size({"width": width, "height": HEIGHT})
             await page.emulate_media(color_scheme=scheme)
             await expect(page.locator("body")).to_contain_class(f"body--{scheme}")
@@ -56,7 +59,7 @@ async def test_a_device_that_is_lost_turns_red(window: OpenWindow, shown: Shown)
     shown.fog.say("pi5-hall", DeviceState.LOST)
     await expect(box).to_have_class("device decode is-lost")
     await expect(box).to_contain_text("lost")
-    await expect(page.get_by_text("incomplete:")).to_be_visible()
+    await expect(page.get_by_text("incomplete", exact=True)).to_be_visible()
 
 
 async def test_a_new_plan_is_drawn(window: OpenWindow, shown: Shown) -> None:
