@@ -19,8 +19,7 @@ COPY scripts/image-install /usr/local/bin/image-install
 # The dependencies first, in a layer of their own: they change less often than the code.
 RUN mkdir -p broker planner nodes gateway fog \
     && for package in broker planner nodes gateway fog; do touch $package/__init__.py; done \
-    && image-install '.[node,planner,gateway,gguf,traces]' \
-    && image-install '.[node,planner,gateway,gguf,dashboard]' \
+    && image-install '.[node,planner,gateway,gguf,traces,dashboard]' \
     && /opt/e2llm/bin/pip uninstall --yes e2llm
 
 COPY broker ./broker

@@ -45,8 +45,8 @@ ONE_PLACE: Final = {
     "gguf": ("gateway/gguf/", "nodes/stored.py"),
     "highspy": ("planner/bounds/prices.py",),
     "llguidance": ("nodes/grammar.py", "gateway/constraints.py"),
-    "opentelemetry": ("gateway/tracing/otlp.py",),
     "nicegui": ("gateway/dashboard/",),
+    "opentelemetry": ("gateway/tracing/otlp.py",),
     "paho": ("broker/mqtt.py", "broker/mqtt_messages.py"),
     "prometheus_client": ("broker/exposition.py",),
     "redis": (
@@ -88,8 +88,7 @@ EXTRAS_OF: Final = {
     "broker": ("fog", "gateway", "mdns"),
     "planner": ("planner", "figures"),
     "nodes": ("node", "gguf", "transformers"),
-    "gateway": ("gateway", "gguf", "traces"),
-    "gateway": ("gateway", "gguf", "dashboard"),
+    "gateway": ("gateway", "gguf", "traces", "dashboard"),
     "fog": ("fog", "cli", "node", "planner", "gateway", "figures"),
 }
 
