@@ -69,6 +69,11 @@ def size(folder: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def kill(journal: RedisJournal) -> None:
+    """From now on it writes no more to the file, which is the next one's."""
+    journal._spool = None
+
+
 async def read_later(journal: RedisJournal, turns: int) -> asyncio.Task[Written | None]:
     """Let the loop turn so often, then begin to read."""
     for _ in range(turns):
@@ -90,6 +95,7 @@ async def test_a_request_that_redis_never_saw_is_known_after_a_restart(
     journal.hangs = True
     journal.begin(generation(), MODEL)
     await say(journal, tmp_path, 10, 11)
+    kill(journal)
 
     next_one = RedisJournal(redis_url, "lab", spool=Spool(tmp_path))
     await next_one.start()
@@ -121,6 +127,7 @@ async def test_tokens_beyond_those_in_redis_are_known_after_a_restart(
     journal._write = never  # type: ignore[method-assign]
     await say(journal, tmp_path, 12)
     await say(journal, tmp_path, 13)
+    kill(journal)
 
     next_one = RedisJournal(redis_url, "lab", spool=Spool(tmp_path))
     await next_one.start()
@@ -165,6 +172,7 @@ async def test_a_redis_that_comes_back_empty_gets_it_all_again(
     await until(lambda: not journal.is_available)
     await say(journal, tmp_path, 12)
     await redis.flushdb()
+    kill(journal)
 
     next_one = RedisJournal(redis_url, "lab", spool=Spool(tmp_path))
     await next_one.start()
