@@ -3,9 +3,10 @@
     python -m benchmarks.loading FOLDER [--weights bfloat16] [--json FILE]
 
 Five `python -m nodes` on Mosquitto that share no folder and no cache; the gateway's own weights
-server, whose bytes are counted; a checkpoint without a tied head, as of
-`e2llm make-model --like tinyllama-1.1b`. Two nodes load a replica; two more load the same layers;
-then a fifth one does, and while it reads, both nodes that have its layers are killed.
+server, whose bytes are counted; a checkpoint, as of `e2llm make-model --like tinyllama-1.1b`, or
+with a tied head `qwen2.5-0.5b`, of which both ends need the embedding. Two nodes load a replica;
+two more load the same layers; then a fifth one does, and while it reads, both nodes that have its
+layers are killed.
 """
 
 import argparse

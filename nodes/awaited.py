@@ -15,7 +15,7 @@ from nodes.neighbours import Neighbours, contains
 _LOOK_SECONDS: Final = 0.05
 # The other device reads at least as fast as that, or it is not waited for. A replica is not
 # ready before its embedding is there, so that waiting for it costs the way between the two.
-_PATIENCE_SECONDS: Final = 30.0
+_PATIENCE_SECONDS: Final = 60.0
 _SLOWEST_BYTES_PER_SECOND: Final = 1e6
 # A planner takes a device that says nothing for five minutes while it loads for a failed one.
 _LONGEST_SECONDS: Final = 200.0
