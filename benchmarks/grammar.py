@@ -5,6 +5,7 @@
 Answers are chosen at random among the tokens that random schemas allow, so they are full of odd
 strings and numbers. Times are those of a core, of one thread. A token's grammar is following the
 last one and marking all that may come next; choosing among these is beside choosing among all.
+``text_ms`` is a token's grammar in text of a model that is free to make a strict call.
 """
 
 import argparse
@@ -20,11 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from benchmarks.here import context
 from broker.work import Sampling
 from fog.made_tokenizer import EOS_ID, make_tokenizer
 from gateway.constraints import grammar_problem, json_grammar
+from gateway.tools.forced import Callee, literal
+from gateway.tools.hermes import Hermes
+from gateway.tools.optional import text_or_calls
 from nodes.grammar import Grammar, Vocabulary
 from nodes.sampler import choose
 from tests.support.json_schemas import random_schema
@@ -71,11 +76,21 @@ class Tokens:
             ids.append(token)
 
 
+def text_tokens(vocabulary: Vocabulary, tokenizer: Tokenizer, vocab_size: int) -> list[float]:
+    """Return the seconds of each token of text in which a strict call may begin."""
+    callee = Callee("add", {"properties": {"of": {"items": {"type": "integer"}}}})
+    rules = text_or_calls(Hermes(), [callee], literal, others="<[3-5]>")
+    grammar = vocabulary.grammar(rules, (EOS_ID,))
+    ids = tokenizer.encode("Is a < b, and what is that <b>sum</b> of theirs? " * 8).ids
+    return [measured(partial(grammar.allowed, ids[:end], vocab_size))[1] for end in range(len(ids))]
+
+
 def run(vocab_size: int, num_answers: int) -> dict[str, Any]:
     """Measure; see the module."""
-    tokenizer = make_tokenizer(vocab_size).to_str().encode()
+    tokenizer = make_tokenizer(vocab_size)
+    text = tokenizer.to_str().encode()
     before = resident_mb()
-    vocabulary, seconds = measured(lambda: Vocabulary(tokenizer, (EOS_ID,)))
+    vocabulary, seconds = measured(lambda: Vocabulary(text, (EOS_ID,)))
     found: dict[str, Any] = {
         "vocabulary": vocab_size,
         "tokenizer_seconds": round(seconds, 2),
@@ -84,9 +99,9 @@ def run(vocab_size: int, num_answers: int) -> dict[str, Any]:
     rng, draw = random.Random(3), torch.Generator().manual_seed(3)
     checks, makes, tokens = [], [], Tokens()
     for seed in range(num_answers):
-        text = json_grammar(random_schema(rng))
-        checks.append(measured(partial(grammar_problem, text))[1])
-        grammar, seconds = measured(partial(vocabulary.grammar, text, (EOS_ID,)))
+        rules = json_grammar(random_schema(rng))
+        checks.append(measured(partial(grammar_problem, rules))[1])
+        grammar, seconds = measured(partial(vocabulary.grammar, rules, (EOS_ID,)))
         makes.append(seconds)
         tokens.answer(grammar, seed, vocab_size, draw)
     return found | {
@@ -94,6 +109,7 @@ def run(vocab_size: int, num_answers: int) -> dict[str, Any]:
         "check_ms": milliseconds(checks),
         "make_ms": milliseconds(makes),
         "grammar_ms": milliseconds(tokens.grammar),
+        "text_ms": milliseconds(text_tokens(vocabulary, tokenizer, vocab_size)),
         "choice_ms": milliseconds(tokens.choice),
         "free_choice_ms": milliseconds(tokens.free_choice),
     }
