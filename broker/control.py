@@ -242,7 +242,7 @@ class Placement(StrEnum):
     DRAINING = "draining"
     """It gives its stages up as soon as others have them."""
     REMOVED = "removed"
-    """It does not come back: what is kept of it is cleared when it is off the bus."""
+    """It does not come back: what is kept of it is cleared."""
 
 
 class DeviceControl(Control, frozen=True, kw_only=True):

@@ -56,7 +56,7 @@ def remove(
 ) -> None:
     """Remove a device that does not come back: its credential, its tokens, all that is kept of it.
 
-    Stop it first. It needs a new token to join again.
+    Drain it first if it serves. It needs a new token to join again.
     """
     removed = connect(url, api_key).change("DELETE", f"/fog/devices/{quote(name, safe='')}")
     write_json(json_target, removed)

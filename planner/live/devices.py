@@ -57,8 +57,11 @@ class DeviceView:
 
     @property
     def is_removed(self) -> bool:
-        """Whether its owner said that it does not come back, and it has not."""
-        return self.control.placement is Placement.REMOVED and not self.is_ready
+        """Whether its owner said that it does not come back.
+
+        Then it is no user of the broker any more, or was off the bus: what its status says is old.
+        """
+        return self.control.placement is Placement.REMOVED
 
     @property
     def is_there(self) -> bool:

@@ -147,7 +147,7 @@ class Knowledge:
             self.changed_seconds = now
 
     def forget_removed(self) -> dict[str, DeviceView]:
-        """Forget the devices that were removed and are off the bus; return what was known."""
+        """Forget the devices that were removed; return what was known of them."""
         removed = {name: view for name, view in sorted(self.devices.items()) if view.is_removed}
         for name in removed:
             del self.devices[name]

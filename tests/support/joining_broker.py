@@ -1,7 +1,7 @@
 """`python -m broker` as a gateway sees it that lets devices join: answers in a folder."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from broker.access import Credential
@@ -10,19 +10,13 @@ from broker.joining import JoinFolder, take_in
 
 @asynccontextmanager
 async def answering(
-    joins: JoinFolder,
-    users: dict[str, Credential],
-    apply: Callable[[Mapping[str, Credential]], None] = lambda known: None,
+    joins: JoinFolder, users: dict[str, Credential]
 ) -> AsyncIterator[dict[str, Credential]]:
-    """Answer requests while the block lasts; ``users`` are those of the broker, also afterwards.
-
-    Args:
-        apply: Called with them when they change.
-    """
+    """Answer requests while the block lasts; ``users`` are those of the broker, also afterwards."""
 
     async def answer() -> None:
         while True:
-            after = take_in(joins, users, apply)
+            after = take_in(joins, users, lambda known: None)
             users.clear()
             users.update(after)
             await asyncio.sleep(0.005)

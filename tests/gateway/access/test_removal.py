@@ -1,6 +1,6 @@
 """A device that is removed by hand: credential, tokens, and what is kept of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from broker.joining import JoinFolder
 from gateway.access.joining import Joining
 from gateway.access.keys import Scope
 from gateway.access.removal import Removal
-from gateway.errors import ApiError
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_api import Api, settings_for
 from tests.support.joining_broker import answering
@@ -45,13 +44,11 @@ def api(engine: ForgetfulEngine, folder: Path, tmp_path: Path, joins: JoinFolder
     return Api(engine, settings_for(folder, tmp_path, joins=joins.path))
 
 
-def broker(
-    joins: JoinFolder, apply: Callable[[Mapping[str, Credential]], None] = lambda known: None
-) -> AbstractAsyncContextManager[dict[str, Credential]]:
+def broker(joins: JoinFolder) -> AbstractAsyncContextManager[dict[str, Credential]]:
     """Answer requests as `python -m broker` does; give its users."""
     users = {name: Credential(name, "old", Kind.NODE) for name in ("pi", "never-came")}
     users["gateway-1"] = Credential("gateway-1", "old", Kind.GATEWAY)
-    return answering(joins, users, apply)
+    return answering(joins, users)
 
 
 async def remove(api: Api, device: str) -> httpx2.Response:
@@ -79,30 +76,21 @@ async def test_a_device_loses_credential_and_tokens_and_is_forgotten(
     assert engine.controls == {}
 
 
-async def test_one_that_a_broker_drops_need_not_be_stopped_before(
+async def test_who_is_no_user_any_more_counts_as_gone_though_its_status_says_ready(
     api: Api, engine: ForgetfulEngine, joins: JoinFolder
 ) -> None:
-    async with broker(joins, lambda known: engine.states.update(pi="lost")):
+    async with broker(joins):
         assert (await remove(api, "pi")).status_code == 200
-
-
-async def test_one_that_stays_on_the_bus_is_not_forgotten(
-    api: Api, engine: ForgetfulEngine, joins: JoinFolder
-) -> None:
-    removal = Removal(engine, api.keys, Joining(api.settings, joins), wait_seconds=0.0)
-    async with broker(joins) as users:
-        with pytest.raises(ApiError, match="stop it") as caught:
-            await removal.remove("pi")
-        assert "pi" not in users
-    assert caught.value.status == 409
-    assert engine.controls == {"pi": DeviceControl()}
+    assert engine.states == {}
 
 
 async def test_a_gateway_that_cannot_reach_the_broker_removes_who_is_off_the_bus_alone(
     engine: ForgetfulEngine, folder: Path, tmp_path: Path
 ) -> None:
     api = Api(engine, settings_for(folder, tmp_path))
-    assert (await remove(api, "pi")).status_code == 409
+    refused = await remove(api, "pi")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "device_in_use")
+    assert engine.controls == {"pi": DeviceControl()}
     engine.states["pi"] = "lost"
     assert (await remove(api, "pi")).json()["credential"] == "not here"
 
