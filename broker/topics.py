@@ -22,6 +22,7 @@ from broker.control import (
 from broker.events import Event
 from broker.plan import Assignment, Loaded, Plan, PlanHistory, PlannerStatus
 from broker.telemetry import Telemetry
+from broker.whatif import WhatIf, WhatIfAnswer
 from broker.work import KvChunk, KvCredit, Work
 
 PREFIX: Final = "e2llm/v1"
@@ -125,6 +126,11 @@ PLANNER_STATUS: Final = Topic[PlannerStatus](
 GATEWAY_STATUS: Final = Topic[GatewayStatus](
     "gateways/{gateway}/status", GatewayStatus, QoS.AT_LEAST_ONCE, retained=True
 )
+# Question and answer; not retained, since nobody waits for an old one.
+WHAT_IF: Final = Topic[WhatIf]("gateways/{gateway}/what-if", WhatIf, QoS.AT_LEAST_ONCE)
+WHAT_IF_ANSWER: Final = Topic[WhatIfAnswer](
+    "planner/what-if/{gateway}", WhatIfAnswer, QoS.AT_LEAST_ONCE
+)
 # Frequent and replaced by the next one: a loss costs one interval.
 DEVICE_TELEMETRY: Final = Topic[Telemetry](
     "devices/{device}/telemetry", Telemetry, QoS.AT_MOST_ONCE
@@ -169,6 +175,8 @@ ALL_TOPICS: Final = (
     PLAN_HISTORY,
     PLANNER_STATUS,
     GATEWAY_STATUS,
+    WHAT_IF,
+    WHAT_IF_ANSWER,
     DEVICE_TELEMETRY,
     STAGE_WORK,
     STAGE_KV,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from broker.architecture import WEIGHT_FORMATS, ModelConfig, UnsupportedModelError, parse_config
+from broker.architecture import WEIGHT_FORMATS, UnsupportedModelError, parse_config
 from broker.control import Link, ModelManifest
 from fog.config import DeviceConfig
 from fog.model_choice import DEMO_MODEL, DEMO_NAME, ModelChoiceError
@@ -122,6 +122,7 @@ def _from_catalogue(shape: CatalogueModel, weights: WeightFormat, kv: KvFormats)
 
 
 def _from_folder(folder: Path, name: str, weights: WeightFormat, kv: KvFormats) -> PlannedModel:
+    from planner.catalogue.models import CatalogueModel
     from planner.live.inputs import model_spec
 
     try:
@@ -142,35 +143,7 @@ def _from_folder(folder: Path, name: str, weights: WeightFormat, kv: KvFormats) 
     except (OSError, ValueError) as error:
         what = "" if isinstance(error, UnsupportedModelError) else "config.json: "
         raise ModelChoiceError(f"--model {folder}: {what}{error}") from error
-    return PlannedModel(spec, _shape(name, config), weights, manifest)
-
-
-def _shape(name: str, config: ModelConfig) -> CatalogueModel:
-    from planner.catalogue.models import CatalogueModel
-
-    experts = next((layer.experts for layer in config.layers if layer.experts), None)
-    return CatalogueModel(
-        name=name,
-        config="config.json",
-        hidden_size=config.hidden_size,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        intermediate_size=config.intermediate_size,
-        vocab_size=config.vocab_size,
-        tied=config.tie_word_embeddings,
-        context_limit=config.max_position_embeddings,
-        qkv_bias=config.qkv_bias,
-        output_bias=config.output_bias,
-        mlp_bias=config.mlp_bias,
-        qk_norm=config.qk_norm is not None,
-        experts=experts.count if experts else 0,
-        active_experts=experts.active if experts else 0,
-        expert_size=experts.intermediate_size if experts else 0,
-        kinds=tuple(layer.kind for layer in config.layers),
-        window=next((layer.window for layer in config.layers if layer.window), 0),
-    )
+    return PlannedModel(spec, CatalogueModel.of_config(name, config), weights, manifest)
 
 
 def device_specs(
@@ -254,6 +227,8 @@ def _from_data_sheet(device: DeviceConfig, model: PlannedModel, chunk_tokens: in
         latency_seconds=entry.link.latency_seconds if delay is None else delay,
         bytes_per_second=entry.link.bytes_per_second if rate is None else rate,
     )
+    if not model.spec.ffn_bytes:
+        entry = entry.without_host_memory()
     spec = entry.spec(
         device.id,
         model.shape,
@@ -263,9 +238,6 @@ def _from_data_sheet(device: DeviceConfig, model: PlannedModel, chunk_tokens: in
         link,
         device.slowdown,
     )
-    if not model.spec.ffn_bytes:
-        # Our nodes keep no weights in host memory: it must not be counted as if they did.
-        spec = replace(spec, host_memory_bytes=0, offloaded={})
     if device.model_memory is not None:
         spec = replace(spec, memory_bytes=_memory_bytes(device.model_memory, model.spec))
     return spec

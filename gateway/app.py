@@ -59,6 +59,7 @@ from gateway.settings import Settings
 from gateway.tokenization import add_tokenization_routes
 from gateway.tracing.tracer import Tracer
 from gateway.weights import UrlSigner, WrongSignatureError
+from gateway.whatif_routes import add_what_if_route
 
 
 def create_app(
@@ -105,6 +106,7 @@ def create_app(
     _add_state_routes(app, engine, models, prompts)
     _add_metrics_route(app, engine, prompts)
     add_administration_routes(app, engine)
+    add_what_if_route(app, engine)
     add_model_routes(app, engine, models)
     add_access_routes(app, keys, meter)
     joins = None if settings.joins is None else JoinFolder(settings.joins)
@@ -183,6 +185,7 @@ def _add_state_routes(
             "/fog/requests",
             "/fog/models",
             "/fog/requests/{id}",
+            "/fog/what-if",
             "/fog/keys",
             "/healthz",
             "/metrics",

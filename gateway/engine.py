@@ -30,6 +30,7 @@ from broker.transport import (
     TransportClosedError,
     TransportEvent,
 )
+from broker.whatif import WhatIf, WhatIfAnswer
 from gateway import metrics, report
 from gateway.choice import in_order
 from gateway.desks import Desks
@@ -39,6 +40,7 @@ from gateway.intake import TOPICS, Intake, Reported
 from gateway.journal import Journal, NoJournal
 from gateway.lengths import LengthsNews
 from gateway.owners import UnknownDeviceError, control_body, control_publication
+from gateway.questions import Questions
 from gateway.receiver import Receiver
 from gateway.requests import (
     EngineError,
@@ -112,6 +114,7 @@ class FogEngine:
         self._own = OwnState(
             site, gateway_id, session or new_session(), self._lengths, addresses, software
         )
+        self._questions = Questions(site, gateway_id, self._publish)
         self._streams: dict[str, Stream] = {}
         self._writers: dict[str, str] = {}
         """The request whose tokens go into an entry of the journal."""
@@ -219,11 +222,14 @@ class FogEngine:
     ) -> dict[str, Any]:
         if device not in self.view.devices:
             raise UnknownDeviceError(f"no device {device} is known")
-        if not self._transport.is_connected:
-            raise NotReadyError(self._bus_problem or "not connected to the MQTT broker")
+        self._require_bus()
         control = change(self.view.devices[device].control)
         self._publish(control_publication(self._site, device, control))
         return control_body(device, control)
+
+    async def what_if(self, asked: WhatIf) -> WhatIfAnswer:
+        self._require_bus()
+        return await self._questions.ask(asked, self.view.planner)
 
     def readiness(self) -> Readiness:
         details = {
@@ -260,6 +266,10 @@ class FogEngine:
         return dict(self._intake.drops.counts + self._desks.dropped)
 
     # --- the bus -----------------------------------------------------------------------------
+
+    def _require_bus(self) -> None:
+        if not self._transport.is_connected:
+            raise NotReadyError(self._bus_problem or "not connected to the MQTT broker")
 
     @property
     def view(self) -> FogView:
@@ -302,6 +312,8 @@ class FogEngine:
             self._fog_changed()
         elif isinstance(taken, Reported):
             self._desks.reported(taken.device, now)
+        elif isinstance(taken, WhatIfAnswer):
+            self._questions.take(taken)
         else:
             sender, event = taken
             self._apply(self._desks.handle(sender, event, now))

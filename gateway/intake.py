@@ -27,9 +27,11 @@ from broker.topics import (
     PLAN,
     PLAN_HISTORY,
     PLANNER_STATUS,
+    WHAT_IF_ANSWER,
     Topic,
 )
 from broker.transport import Received
+from broker.whatif import WhatIfAnswer
 from gateway.drops import Drops
 from gateway.fogview import FogView
 
@@ -45,6 +47,7 @@ TOPICS: tuple[Topic[Any], ...] = (
     PLANNER_STATUS,
     MODEL,
     GATEWAY_STATUS,
+    WHAT_IF_ANSWER,
 )
 
 
@@ -55,7 +58,7 @@ class Reported:
     device: str
 
 
-Taken = FogView | GatewayStatus | Reported | tuple[str, Event]
+Taken = FogView | GatewayStatus | Reported | WhatIfAnswer | tuple[str, Event]
 
 
 logger = logging.getLogger(__name__)
@@ -91,7 +94,8 @@ class Intake:
 
         Returns:
             The view if something about routing may have changed, this gateway's own status,
-            who sent telemetry, or an event and its sender; None if there is nothing to do.
+            who sent telemetry, an answer of the planner, or an event and its sender; None if
+            there is nothing to do.
         """
         for topic in TOPICS:
             names = topic.match(message.topic)
@@ -115,6 +119,9 @@ class Intake:
         if topic is GATEWAY_EVENTS:
             event, _ = decode_frame(payload, topic.message)
             return names["sender"], event
+        if topic is WHAT_IF_ANSWER:
+            answer: WhatIfAnswer = decode_control(payload, WhatIfAnswer)
+            return answer
         if not payload:
             return self._clear(topic, names)
         content = decode_control(payload, topic.message)

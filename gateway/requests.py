@@ -16,6 +16,7 @@ from broker.identity import ModelIdentity
 from broker.metrics import Sample
 from broker.plan import Plan
 from broker.traffic import Traffic
+from broker.whatif import WhatIf, WhatIfAnswer
 from broker.work import Sampling
 from gateway.tracing.timeline import Timeline
 
@@ -205,6 +206,14 @@ class Engine(TokenSource, Protocol):
 
     def devices(self) -> list[dict[str, Any]]:
         """The body of ``GET /fog/devices``."""
+
+    async def what_if(self, asked: WhatIf) -> WhatIfAnswer:
+        """Return what the planner would plan for a fog that is not there; nothing moves.
+
+        Raises:
+            NotReadyError: There is nobody to ask now.
+            DeadlineExceededError: The planner did not answer in time.
+        """
 
     def readiness(self) -> Readiness:
         """The answer to ``GET /readyz``."""

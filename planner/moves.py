@@ -70,3 +70,11 @@ class Holdings:
         has_new_end = (first and not held.embedding) or (last and not held.head)
         has_both = (first or held.embedding) and (last or held.head)
         return missing - (model.shared_bytes if has_new_end and has_both else 0)
+
+    def lacking(self, plan: Plan) -> dict[str, int]:
+        """Return the weights in bytes that each device of ``plan`` lacks; 0: it has them all."""
+        return {
+            stage.device: self.missing_bytes(stage.device, stage.layers.start, stage.layers.end)
+            for replica in plan.replicas
+            for stage in replica.stages
+        }

@@ -52,6 +52,8 @@ ROUTES: Final = {
     "plan/history": ("planner", "gateways"),
     "planner/status": ("planner; its last will", "gateways"),
     "gateways/{gateway}/status": ("gateway; its last will", "all"),
+    "gateways/{gateway}/what-if": ("gateway", "planner"),
+    "planner/what-if/{gateway}": ("planner", "that gateway"),
     "devices/{device}/telemetry": ("node, or any IoT agent", "planner, gateways"),
     "replicas/{replica}/stages/{stage}/to/{device}/from/{sender}/work": (
         "gateways and nodes",

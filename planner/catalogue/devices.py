@@ -77,6 +77,10 @@ class CatalogueDevice:
         ):
             raise ValueError(f"device {self.name}: host memory needs its rate and host compute")
 
+    def without_host_memory(self) -> CatalogueDevice:
+        """Return the device as our nodes use it: they keep no weights in host memory."""
+        return replace(self, host_memory_bytes=0)
+
     def flops_with(self, rows: int) -> float:
         """Return the compute rate of a step: narrow matrices leave most units idle."""
         share = min((rows - 1) / (_FULL_ROWS - 1), 1.0)

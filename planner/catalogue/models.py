@@ -11,6 +11,7 @@ from operator import add
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from broker.architecture import ModelConfig
 from planner.model import ModelSpec
 
 _FILE: Final = Path(__file__).with_name("models.toml")
@@ -102,6 +103,37 @@ class CatalogueModel:
                 f"model {self.name}: blocks of experts need expert_size and active_experts, "
                 "1 to experts"
             )
+
+    @classmethod
+    def of_config(cls, name: str, config: ModelConfig) -> CatalogueModel:
+        """Return the shape of a checkpoint.
+
+        Raises:
+            ValueError: It has blocks of a kind that no data sheet can time.
+        """
+        experts = next((layer.experts for layer in config.layers if layer.experts), None)
+        return cls(
+            name=name,
+            config="config.json",
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            intermediate_size=config.intermediate_size,
+            vocab_size=config.vocab_size,
+            tied=config.tie_word_embeddings,
+            context_limit=config.max_position_embeddings,
+            qkv_bias=config.qkv_bias,
+            output_bias=config.output_bias,
+            mlp_bias=config.mlp_bias,
+            qk_norm=config.qk_norm is not None,
+            experts=experts.count if experts else 0,
+            active_experts=experts.active if experts else 0,
+            expert_size=experts.intermediate_size if experts else 0,
+            kinds=tuple(layer.kind for layer in config.layers),
+            window=next((layer.window for layer in config.layers if layer.window), 0),
+        )
 
     # --- parameters -----------------------------------------------------------------------
 

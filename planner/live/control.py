@@ -17,6 +17,7 @@ import msgspec.structs
 from broker.identity import ModelIdentity, identity
 from broker.plan import LoadState, Plan
 from broker.transport import Publication
+from broker.whatif import WhatIf
 from planner.live.authority import Authority
 from planner.live.demand import Demand
 from planner.live.devices import Failure
@@ -37,6 +38,7 @@ from planner.live.rollout import Rollout, nothing_kept
 from planner.live.search import Search
 from planner.live.settings import PlannerSettings
 from planner.live.sharing import Claim, groups
+from planner.live.suppositions import Supposition
 from planner.live.target import NoModelError, chosen_models
 from planner.model import DeviceSpec, ModelSpec
 
@@ -193,6 +195,23 @@ class Control:
         return [each for name in removed for each in nothing_kept(self.settings.site, name)]
 
     # --- planning -------------------------------------------------------------------------
+
+    def supposition(self, asked: WhatIf, now: float) -> Supposition:
+        """Return what a question is about: what would be planned for now.
+
+        Raises:
+            NoModelError: There is nothing to plan for, or the model that it names is not in use.
+        """
+        goals = self._goals(now)
+        goal = next((each for each in goals if asked.model in ("", each.model.name)), None)
+        if goal is None:
+            names = ", ".join(each.model.name for each in goals)
+            raise NoModelError(f"no model {asked.model} is in use; in use: {names}")
+        manifests = self.knowledge.models.values()
+        manifest = next(each for each in manifests if identity(each) == goal.key)
+        search = self._search(goal.key)
+        question = search.question(goal.model, goal.usable, goal.left_out, "", now)
+        return Supposition(asked, question, manifest)
 
     def _search(self, key: ModelIdentity) -> Search:
         """Return the search for plans of a model."""

@@ -28,8 +28,10 @@ from broker.topics import (
     PLAN,
     PLAN_HISTORY,
     PLANNER_STATUS,
+    WHAT_IF,
     Topic,
 )
+from broker.whatif import WhatIf
 
 # A payload of None below is a retained message that was cleared.
 
@@ -131,6 +133,14 @@ class PlannerSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class WhatIfSeen:
+    """A gateway asks what would be planned; it changes nothing."""
+
+    gateway: str
+    asked: WhatIf
+
+
+@dataclass(frozen=True, slots=True)
 class StoreSeen:
     """One look into the store.
 
@@ -162,6 +172,7 @@ Event = (
     | HistorySeen
     | GatewaySeen
     | PlannerSeen
+    | WhatIfSeen
     | StoreSeen
 )
 
@@ -177,6 +188,7 @@ TOPICS: Final[tuple[Topic[Any], ...]] = (
     PLAN,
     PLAN_HISTORY,
     PLANNER_STATUS,
+    WHAT_IF,
 )
 """What a planner subscribes to."""
 
@@ -222,4 +234,6 @@ def event_of(topic: str, payload: bytes) -> Event | None:
         return PlanSeen(decode_control(payload, Plan) if payload else None)
     if PLANNER_STATUS.match(topic):
         return PlannerSeen(decode_control(payload, PlannerStatus) if payload else None)
+    if names := WHAT_IF.match(topic):
+        return WhatIfSeen(names["gateway"], decode_control(payload, WhatIf))
     return None

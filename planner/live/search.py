@@ -116,13 +116,33 @@ class Search:
         )
         if signature == self._blocked:
             return False
+        question = self.question(model, usable, left_out, trigger, now)
+        try:
+            found = self._propose(question)
+            self._found = replace(found, plan=msgspec.structs.replace(found.plan, share=share))
+        except InfeasiblePlanError as error:
+            self._blocked, self.infeasible = signature, f"no plan: {error}"
+            self._history.note(f"{trigger}: {self.infeasible}", self._knowledge.utc_seconds)
+        else:
+            self._blocked = self.infeasible = None
+        return True
+
+    def question(
+        self,
+        model: ModelSpec,
+        usable: dict[str, DeviceSpec],
+        left_out: dict[str, str],
+        trigger: str,
+        now: float,
+    ) -> Question:
+        """Return what is to be planned for now."""
         keeping = {n: why for n, why in self._keeping(now).items() if n in usable}
         left_out = {**left_out, **keeping}
-        question = Question(
+        return Question(
             devices=[spec for name, spec in usable.items() if name not in keeping],
             keepable=[usable[name] for name in keeping],
             model=model,
-            workload=workload,
+            workload=self._workload(model),
             objective=self._objective(now),
             left_out=[
                 IdleDevice(device=device, reason=reason)
@@ -135,15 +155,6 @@ class Search:
             trigger=trigger,
             version=self._rollout.version + 1,
         )
-        try:
-            found = self._propose(question)
-            self._found = replace(found, plan=msgspec.structs.replace(found.plan, share=share))
-        except InfeasiblePlanError as error:
-            self._blocked, self.infeasible = signature, f"no plan: {error}"
-            self._history.note(f"{trigger}: {self.infeasible}", self._knowledge.utc_seconds)
-        else:
-            self._blocked = self.infeasible = None
-        return True
 
     def _keeping(self, now: float) -> dict[str, str]:
         """Return the devices that keep what they have and get nothing new, and why."""

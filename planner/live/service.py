@@ -13,12 +13,16 @@ from broker.heartbeat import Heartbeat
 from broker.metrics import Sample
 from broker.plan import PlannerStatus
 from broker.transport import Connected, Disconnected, Publication, Received, Refused, Transport
+from broker.whatif import Finding
 from planner.live.authority import status_publication
 from planner.live.control import Control
-from planner.live.events import TOPICS, BusDown, BusUp, TelemetrySeen, event_of
+from planner.live.events import TOPICS, BusDown, BusUp, TelemetrySeen, WhatIfSeen, event_of
 from planner.live.metrics import Refusals, samples
 from planner.live.settings import PlannerSettings
+from planner.live.side_search import SideSearch
 from planner.live.store import Store
+from planner.live.suppositions import unanswered
+from planner.live.target import NoModelError
 
 logger = logging.getLogger("planner")
 
@@ -46,6 +50,7 @@ class PlannerService:
         settings: What a person set.
         session: Of this start; the same as in the will and the store.
         clock: Monotonic seconds.
+        side_search: Answers what-if questions; by default in a process of its own.
 
     Attributes:
         samples: Metrics as of the last look, for other threads.
@@ -59,6 +64,7 @@ class PlannerService:
         session: int,
         clock: Callable[[], float] = time.monotonic,
         utc: Callable[[], float] = time.time,
+        side_search: SideSearch | None = None,
     ) -> None:
         self.control = Control(settings, session)
         self.num_refused_messages = 0
@@ -69,6 +75,7 @@ class PlannerService:
         self._session = session
         self._clock = clock
         self._utc = utc
+        self._side_search = side_search or SideSearch(settings.site)
         self._heartbeat = Heartbeat(settings.state)
         self._look_seconds: float | None = None
         self._refused_topics: set[str] = set()
@@ -89,6 +96,7 @@ class PlannerService:
             leads = self.control.authority.leads(self._clock())
             self._transport.close(farewell(self._settings, self._session) if leads else None)
             self._store.close()
+            self._side_search.close()
 
     def step(self, timeout_seconds: float) -> None:
         """Take in all that arrived, waiting so long for the first, and act on the time."""
@@ -104,6 +112,7 @@ class PlannerService:
             self._take_in(0)
             self._look()
             self._publish(self.control.tick(self._clock(), self._utc()))
+        self._publish(self._side_search.collect())
         self._record(self._clock())
 
     def _take_in(self, timeout_seconds: float) -> None:
@@ -148,8 +157,22 @@ class PlannerService:
                 self._store.num_refused_fields += len(event.refused)
                 self._note_refused(topic, f"refused {', '.join(event.refused)}")
             self._store.put(event.device, event.telemetry, now)
-        if event is not None:
+        if isinstance(event, WhatIfSeen):
+            self._suppose(event, now)
+        elif event is not None:
             self._publish(self.control.handle(event, now))
+
+    def _suppose(self, event: WhatIfSeen, now: float) -> None:
+        """Begin to answer a gateway; that is the business of the planner with the lease alone."""
+        if not self.control.authority.leads(now):
+            return
+        try:
+            supposition = self.control.supposition(event.asked, now)
+        except NoModelError as error:
+            refused = unanswered(event.asked, Finding.REFUSED, str(error))
+            self._publish([self._side_search.reply(event.gateway, refused)])
+        else:
+            self._publish(self._side_search.ask(event.gateway, supposition))
 
     def _note_refused(self, topic: str, what: str) -> None:
         self.num_refused_messages += 1

@@ -199,14 +199,9 @@ def _loading(
 
     Each fetches over its own link.
     """
-    held = Holdings.of(running, problem.model)
     links = {device.id: device.link.bytes_per_second for device in devices}
-    seconds = {
-        stage.device: held.missing_bytes(stage.device, stage.layers.start, stage.layers.end)
-        / links[stage.device]
-        for replica in coming.replicas
-        for stage in replica.stages
-    }
+    lacking = Holdings.of(running, problem.model).lacking(coming)
+    seconds = {device: num_bytes / links[device] for device, num_bytes in lacking.items()}
     slowest = max(seconds, key=lambda device: seconds[device])
     return (seconds[slowest], slowest) if seconds[slowest] > 0 else (0.0, None)
 

@@ -31,6 +31,7 @@ from broker.topics import (
     PLANNER_USER,
     REPLY,
     STAGE_WORK,
+    WHAT_IF_ANSWER,
     QoS,
     Topic,
 )
@@ -55,6 +56,7 @@ READ_BY_GATEWAY = (
     PLANNER_STATUS,
     MODEL,
     GATEWAY_STATUS,
+    WHAT_IF_ANSWER,
 )
 # Gateway and nodes, or the planner, about something that they did not take.
 COMPLAINT = re.compile(r"dropped a message on (\S+): | planner: (\S+): .* refused so far\)")

@@ -10,10 +10,11 @@ from broker.identity import ModelIdentity
 from broker.metrics import Sample
 from broker.plan import Plan
 from broker.traffic import Traffic
+from broker.whatif import Finding, WhatIf, WhatIfAnswer
 from gateway.fogview import FogView
 from gateway.metrics import samples
 from gateway.owners import UnknownDeviceError, control_body
-from gateway.requests import GeneratedToken, Generation, Readiness, Written
+from gateway.requests import EngineError, GeneratedToken, Generation, Readiness, Written
 from gateway.totals import Totals
 
 Script = Callable[[Generation], Sequence[int]]
@@ -35,6 +36,9 @@ class FakeEngine:
         taken_over: The entries of each answer that went on.
         active: The plan that serves.
         unfinished: Requests of a model that have not ended, by its name.
+        asked: What-if questions.
+        found: What becomes of them, and why.
+        unasked: Raised instead.
     """
 
     def __init__(self, script: Script) -> None:
@@ -63,6 +67,9 @@ class FakeEngine:
         self.journal: dict[str, Written] = {}
         self.taken_over: list[Sequence[str]] = []
         self.traffic = Traffic()
+        self.asked: list[WhatIf] = []
+        self.found = Finding.IMPOSSIBLE, "the model does not fit"
+        self.unasked: EngineError | None = None
 
     async def generate(self, generation: Generation) -> AsyncIterator[GeneratedToken]:
         self.submitted.append(generation)
@@ -141,6 +148,13 @@ class FakeEngine:
 
     def devices(self) -> list[dict[str, Any]]:
         return [{"id": device, "state": state} for device, state in self.states.items()]
+
+    async def what_if(self, asked: WhatIf) -> WhatIfAnswer:
+        self.asked.append(asked)
+        if self.unasked is not None:
+            raise self.unasked
+        finding, reason = self.found
+        return WhatIfAnswer(request_id=asked.request_id, finding=finding, reason=reason)
 
     def readiness(self) -> Readiness:
         return self.ready
