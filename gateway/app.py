@@ -108,7 +108,7 @@ def create_app(
     add_administration_routes(app, engine)
     add_what_if_route(app, engine)
     add_model_routes(app, engine, models)
-    add_access_routes(app, keys, meter)
+    add_access_routes(app, keys, meter, engine)
     joins = None if settings.joins is None else JoinFolder(settings.joins)
     joining = Joining(settings, joins)
     add_join_route(app, joining, engine)

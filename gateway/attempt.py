@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from broker.room import Usage
 from broker.topics import STAGE_WORK
 from broker.transport import Publication
 from broker.work import Data, Open, RequestKey, Reserve, ReserveKind
+from gateway.course import MOST_TURNS, Turn
 from gateway.lifecycle import Event, Phase, advance
 from gateway.requests import Generation
 from gateway.routing import Demand
@@ -105,6 +107,7 @@ class Request:
 
     Attributes:
         order: Place in the order of arrival; kept when it is queued again.
+        turns: The phases that it entered, and when.
         attempt: Number of the present try, from 1; grows with every binding.
         generated: Tokens that were delivered.
         first_index: Index of the first token that the present attempt gives.
@@ -168,6 +171,10 @@ class Request:
     sampled_tokens: int = 0
     sampled_arrivals: int = 0
     prefill_was_alone: bool = False
+    turns: deque[Turn] = field(default_factory=lambda: deque(maxlen=MOST_TURNS))
+
+    def __post_init__(self) -> None:
+        self.turns.append(Turn(self.phase, self.submitted_at))
 
     @property
     def id(self) -> str:
@@ -214,13 +221,15 @@ class Request:
         expected = min(max(answer_tokens - len(self.generated), 1.0), self.remaining_tokens)
         return Demand(self.known_tokens, self.remaining_tokens, expected)
 
-    def advance(self, event: Event) -> None:
-        """Change the phase by the table."""
-        self.phase = advance(self.phase, event)
+    def advance(self, event: Event, at: float) -> None:
+        """Change the phase by the table, and remember since when it is another one."""
+        before, self.phase = self.phase, advance(self.phase, event)
+        if self.phase is not before:
+            self.turns.append(Turn(self.phase, at))
 
     def bind(self, binding: Binding, now: float, repeat_after: float) -> None:
         """Begin a new attempt with two replicas."""
-        self.advance(Event.BOUND)
+        self.advance(Event.BOUND, now)
         self.attempt += 1
         self.binding = binding
         self.joined = None

@@ -16,6 +16,7 @@ from gateway.attempt import Address, Request, master_of
 from gateway.ledger import Ledger
 from gateway.lifecycle import RUNNING, Event, Phase
 from gateway.requests import GeneratedToken, GenerationFailedError
+from gateway.routing import predicted_step_seconds
 
 MAX_EARLY_TOKENS: Final = 256
 """Tokens kept before their turn; later ones are asked for again."""
@@ -31,7 +32,7 @@ class Delivery:
 
     def begin(self, request: Request, now: float) -> None:
         """Send `Open` to every stage."""
-        request.advance(Event.GRANTED)
+        request.advance(Event.GRANTED, now)
         if not request.was_opened:
             request.was_opened = True
             self._ledger.measures.totals.queue.add(now - request.submitted_at)
@@ -65,7 +66,7 @@ class Delivery:
                 self._ask_again(request, now)
         else:
             request.progress_at = now
-            request.advance(Event.COMPLETE)
+            request.advance(Event.COMPLETE, now)
             self._ledger.room_changed = True  # A prefill slot may be free.
 
     def token(self, sender: str, row: TokenRow, now: float) -> None:
@@ -169,8 +170,11 @@ class Delivery:
         request.progress_at = now
         if request.phase is not Phase.DECODE:
             ledger.room_changed = True  # A prefill slot may be free.
+        if request.phase is Phase.HANDOVER:
+            # A second token can only come from decode, so all KV has arrived there.
+            request.advance(Event.COMPLETE, self._complete_at(request, now))
         if reason is None:
-            request.advance(Event.TOKEN)
+            request.advance(Event.TOKEN, now)
         else:
             ledger.end(request, Event.STOPPED, "finished", now)
 
@@ -205,6 +209,21 @@ class Delivery:
         for address in request.binding.stages():
             if (address.replica, address.stage) not in request.opened:
                 self._ledger.send(address, request.open(address, self._ledger.gateway))
+
+    def _complete_at(self, request: Request, now: float) -> float:
+        """Return since when the decode replica probably had everything, at the second token.
+
+        It says so only where no row is free; otherwise the token is one step later. Where one
+        replica does both, nothing had to come.
+        """
+        assert request.binding is not None
+        decode, prefilled_at = request.binding.decode, request.turns[-1].at
+        if request.binding.prefill.id == decode.id:
+            return prefilled_at
+        rows = min(self._rows_in(decode) + 1, slots_of(decode))
+        step = predicted_step_seconds(decode, rows)
+        step *= self._ledger.measures.step_factor(decode.id)
+        return max(prefilled_at, now - step)
 
     # --- times -------------------------------------------------------------------------------
 

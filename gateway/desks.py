@@ -12,6 +12,7 @@ from typing import Final
 from broker.control import ModelManifest
 from broker.events import Event, Tokens
 from broker.identity import ModelIdentity, identity
+from gateway.course import Stretch
 from gateway.dispatch import Actions, Dispatcher, DispatchSettings
 from gateway.fogview import FogView
 from gateway.measures import Measures
@@ -131,6 +132,13 @@ class Desks:
             recent = [at for at in asked if now - at <= _LATELY_SECONDS]
             counts[manifest.revision] = 1 << (len(recent).bit_length() - 1) if recent else 0
         return counts
+
+    def courses(self, now: float) -> dict[str, tuple[Stretch, ...]]:
+        """Return what requests did, by their ids: the live ones and the latest that ended."""
+        found: dict[str, tuple[Stretch, ...]] = {}
+        for desk in self._all:
+            found |= desk.courses(now)
+        return found
 
     @property
     def is_idle(self) -> bool:

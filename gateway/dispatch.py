@@ -15,6 +15,7 @@ from broker.events import Event, Granted, Lost, Opened, StageTimes, Tokens, Wait
 from broker.plan import Replica
 from gateway.admission import Admission
 from gateway.attempt import Binding
+from gateway.course import Stretch
 from gateway.delivery import Delivery
 from gateway.fogview import FogView
 from gateway.ledger import Actions, DispatchSettings, FailedOutcome, Ledger, Outcome, TokenOutcome
@@ -201,6 +202,10 @@ class Dispatcher:
         """Return where a live request is; None when it has ended or never was."""
         request = self._ledger.requests.get(request_id)
         return request.phase if request is not None else None
+
+    def courses(self, now: float) -> dict[str, tuple[Stretch, ...]]:
+        """Return what requests did, by their ids: the live ones and the latest that ended."""
+        return self._ledger.courses(now)
 
     def largest_request_tokens(self) -> int | None:
         """Return prompt plus answer that the plan can hold; None without a plan."""

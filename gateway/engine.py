@@ -33,6 +33,7 @@ from broker.transport import (
 from broker.whatif import WhatIf, WhatIfAnswer
 from gateway import metrics, report
 from gateway.choice import in_order
+from gateway.course import Stretch
 from gateway.desks import Desks
 from gateway.dispatch import Actions, DispatchSettings, FailedOutcome
 from gateway.fogview import FogView
@@ -213,6 +214,9 @@ class FogEngine:
     def plan_history(self) -> list[dict[str, Any]]:
         decisions: list[dict[str, Any]] = msgspec.to_builtins(self._intake.history.decisions)
         return decisions
+
+    def courses(self) -> dict[str, tuple[Stretch, ...]]:
+        return self._desks.courses(self._clock())
 
     def devices(self) -> list[dict[str, Any]]:
         return report.devices_body(self.view, self._clock())

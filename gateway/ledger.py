@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from bisect import insort
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ from broker.plan import Replica
 from broker.transport import Publication
 from broker.work import Data, RequestKey
 from gateway.attempt import Address, Postbox, Request, master_of
+from gateway.course import MOST_ENDED, Stretch, stretches
 from gateway.fogview import FogView
 from gateway.lifecycle import Event, Phase
 from gateway.measures import Measures
@@ -136,6 +137,7 @@ class Ledger:
         self._postbox = Postbox(site, gateway)
         self._releases = Releases(self._postbox)
         self._num_submitted = 0
+        self._ended: OrderedDict[str, tuple[Stretch, ...]] = OrderedDict()
         self._actions = Actions()
 
     # --- what the shell will do --------------------------------------------------------------
@@ -190,7 +192,7 @@ class Ledger:
             request.not_before = now + self._back_off_seconds(request)
         else:
             request.num_unbound = 0
-        request.advance(Event.ATTEMPT_LOST)
+        request.advance(Event.ATTEMPT_LOST, now)
         request.binding = None
         self._enqueue(request)
 
@@ -211,11 +213,14 @@ class Ledger:
         self._release(request, reason, now)
         if request.phase is Phase.QUEUED:
             self.queue.remove(request)
-        request.advance(event)
+        request.advance(event, now)
         if request.timeline is not None:
             request.timeline.ended(request.phase.name.lower(), now)
         request.binding = None
         del self.requests[request.id]
+        self._ended[request.id] = stretches(request.turns, request.submitted_at, now)
+        if len(self._ended) > MOST_ENDED:
+            self._ended.popitem(last=False)
 
     # --- attempts that are over --------------------------------------------------------------
 
@@ -241,6 +246,14 @@ class Ledger:
     def is_idle(self) -> bool:
         """Whether no timer runs."""
         return not self.requests and not self._releases.has_work and self.traces.is_empty
+
+    def courses(self, now: float) -> dict[str, tuple[Stretch, ...]]:
+        """Return what requests did, by their ids: the live ones and the latest that ended."""
+        live = {
+            request.id: stretches(request.turns, request.submitted_at, now)
+            for request in self.requests.values()
+        }
+        return {**self._ended, **live}
 
     # --- look-ups ----------------------------------------------------------------------------
 

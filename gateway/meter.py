@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +19,7 @@ from gateway.access.counters import OPEN_SECONDS, Counters, MemoryCounters, Unco
 from gateway.access.keys import NO_LIMITS
 from gateway.access.quotas import rate_headers, refusal
 from gateway.answers import Piece
+from gateway.course import Stretch
 from gateway.requests import EngineError, Generation
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,11 @@ class Entry:
     ended_at: float | None = None
     is_read: bool = False
 
-    def body(self, now: float) -> dict[str, Any]:
-        """Return what ``GET /fog/requests`` says of it: figures, never texts."""
+    def body(self, now: float, course: Sequence[Stretch]) -> dict[str, Any]:
+        """Return what ``GET /fog/requests`` says of it: figures, never texts.
+
+        ``course`` is that of its first choice.
+        """
         return {
             "id": self.id,
             "caller": self.caller.name,
@@ -71,6 +75,7 @@ class Entry:
             "began_at": round(self.began_at, 3),
             "ttft_seconds": None if self.ttft_seconds is None else round(self.ttft_seconds, 4),
             "seconds": round((self.ended_at or now) - self.began_at, 3),
+            "phases": [stretch.body() for stretch in course],
         }
 
 
@@ -157,12 +162,15 @@ class Meter:
             self._of(entry.caller).charge(entry.caller.id, num_new)
             self._end(entry, state)
 
-    def requests(self) -> list[dict[str, Any]]:
-        """Return the body of ``GET /fog/requests``: the open ones, then the latest that ended."""
+    def requests(self, courses: Mapping[str, Sequence[Stretch]]) -> list[dict[str, Any]]:
+        """Return the body of ``GET /fog/requests``: the open ones, then the latest that ended.
+
+        ``courses`` are those of choices by their ids, as far as they are known.
+        """
         self._forget_unread()
         now = self._clock()
         entries = (*self._open.values(), *reversed(self._ended.values()))
-        return [entry.body(now) for entry in entries]
+        return [entry.body(now, courses.get(entry.slot, ())) for entry in entries]
 
     def _of(self, caller: Caller) -> Counters:
         return self._uncounted if caller.limits == NO_LIMITS else self._counters

@@ -18,6 +18,7 @@ from broker.plan import Plan
 from broker.traffic import Traffic
 from broker.whatif import WhatIf, WhatIfAnswer
 from broker.work import Sampling
+from gateway.course import Stretch
 from gateway.tracing.timeline import Timeline
 
 
@@ -206,6 +207,9 @@ class Engine(TokenSource, Protocol):
 
     def devices(self) -> list[dict[str, Any]]:
         """The body of ``GET /fog/devices``."""
+
+    def courses(self) -> dict[str, tuple[Stretch, ...]]:
+        """What requests did, by their ids: those that are open, and the latest that ended."""
 
     async def what_if(self, asked: WhatIf) -> WhatIfAnswer:
         """Return what the planner would plan for a fog that is not there; nothing moves.

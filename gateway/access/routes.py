@@ -16,6 +16,7 @@ from gateway.connection import read_body
 from gateway.errors import ApiError, not_ready
 from gateway.meter import Meter
 from gateway.openapi import body_of, errors
+from gateway.requests import Engine
 
 _MAX_BODY_BYTES: Final = 4096
 _RETRY_SECONDS: Final = 10
@@ -42,7 +43,11 @@ class KeyRequest(Body):
 
 
 def add_access_routes(
-    app: FastAPI, keys: KeyStore, meter: Meter, clock: Callable[[], float] = time.time
+    app: FastAPI,
+    keys: KeyStore,
+    meter: Meter,
+    engine: Engine,
+    clock: Callable[[], float] = time.time,
 ) -> None:
     """Add ``/fog/keys`` and ``GET /fog/requests``."""
 
@@ -92,7 +97,7 @@ def add_access_routes(
     @app.get("/fog/requests")
     async def list_requests() -> list[dict[str, Any]]:
         """Return the requests of this gateway that are open, then the latest that ended."""
-        return meter.requests()
+        return meter.requests(engine.courses())
 
 
 def key_body(key: Key, now: float) -> dict[str, Any]:

@@ -38,7 +38,7 @@ async def test_a_prompt_needs_no_key_and_is_listed_as_its_clients(site: Site) ->
     await site.api.keys.create("boss", Scope.ADMIN)
     site.ask(CHAT)
     await site.reply()
-    (listed,) = site.api.meter.requests()
+    (listed,) = site.api.meter.requests({})
     assert (listed["caller"], listed["state"]) == (f"{ME} (MQTT)", "finished")
 
 

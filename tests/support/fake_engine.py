@@ -11,6 +11,7 @@ from broker.metrics import Sample
 from broker.plan import Plan
 from broker.traffic import Traffic
 from broker.whatif import Finding, WhatIf, WhatIfAnswer
+from gateway.course import Stretch
 from gateway.fogview import FogView
 from gateway.metrics import samples
 from gateway.owners import UnknownDeviceError, control_body
@@ -36,6 +37,7 @@ class FakeEngine:
         taken_over: The entries of each answer that went on.
         active: The plan that serves.
         unfinished: Requests of a model that have not ended, by its name.
+        stretches: What requests did, by their ids.
         asked: What-if questions.
         found: What becomes of them, and why.
         unasked: Raised instead.
@@ -67,6 +69,7 @@ class FakeEngine:
         self.journal: dict[str, Written] = {}
         self.taken_over: list[Sequence[str]] = []
         self.traffic = Traffic()
+        self.stretches: dict[str, tuple[Stretch, ...]] = {}
         self.asked: list[WhatIf] = []
         self.found = Finding.IMPOSSIBLE, "the model does not fit"
         self.unasked: EngineError | None = None
@@ -145,6 +148,9 @@ class FakeEngine:
 
     def plan_history(self) -> list[dict[str, Any]]:
         return [{"version": 3, "outcome": "adopted"}]
+
+    def courses(self) -> dict[str, tuple[Stretch, ...]]:
+        return self.stretches
 
     def devices(self) -> list[dict[str, Any]]:
         return [{"id": device, "state": state} for device, state in self.states.items()]
