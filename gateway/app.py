@@ -114,7 +114,9 @@ def create_app(
     add_join_route(app, joining, engine)
     add_removal_route(app, Removal(engine, keys, joining))
     _add_weights_route(app, models, signer)
-    sources = Sources(engine, serving.inference, keys, settings, stopping, history or History())
+    sources = Sources(
+        engine, serving.inference, keys, settings, stopping, history or History(), meter
+    )
     app.mount(site.PATH, site.Dashboard(sources))
     document(app)
     return app

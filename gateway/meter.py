@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gateway.access.caller import Caller, Visit
+from gateway.access.caller import ANYBODY, Caller, Visit
 from gateway.access.counters import OPEN_SECONDS, Counters, MemoryCounters, Uncounted
 from gateway.access.keys import NO_LIMITS
 from gateway.access.quotas import rate_headers, refusal
@@ -162,15 +162,23 @@ class Meter:
             self._of(entry.caller).charge(entry.caller.id, num_new)
             self._end(entry, state)
 
-    def requests(self, courses: Mapping[str, Sequence[Stretch]]) -> list[dict[str, Any]]:
+    def requests(
+        self, courses: Mapping[str, Sequence[Stretch]], caller: Caller = ANYBODY
+    ) -> list[dict[str, Any]]:
         """Return the body of ``GET /fog/requests``: the open ones, then the latest that ended.
 
-        ``courses`` are those of choices by their ids, as far as they are known.
+        Args:
+            courses: Of choices by their ids, as far as they are known.
+            caller: Who asks, and sees what he may read.
         """
         self._forget_unread()
         now = self._clock()
         entries = (*self._open.values(), *reversed(self._ended.values()))
-        return [entry.body(now, courses.get(entry.slot, ())) for entry in entries]
+        return [
+            entry.body(now, courses.get(entry.slot, ()))
+            for entry in entries
+            if caller.may_read(entry.caller.id)
+        ]
 
     def _of(self, caller: Caller) -> Counters:
         return self._uncounted if caller.limits == NO_LIMITS else self._counters

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.dashboard import devices, fog, plans
+from gateway.dashboard import chat, devices, fog, plans, requests, whatif
 from gateway.dashboard.view import View
 
 
@@ -31,6 +31,9 @@ class Page:
 
 PAGES: Final = (
     Page("", "Fog", fog.build),
+    Page("requests", "Requests", requests.build),
     Page("devices", "Devices", devices.build),
     Page("plans", "Plans", plans.build),
+    Page("what-if", "What if", whatif.build),
+    Page("chat", "Chat", chat.build),
 )

@@ -17,7 +17,7 @@ Json = Mapping[str, Any]
 
 MOST_STAGES: Final = 20
 """Rows of stages that are shown: those that are farthest off."""
-_RATES: Final[tuple[tuple[str, str, Callable[[float | None], str]], ...]] = (
+RATES: Final[tuple[tuple[str, str, Callable[[float | None], str]], ...]] = (
     ("ttft_seconds", "Time to the first token", seconds),
     ("tpot_seconds", "Time per token", seconds),
     ("requests_per_second", "Requests per second", figure),
@@ -73,7 +73,7 @@ def rates_table(plan: Json) -> str:
             say(measured.get(name)),
             signed_percent(errors.get(name)),
         ]
-        for name, title, say in _RATES
+        for name, title, say in RATES
     ]
     caption = (
         "Errors compare equal prompts and loads, so they are not those of the two columns. Rates "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from gateway.access.caller import ANYBODY, Caller
 from gateway.access.door import is_foreign
@@ -13,6 +13,7 @@ from gateway.access.keys import Key, KeyRing, Scope
 from gateway.access.store import KeyStore
 from gateway.dashboard.history import History
 from gateway.inference import Inference
+from gateway.meter import Meter
 from gateway.requests import Engine
 from gateway.settings import Settings
 
@@ -55,6 +56,7 @@ class Sources:
     Args:
         history: What devices said lately, for plots.
         stopping: Set when the process is about to stop.
+        meter: Knows the requests.
 
     Attributes:
         plan: The body of ``GET /fog/plan``, as it was less than `RECENT_SECONDS` ago.
@@ -69,6 +71,7 @@ class Sources:
         settings: Settings,
         stopping: asyncio.Event,
         history: History,
+        meter: Meter,
     ) -> None:
         self.engine = engine
         self.inference = inference
@@ -78,6 +81,12 @@ class Sources:
         self.history = history
         self.plan = Recent(engine.fog_plan)
         self.devices = Recent(engine.devices)
+        self._meter = meter
+        self._courses = Recent(engine.courses)
+
+    def requests(self, caller: Caller) -> list[dict[str, Any]]:
+        """Return the body of ``GET /fog/requests``; of a user, his own."""
+        return self._meter.requests(self._courses(), caller)
 
     def caller(self, key_hash: str | None) -> Caller | None:
         """Return who looks now, by the hash of the key that a browser logged in with."""

@@ -72,7 +72,8 @@ async def test_a_body_that_is_wrong_is_refused_before_anybody_is_asked(
 async def test_a_question_that_got_no_answer_is_an_error_with_its_reason(
     api: Api, engine: FakeEngine, finding: Finding, status: int
 ) -> None:
-    engine.found = finding, "drop: no device 'a' is there for this model"
+    reason = "drop: no device 'a' is there for this model"
+    engine.found = WhatIfAnswer(request_id="", finding=finding, reason=reason)
 
     response = await api.post(PATH, {"drop": ["a"]})
 

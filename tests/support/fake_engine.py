@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from broker.control import DeviceControl, ModelManifest
 from broker.events import Logprobs
 from broker.identity import ModelIdentity
@@ -39,7 +41,7 @@ class FakeEngine:
         unfinished: Requests of a model that have not ended, by its name.
         stretches: What requests did, by their ids.
         asked: What-if questions.
-        found: What becomes of them, and why.
+        found: What becomes of them.
         unasked: Raised instead.
     """
 
@@ -71,7 +73,9 @@ class FakeEngine:
         self.traffic = Traffic()
         self.stretches: dict[str, tuple[Stretch, ...]] = {}
         self.asked: list[WhatIf] = []
-        self.found = Finding.IMPOSSIBLE, "the model does not fit"
+        self.found = WhatIfAnswer(
+            request_id="", finding=Finding.IMPOSSIBLE, reason="the model does not fit"
+        )
         self.unasked: EngineError | None = None
 
     async def generate(self, generation: Generation) -> AsyncIterator[GeneratedToken]:
@@ -159,8 +163,7 @@ class FakeEngine:
         self.asked.append(asked)
         if self.unasked is not None:
             raise self.unasked
-        finding, reason = self.found
-        return WhatIfAnswer(request_id=asked.request_id, finding=finding, reason=reason)
+        return replace(self.found, request_id=asked.request_id)
 
     def readiness(self) -> Readiness:
         return self.ready
