@@ -11,6 +11,7 @@ from typing import Annotated, Final
 import typer
 
 from fog.account import connect
+from fog.client import FogClient
 from fog.options import (
     EXIT_FAILED,
     EXIT_USAGE,
@@ -87,6 +88,16 @@ def plan(
             "plans it compared, and why one was adopted or not.",
         ),
     ] = False,
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--what-if",
+            metavar="CHANGE",
+            help="What the planner of the running fog would plan; nothing moves. drop=ID, "
+            "slow=ID:FACTOR, or add=DEVICE with one of `e2llm catalogue` or of the fog. May be "
+            "repeated.",
+        ),
+    ] = None,
     model: PlannedModelOption = None,
     weights: WeightsOption = None,
     ttft: TtftOption = None,
@@ -98,8 +109,9 @@ def plan(
     """Show which device holds which layers, running or planned (--fog)."""
     from fog.tables import plan_view
 
-    if history and (fog is not None or explain):
-        give_up("e2llm: --history is about a running fog, without --fog", EXIT_USAGE)
+    for name, is_given in (("--history", history), ("--what-if", bool(what_if))):
+        if is_given and (fog is not None or explain):
+            give_up(f"e2llm: {name} is about a running fog, without --fog", EXIT_USAGE)
 
     if fog is not None:
         with planning_errors():
@@ -116,6 +128,9 @@ def plan(
             "e2llm: --explain, --model, --weights, --ttft and --tpot need --fog FILE", EXIT_USAGE
         )
     client = connect(url, api_key)
+    if what_if:
+        _show_supposed(client, what_if, json_target)
+        return
     if history:
         from fog.history import history_view
 
@@ -132,6 +147,17 @@ def plan(
             console.print(f"No plan yet: {client.readiness().reason}", highlight=False)
             raise typer.Exit(EXIT_FAILED)
         console.print(plan_view(current))
+
+
+def _show_supposed(client: FogClient, changes: list[str], json_target: str | None) -> None:
+    from fog import suppositions
+
+    try:
+        is_possible = suppositions.run(client, changes, json_target, make_console(json_target))
+    except suppositions.SuppositionError as error:
+        give_up(f"e2llm: {error}", EXIT_USAGE)
+    if not is_possible:
+        raise typer.Exit(EXIT_FAILED)
 
 
 def simulate(

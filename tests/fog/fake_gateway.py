@@ -152,6 +152,9 @@ def make_server(port: int, behaviour: Behaviour) -> ThreadingHTTPServer:
                 # As a server that is something else: JSON, but no credential.
                 self._send(200, {})
                 return
+            if self.path == "/fog/what-if":
+                self._send(200, {"plan": None, "reason": "10 MB are missing", "before": None})
+                return
             if self.path == "/fog/keys":
                 self._send(200, {"key": "e2llm-1-secret", "id": "1", **body})
                 return
