@@ -83,7 +83,8 @@ class _Chat:
                         drawn_at = loop.time()
                         self._draw()
         finally:
-            self._draw()
+            if not self._log.is_deleted:
+                self._draw()
 
     def _draw(self) -> None:
         """Bring the page up to date with what was said."""
