@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from html import escape
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -12,22 +12,13 @@ from broker.plan import Plan, Rates
 from broker.whatif import WhatIfAnswer
 from gateway.dashboard.elements import Facts, table_html
 from gateway.dashboard.picture import fog_picture
+from gateway.dashboard.plans import RATES
 from gateway.dashboard.words import (
     NONE,
     counted,
-    figure,
     mebibytes,
     seconds,
     signed_percent,
-)
-
-_RATES: Final[tuple[tuple[str, str, Callable[[float | None], str]], ...]] = (
-    ("requests_per_second", "Requests per second", figure),
-    ("prefill_tokens_per_second", "Tokens of prompts per second", figure),
-    ("decode_tokens_per_second", "Tokens of answers per second", figure),
-    ("ttft_seconds", "Time to the first token", seconds),
-    ("tpot_seconds", "Time per token", seconds),
-    ("kv_seconds", "KV transfer", seconds),
 )
 
 
@@ -55,7 +46,7 @@ def _happens(answer: WhatIfAnswer) -> str:
 def rates_table(before: Rates | None, after: Rates) -> str:
     """Return each predicted rate of the plan that serves, of the supposed one, and the change."""
     rows = []
-    for name, title, say in _RATES:
+    for name, title, say in (*RATES, ("kv_seconds", "KV transfer", seconds)):
         one, other = getattr(before, name, None), getattr(after, name)
         change = other / one - 1 if one and other is not None else None
         rows.append([escape(title), say(one), say(other), signed_percent(change)])
