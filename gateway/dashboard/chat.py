@@ -31,7 +31,10 @@ class _Chat:
         self._talk = talk
         self._task: asyncio.Task[None] | None = None
         self._messages: list[_Message] = []
-        self._log = ui.element("div").props('role="log" aria-live="polite"').classes("chat-log")
+        with (
+            ui.element("div").props('tabindex="0" aria-label="Conversation"').classes("chat-scroll")
+        ):
+            self._log = ui.element("div").props('role="log"').classes("chat-log")
         with ui.element("div").classes("chat-entry"):
             names = talk.models()
             self._model = ui.select(names, value=next(iter(names), None), label="Model")
@@ -46,6 +49,7 @@ class _Chat:
             self._sender = ui.button("Send", on_click=self._turn).props("no-caps")
             self._cleaner = ui.button("New chat", on_click=self._begin_anew)
             self._cleaner.props("flat no-caps")
+        self._timer = ui.timer(_DRAW_SECONDS, self._draw, active=False)
         # A tab that is closed wants no answer.
         ui.context.client.on_delete(self._stop)
 
@@ -74,16 +78,14 @@ class _Chat:
         self._entry.run_method("focus")
 
     async def _answer(self) -> None:
-        loop = asyncio.get_running_loop()
-        drawn_at = loop.time()
+        self._timer.activate()
         try:
             async with aclosing(self._talk.answer(self._model.value)) as growing:
                 async for _ in growing:
-                    if loop.time() - drawn_at >= _DRAW_SECONDS:
-                        drawn_at = loop.time()
-                        self._draw()
+                    pass
         finally:
             if not self._log.is_deleted:
+                self._timer.deactivate()
                 self._draw()
 
     def _draw(self) -> None:
