@@ -88,7 +88,7 @@ async def test_a_request_in_flight_is_drawn_with_its_phases(
 
     flight = page.locator("svg.timeline").first
     await expect(flight.locator("rect.prefill").last).to_be_visible()
-    await expect(flight.get_by_text("anybody").first).to_be_visible()
+    await expect(flight.locator("text", has_text="anybody")).to_be_visible()
     assert QUESTION not in await page.content()
     answering.fog.go_on.set()
     await expect(page.get_by_text("No request is in flight.")).to_be_visible()
