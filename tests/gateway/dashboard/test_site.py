@@ -30,6 +30,7 @@ def sources_of(api: Api) -> Sources:
         api.settings,
         api.stopping,
         History(),
+        api.meter,
     )
 
 
