@@ -105,7 +105,7 @@ class Report:
             problems.append(f"{self.lost} requests were lost")
         if wrong := self.count(Verdict.WRONG):
             problems.append(f"{wrong} answers are wrong")
-        ties, allowed = self.count(Verdict.TIE), 1 + self.num_tokens // TOKENS_PER_TIE
+        ties, allowed = self.count(Verdict.TIE), max(1, self.num_tokens // TOKENS_PER_TIE)
         if ties > allowed:
             problems.append(
                 f"{ties} near ties in {self.num_tokens} tokens, more than one in {TOKENS_PER_TIE}"

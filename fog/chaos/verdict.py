@@ -12,7 +12,7 @@ from fog.answer import Answer
 TIE_GAP: Final = 1e-3
 """Scores in float64 that are less apart may swap with the order in which a sum is added."""
 TOKENS_PER_TIE: Final = 50_000
-"""More ties than one in so many tokens are more than chance."""
+"""More ties than one in so many tokens are more than chance; one may come in any run."""
 
 Gap = Callable[[Sequence[int], int, int], float]
 """Ids so far and two ids for the next place, to how far apart their scores are."""

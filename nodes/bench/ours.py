@@ -33,6 +33,7 @@ class OurEngine:
     Attributes:
         load_seconds: What reading and packing took.
         weights: The weights in memory.
+        executor: The stage that holds all of it.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class OurEngine:
         store.add_head()
         self.load_seconds = time.perf_counter() - start
         self.weights = store
-        self._executor = StageExecutor(
+        self.executor = StageExecutor(
             config,
             LayerRange(0, config.num_layers),
             store,
@@ -60,7 +61,7 @@ class OurEngine:
 
     def prefill(self, num_tokens: int) -> Step:
         """Return a call that takes a whole prompt in and gives the last position's logits."""
-        executor, key = self._executor, RequestKey("prompt", 0)
+        executor, key = self.executor, RequestKey("prompt", 0)
         ids = token_ids(num_tokens, executor.config.vocab_size)
 
         def run() -> torch.Tensor:
@@ -75,7 +76,7 @@ class OurEngine:
 
     def decode(self, batch: int, context: int) -> Step:
         """Return a call that makes one step of ``batch`` rows with ``context`` positions each."""
-        executor = self._executor
+        executor = self.executor
         keys = [RequestKey(f"row-{row}", 0) for row in range(batch)]
         for key in keys:
             executor.release(key)  # of another batch
@@ -92,7 +93,7 @@ class OurEngine:
 
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Return logits (n, vocab) after each of ``token_ids``."""
-        executor, key = self._executor, RequestKey("text", 0)
+        executor, key = self.executor, RequestKey("text", 0)
         executor.open(key, len(token_ids))
         parts = []
         for start in range(0, len(token_ids), CHUNK_TOKENS):

@@ -26,6 +26,8 @@ from planner.model import DeviceSpec, InfeasiblePlanError, ModelSpec, Objective,
 _RECENT_SECONDS: Final = 600.0
 _FEW_PLANS: Final = 3
 """More plans within `_RECENT_SECONDS` say that the next one will not last either."""
+_URGENT_SECONDS: Final = 1.0
+"""What loading is compared with while nobody serves: the soonest plan comes before the best."""
 
 
 Start = Callable[[Plan, float], list[Publication]]
@@ -69,6 +71,8 @@ class Search:
         # The devices as they were when the latest plan was made.
         self._planned_with: dict[str, DeviceSpec] = {}
         self._adopted: deque[float] = deque()
+        # The plan was the soonest, and a better one may be loaded beside it.
+        self._is_hasty = False
         # A plan that nobody has heard of yet.
         self._found: Proposal | None = None
         self._blocked: tuple[object, ...] | None = None
@@ -125,6 +129,7 @@ class Search:
             self._history.note(f"{trigger}: {self.infeasible}", self._knowledge.utc_seconds)
         else:
             self._blocked = self.infeasible = None
+            self._is_hasty = self._is_down()
         return True
 
     def question(
@@ -155,6 +160,14 @@ class Search:
             trigger=trigger,
             version=self._rollout.version + 1,
         )
+
+    def _is_down(self) -> bool:
+        """Whether the running plan has no complete replica left, so that requests wait."""
+        running = self._part_of(self._rollout.active)
+        if running is None:
+            return False
+        there = {name for name, view in self._knowledge.devices.items() if view.is_there}
+        return not any({s.device for s in replica.stages} <= there for replica in running.replicas)
 
     def _keeping(self, now: float) -> dict[str, str]:
         """Return the devices that keep what they have and get nothing new, and why."""
@@ -233,6 +246,8 @@ class Search:
     def _objective(self, now: float) -> Objective:
         """Return the objective; where plans follow each other, none repays much loading."""
         objective = self._settings.objective
+        if objective.horizon_seconds and self._is_down():
+            return replace(objective, horizon_seconds=_URGENT_SECONDS)
         while self._adopted and now - self._adopted[0] > _RECENT_SECONDS:
             self._adopted.popleft()
         if len(self._adopted) <= _FEW_PLANS or not objective.horizon_seconds:
@@ -304,6 +319,8 @@ class Search:
         joined = sorted(set(usable) - set(current.reasons) - self._keeping(now).keys())
         if joined and quiet:
             return f"{', '.join(joined)} joined"
+        if self._is_hasty and quiet and not self._is_down():
+            return "nobody served when this plan was made"
         for name, spec in usable.items():
             speed = self._knowledge.planned_speeds.get(name, 1.0)
             self._planned_with.setdefault(name, replace(spec, speed=speed))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from broker.work import RequestKey
 from nodes.bench.__main__ import format_error, run, time_rounds
 from nodes.bench.ours import OurEngine, token_ids
 from nodes.bench.task import BenchRow, BenchTask
@@ -95,6 +96,26 @@ def test_steps_are_timed_in_turn_and_three_times_at_least() -> None:
     rounds = time_rounds(steps, 0.0)
     assert len(rounds) == 3
     assert calls == ["a", "b"] * 4
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma2"])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_on_another_device_no_tensor_of_the_cpu_takes_part(
+    tmp_path: Path, family: str, weights: str
+) -> None:
+    # The meta device computes nothing, and refuses tensors of another device as a GPU does.
+    folder = write_checkpoint(tmp_path, family, dtype=torch.bfloat16)
+    engine = OurEngine(folder, weights, 1, torch.device("meta"))
+    executor, key = engine.executor, RequestKey("text", 0)
+    executor.open(key, 200)
+    with torch.inference_mode():
+        hidden = executor.prefill(key, executor.embed(token_ids(128, 50)), 0)
+        hidden = executor.replay(key, executor.embed([5, 6]), 128)
+        hidden = executor.decode([key, key], executor.embed([7, 8]))
+        logits = engine.weights.head.logits(hidden)
+        engine.products(3, 3)()
+    assert logits.device.type == "meta"
+    assert logits.shape == (2, executor.config.vocab_size)
 
 
 def test_made_up_token_ids_are_of_the_vocabulary() -> None:

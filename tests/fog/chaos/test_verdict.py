@@ -121,3 +121,15 @@ def test_a_run_is_good_only_without_lost_wrong_and_too_many_ties() -> None:
     assert "lost" in report(judged(Verdict.EQUAL), hanging=1).problems[0]
     assert "wrong" in report(judged(Verdict.WRONG)).problems[0]
     assert "ties" in report(judged(Verdict.TIE), judged(Verdict.TIE)).problems[0]
+
+
+@pytest.mark.parametrize(("num_tokens", "num_ties"), [(8, 1), (99_999, 1), (100_000, 2)])
+def test_one_near_tie_in_fifty_thousand_tokens_is_allowed_and_no_more(
+    num_tokens: int, num_ties: int
+) -> None:
+    rest = judged(Verdict.EQUAL, replace(GOOD, token_ids=[0] * num_tokens))
+    tie = judged(Verdict.TIE, replace(GOOD, token_ids=[]))
+
+    assert report(rest, *[tie] * num_ties).problems == []
+    (problem,) = report(rest, *[tie] * (num_ties + 1)).problems
+    assert "more than one in 50000" in problem
