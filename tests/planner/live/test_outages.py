@@ -27,7 +27,8 @@ def test_while_nobody_serves_the_device_that_loads_soonest_is_used_and_then_the_
     assert bench.devices(soonest) == {"a", "d"}
     assert bench.devices(best) == {"a", "c", "d"}
     assert "the running plan is broken" in soonest.trigger
-    assert "nobody served when this plan was made; 69% more requests per second" in best.trigger
+    assert best.trigger.startswith("nobody served when this plan was made; ")
+    assert "more requests per second" in best.trigger
 
 
 def test_the_better_plan_is_looked_for_once() -> None:

@@ -104,6 +104,22 @@ def test_a_restarted_planner_keeps_the_plan(fog: Fog, redis_client: fakeredis.Fa
     assert (status.state, status.session) == (DeviceState.READY, 200)
 
 
+def test_a_redis_that_comes_back_empty_changes_no_plan(
+    fog: Fog, redis_client: fakeredis.FakeRedis
+) -> None:
+    before = fog.plan
+
+    redis_client.flushall()
+    fog.run(10)
+    assert fog.plan == before
+    assert redis_client.get(f"e2llm:{SITE}:planner:lease") == "100", "taken again"
+
+    fog.transport.drop()
+    redis_client.flushall()
+    later = Fog(store(redis_client, 200), 200, fog.bus).run(10)
+    assert later.plan == before
+
+
 def test_the_second_planner_publishes_nothing(fog: Fog, redis_client: fakeredis.FakeRedis) -> None:
     second = Fog(store(redis_client, 200), 200, fog.bus)
     published = fog.bus.num_published
