@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from nodes.neighbours import Neighbours, contains
+from nodes.neighbours import Neighbours
 
 _LOOK_SECONDS: Final = 0.05
 # The other device reads at least as fast as that, or it is not waited for. A replica is not
@@ -25,7 +25,6 @@ def wait_for_offer(
     neighbours: Neighbours,
     device: str,
     revision: str,
-    position: int,
     num_bytes: int,
     *,
     is_here: Callable[[], bool],
@@ -34,27 +33,19 @@ def wait_for_offer(
 ) -> None:
     """Return when a device hands a tensor on, or is not going to.
 
-    It is not when it hands on nothing at all, when it has announced what it has and the tensor
-    is not part of it, or when it takes too long.
+    Who has announced anything of the model has announced all that it has: with the tensor, or
+    without, if its cache had no room. Who hands on nothing at all is not waited for.
 
     Args:
         neighbours: What others hand on.
         device: Who is about to read it.
         revision: Of the model.
-        position: Of the tensor among the model's sorted names.
         num_bytes: Of the tensor.
         is_here: Whether the tensor came meanwhile in another way.
         pause: Sleeps for seconds; what it raises ends the waiting.
         clock: Monotonic seconds.
     """
-    before = neighbours.offered(device, revision)
     patience = _PATIENCE_SECONDS + num_bytes / _SLOWEST_BYTES_PER_SECOND
     until = clock() + min(patience, _LONGEST_SECONDS)
-    while (
-        before is not None
-        and not contains(before, position)
-        and neighbours.offered(device, revision) == before
-        and not is_here()
-        and clock() < until
-    ):
+    while neighbours.is_awaited(device, revision) and not is_here() and clock() < until:
         pause(_LOOK_SECONDS)

@@ -89,7 +89,6 @@ class Fetcher:
                 self._supply.neighbours,
                 device,
                 self._manifest.revision,
-                self._positions[name],
                 self._manifest.tensors[name].num_bytes,
                 is_here=is_here,
                 pause=self.pause,

@@ -38,17 +38,17 @@ class Neighbours:
         others = {name: each for name, each in self._offers.items() if name != device}
         self._offers = others if offer is None else {**others, device: offer}
 
-    def offered(self, device: str, revision: str) -> Sequence[tuple[int, int]] | None:
-        """Return what a device hands on of a model, as ranges; None: it hands on nothing at all."""
+    def is_awaited(self, device: str, revision: str) -> bool:
+        """Whether a device hands tensors on, and has not said yet what it has of a model."""
         offer = self._offers.get(device)
-        return None if offer is None else offer.tensors.get(revision, ())
+        return offer is not None and not offer.tensors.get(revision)
 
     def holders(self, revision: str, position: int) -> list[Neighbour]:
         """Return who has the tensor at ``position`` among the sorted names of a model."""
         return [
             Neighbour(device, offer.url)
             for device, offer in self._offers.items()
-            if contains(offer.tensors.get(revision, ()), position)
+            if _contains(offer.tensors.get(revision, ()), position)
         ]
 
 
@@ -63,7 +63,6 @@ def ranges_of(positions: Iterable[int]) -> list[tuple[int, int]]:
     return ranges
 
 
-def contains(ranges: Sequence[tuple[int, int]], position: int) -> bool:
-    """Whether a position lies in one of the ascending ranges."""
+def _contains(ranges: Sequence[tuple[int, int]], position: int) -> bool:
     index = bisect_right(ranges, (position, float("inf"))) - 1
     return index >= 0 and ranges[index][0] <= position < ranges[index][1]

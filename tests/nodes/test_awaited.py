@@ -10,7 +10,6 @@ from nodes.neighbours import Neighbours
 from planner.live.settings import PlannerSettings
 
 REVISION = "r"
-POSITION = 4
 MIB = 1 << 20
 
 
@@ -45,7 +44,6 @@ class Wait:
             self.neighbours,
             "kitchen",
             REVISION,
-            POSITION,
             num_bytes,
             is_here=lambda: self.is_here,
             pause=pause,
@@ -54,19 +52,14 @@ class Wait:
         return self.seconds
 
 
-def test_who_has_the_tensor_or_hands_nothing_on_is_not_waited_for() -> None:
+def test_who_has_said_what_it_has_or_hands_nothing_on_is_not_waited_for() -> None:
     assert Wait((2, 5)).run() == 0
     assert Wait(is_heard=False).run() == 0
 
 
-def test_the_tensor_is_waited_for_until_it_is_announced() -> None:
+def test_who_reads_is_waited_for_until_it_says_what_it_has() -> None:
     wait = Wait()
     assert wait.run(lambda: wait.announce((4, 5))) == pytest.approx(10, abs=0.1)
-
-
-def test_who_announces_what_it_has_without_the_tensor_is_left() -> None:
-    wait = Wait((0, 2))
-    assert wait.run(lambda: wait.announce((0, 3))) == pytest.approx(10, abs=0.1)
 
 
 def test_who_takes_its_offer_back_is_left() -> None:
