@@ -25,7 +25,7 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 MOST_BYTES: Final = 150_000
-WARM_UP_MILLISECONDS: Final = 20_000
+WARM_UP_MILLISECONDS: Final = 15_000
 
 
 @dataclass(frozen=True)

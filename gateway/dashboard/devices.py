@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from html import escape
-from typing import Any
+from typing import Any, Final
 
 from nicegui import ui
 
@@ -17,17 +17,22 @@ from gateway.dashboard.plot import plot
 from gateway.dashboard.view import View
 from gateway.dashboard.words import (
     NONE,
+    celsius,
     counted,
     device_address,
     figure,
     mebibytes,
     percent,
     seconds,
+    whole_seconds,
 )
 from gateway.owners import VERBS, UnknownDeviceError, placed
 from gateway.requests import NotReadyError
 
 Json = Mapping[str, Any]
+
+SPANS: Final = (300.0, 900.0, NUM_SAMPLES * SAMPLE_SECONDS)
+"""Of plots, in seconds: as long as what is known needs."""
 
 
 def build(view: View) -> None:
@@ -88,7 +93,7 @@ def device_facts(device: Json | None) -> Facts:
     telemetry = device["telemetry"] or {}
     known = [
         ("State", device["state"]),
-        ("Heard", f"{seconds(round(device['last_seen_seconds']))} ago"),
+        ("Heard", f"{whole_seconds(device['last_seen_seconds'])} ago"),
         ("Holds", f"{counted(len(device['stages']), 'stage')}, {device['load_state'] or NONE}"),
         ("Memory for the model", mebibytes(device["memory_bytes"])),
         ("Hardware", device["hardware"] or NONE),
@@ -128,23 +133,23 @@ def plots(history: History, device: str, now: float, width: int) -> str:
         now: UTC seconds.
         width: Of the window, in pixels.
     """
+    found = [history.points(device, quantity.field) for quantity in QUANTITIES]
     each = width if width < 700 else width // 2 - 10
     # To the sample, so that a plot changes when there is something new in it.
     end = (now // SAMPLE_SECONDS + 1) * SAMPLE_SECONDS
+    begin = min((known[0].at for known in found if known), default=end)
+    span = next((span for span in SPANS if end - begin <= span), SPANS[-1])
     drawn = (
         plot(
             quantity.title,
             quantity.unit,
-            [
-                point._replace(value=point.value * quantity.factor)
-                for point in history.points(device, quantity.field)
-            ],
+            [point._replace(value=point.value * quantity.factor) for point in known],
             now=end,
-            span_seconds=NUM_SAMPLES * SAMPLE_SECONDS,
+            span_seconds=span,
             gap_seconds=4 * SAMPLE_SECONDS,
             width=each,
         )
-        for quantity in QUANTITIES
+        for quantity, known in zip(QUANTITIES, found, strict=True)
     )
     return svg.tag("div", *drawn, class_="plots")
 
@@ -172,7 +177,7 @@ def devices_table(devices: Sequence[Json], plan: Json, chosen: str | None = None
                 figure(telemetry.get("queue_length")),
                 figure(telemetry.get("tokens_per_second")),
                 mebibytes(telemetry.get("memory_used_bytes")),
-                f"{figure(telemetry.get('temperature_celsius'))} °C",
+                celsius(telemetry.get("temperature_celsius")),
             ]
         )
     head = ("Device", "State", "Role", "Load", "Queue", "Tokens/s", "Memory", "Temperature")

@@ -27,8 +27,8 @@ def build(view: View) -> None:
     fitted(view, lambda width: fog_picture(sources.plan(), sources.devices(), width))
     with ui.element("p").classes("hint"):
         ui.label(
-            "Each box is a device with its layers; the bar is its load. Rates are measured, of "
-            "those that the plan predicts."
+            "Each box is a device with its layers; the bar is its load. Rates are those measured "
+            "now, of those that the plan predicts for a full fog."
         )
 
 

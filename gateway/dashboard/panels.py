@@ -87,7 +87,7 @@ def device_box(device: Json | None, stage: Json | None, role: str, reason: str =
         svg.text(svg.cut(name, room), 10.0, 19.0, "name"),
         svg.text(svg.cut(layers(stage) if stage else "idle", room), 10.0, 35.0),
         svg.text(svg.cut(_live(device, state, telemetry, load), room), 10.0, 51.0, "live"),
-        svg.text(svg.cut(_pace(device, state, telemetry, stage), room), 10.0, 66.0, "live"),
+        svg.text(svg.cut(_pace(device, state, telemetry, stage, role), room), 10.0, 66.0, "live"),
     ]
     bar = [svg.tag("rect", x=10, y=71, width=room, height=3, rx=1.5, class_="track")]
     if load is not None:
@@ -113,11 +113,12 @@ def _live(device: Json | None, state: str, telemetry: Json, load: float | None) 
     return said if queue is None else f"{said}, queue {queue}"
 
 
-def _pace(device: Json | None, state: str, telemetry: Json, stage: Json | None) -> str:
+def _pace(device: Json | None, state: str, telemetry: Json, stage: Json | None, role: str) -> str:
     placement = (device or {}).get("placement", "open")
     words = [] if placement == "open" else [placement]
     rate = telemetry.get("tokens_per_second")
-    if state == "ready" and stage is not None and rate is not None:
+    # Telemetry counts rows of decode steps, of which prefill has none.
+    if state == "ready" and stage is not None and rate is not None and role != "prefill":
         words.append(f"{figure(rate)} tokens/s")
     return ", ".join(words)
 

@@ -29,6 +29,16 @@ def seconds(value: float | None) -> str:
     return f"{figure(value)} s" if value < 120 else f"{value / 60:.0f} min"
 
 
+def whole_seconds(value: float) -> str:
+    """Return a duration of which fractions say nothing."""
+    return seconds(float(round(value))) if value >= 0.5 else "0 s"
+
+
+def celsius(value: float | None) -> str:
+    """Return a temperature."""
+    return NONE if value is None else f"{value:.0f} °C"
+
+
 def percent(value: float | None) -> str:
     """Return a share."""
     return NONE if value is None else f"{100 * value:.0f} %"

@@ -66,12 +66,16 @@ def test_every_device_of_the_fog_is_drawn_with_its_layers_and_live_figures() -> 
     fog = ShownFog()
     found = boxes(drawn(fog))
     assert set(found) == set(DEVICES)
-    assert texts(found["mini-pc"]) == [
-        "mini-pc",
-        "layers 0–11",
-        "load 15 %, queue 0",
-        "18.2 tokens/s",
+    assert texts(found["jetson"]) == [
+        "jetson",
+        "layers 0–7",
+        "load 41 %, queue 2",
+        "13.2 tokens/s",
     ]
+
+
+def test_a_device_that_only_prefills_shows_no_rate_of_answers() -> None:
+    assert texts(boxes(drawn(ShownFog()))["mini-pc"])[3] == ""
 
 
 def test_a_device_without_a_stage_stands_apart_with_the_reason() -> None:
@@ -261,6 +265,16 @@ def test_plots_stand_side_by_side_where_there_is_room() -> None:
         root = ElementTree.fromstring(plots(history, "jetson", 0.0, width))
         assert {each.attrib["width"] for each in root} == {str(expected)}
         assert len(root) == 4
+
+
+@pytest.mark.parametrize(("covered", "said"), [(40, "5 min"), (600, "15 min"), (3590, "60 min")])
+def test_a_plot_spans_what_is_known(covered: int, said: str) -> None:
+    history = History()
+    for now in range(0, covered, 5):
+        history.take(
+            float(now), [{"id": "pi", "state": "ready", "telemetry": {"cpu_load_ratio": 1}}]
+        )
+    assert f"{said} ago" in plots(history, "pi", float(covered), 800)
 
 
 # --- words and tables -------------------------------------------------------------------------
