@@ -115,7 +115,8 @@ def settings_page() -> str:
             f"| variable | default | meaning |\n| --- | --- | --- |\n{rows}\n"
         )
     parts.append(
-        "The broker's process, `python -m broker`, has options instead; see its `--help`.\n"
+        "The broker's process, `python -m broker`, has options instead; see its `--help`. Traces "
+        "of a gateway's requests have OpenTelemetry's own variables: [traces](../traces.md).\n"
     )
     return "\n".join(parts)
 
