@@ -22,6 +22,7 @@ from broker.events import (
     LossKind,
     Lost,
     Opened,
+    StageTimes,
     TokenRow,
     Tokens,
     Waiting,
@@ -232,11 +233,21 @@ class ScriptedFog:
 
     def release(self, key: RequestKey) -> None:
         self.released.add(key)
-        self.running.pop(key, None)
+        self._tell_times(self.running.pop(key, None))
         for name in self.replicas:
             self.waiting[name] = [w for w in self.waiting[name] if w.key != key]
             self.rows[name] = [row for row in self.rows[name] if row != key]
             self._give_back(name, key)
+
+    def _tell_times(self, running: Running | None) -> None:
+        if running is None or running.open.traceparent is None:
+            return
+        opened = running.open
+        for name, stage in sorted(running.opened):
+            times = StageTimes(
+                request_id=opened.request_id, attempt=opened.attempt, replica=name, stage=stage
+            )
+            self.out.append((opened.gateway, self.replicas[name].stages[stage].device, times))
 
     def _give_back(self, name: str, key: RequestKey) -> None:
         if self.held[name].pop(key, None) is not None:

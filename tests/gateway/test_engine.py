@@ -54,6 +54,7 @@ from gateway.requests import (
     TooLargeError,
 )
 from gateway.status import status_publication
+from gateway.tracing.tracer import Tracer
 from tests.gateway.scripted_fog import ScriptedFog, expected_tokens, generation, plan, replica
 
 SITE, ME = "lab", "gw"
@@ -87,7 +88,12 @@ class NodesInbox(queue.SimpleQueue[TransportEvent]):
 class Site:
     """A memory broker with a scripted fog, a planner's retained state and one engine."""
 
-    def __init__(self, settings: DispatchSettings | None = None, journal: Any = None) -> None:
+    def __init__(
+        self,
+        settings: DispatchSettings | None = None,
+        journal: Any = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         self.broker = MemoryBroker()
         self.fog = ScriptedFog(replica("r", ["a", "b"]))
         self.nodes = NodesInbox(self.fog)
@@ -108,6 +114,7 @@ class Site:
             addresses=["http://127.0.0.1:8080"],
             session=100,
             on_refused=self.refused.append,
+            tracer=tracer,
         )
 
     def say(self, topic: Topic[Any], message: Control, **names: str) -> None:

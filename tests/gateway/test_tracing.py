@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,9 @@ from gateway.tracing.pending import PendingTraces
 from gateway.tracing.spans import phases_of
 from gateway.tracing.timeline import REPORT_SECONDS, Timeline
 from gateway.tracing.tracer import Asked, Tracer, open_tracer
+from tests.gateway.scripted_fog import generation
+from tests.gateway.test_engine import Site as EngineSite
+from tests.gateway.test_engine import answer, run, until
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_api import Api, settings_for
 from tests.support.pipeline import make_replica
@@ -32,13 +35,14 @@ class RecordingTracer:
     """Traces everything."""
 
     asked: list[Asked] = field(default_factory=list)
+    ended: list[Timeline] = field(default_factory=list)
 
     def begin(self, generation: Generation, asked: Asked) -> Timeline | None:
         self.asked.append(asked)
         return Timeline(OWN, asked.began_at)
 
     def end(self, timeline: Timeline) -> None:
-        pass
+        self.ended.append(timeline)
 
     def stop(self) -> None:
         pass
@@ -118,6 +122,25 @@ async def test_without_a_tracer_no_request_has_a_trace(
         await client.post("/v1/chat/completions", json=CHAT, headers={"traceparent": CALLER})
 
     assert [generation.timeline for generation in engine.submitted] == [None]
+
+
+# --- from the bus to the tracer --------------------------------------------------------------
+
+
+async def test_the_engine_hands_a_trace_over_when_all_its_stages_have_told(
+    tracer: RecordingTracer,
+) -> None:
+    async for site in run(EngineSite(tracer=tracer)):
+        timeline = Timeline(OWN, 0.0)
+        await answer(site, replace(generation("a"), timeline=timeline))
+        await answer(site, generation("b"))
+        await until(lambda: tracer.ended != [])
+
+        assert tracer.ended == [timeline]
+        assert timeline.state == "finished"
+        (attempt,) = timeline.attempts
+        assert attempt.told.keys() == {("r", 0), ("r", 1)}
+        assert site.engine.dropped.get("times of no traced attempt") is None
 
 
 # --- who may tell ----------------------------------------------------------------------------
