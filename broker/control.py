@@ -227,6 +227,8 @@ class OwnerRules(Control, frozen=True, kw_only=True):
             raise ValueError("share must be over 0 and at most 1")
         if self.quiet_hours is not None:
             parse_quiet_hours(self.quiet_hours)
+        if abs(self.utc_offset_seconds) >= 86_400:
+            raise ValueError("utc_offset_seconds must be less than a day")
         if not self.phases or not set(self.phases) <= {"prefill", "decode"}:
             raise ValueError("phases must be prefill, decode or both")
         if self.layers is not None and not 0 <= self.layers[0] < self.layers[1]:

@@ -23,11 +23,12 @@ from broker.credentials import write_private
 from broker.interfaces import Interface, Verdict, judge
 from broker.mqtt import MqttTransport
 from broker.transport import Connected
-from fog.client import FogClient
+from fog.client import FogClient, FogRequestError
 from fog.services import child_environ, python_command
 
 LOOK_SECONDS: Final = 4.0
 TRY_SECONDS: Final = 10.0
+_UNAUTHORIZED: Final = 401
 _BROKER_FILE: Final = "broker"
 _JOINED_FILE: Final = "joined.json"
 
@@ -70,9 +71,17 @@ def join(gateway: str, token: str, device: str) -> Joined:
     Raises:
         FogRequestError: It refused.
         FogUnreachableError: Nothing answers there.
-        JoinError: It answered with something else.
+        JoinError: It does not know the token, or answered with something else.
     """
-    answer = FogClient(gateway, key=token).change("POST", "/fog/join", {"device": device})
+    try:
+        answer = FogClient(gateway, key=token).change("POST", "/fog/join", {"device": device})
+    except FogRequestError as error:
+        if error.status != _UNAUTHORIZED:
+            raise
+        raise JoinError(
+            f"{gateway} does not take this token: it is another one, has expired or was revoked. "
+            "Make a new one with: e2llm token create"
+        ) from error
     try:
         broker = BrokerAddress.parse(answer["broker"])
         return Joined(str(answer["device"]), str(answer["site"]), broker, gateway)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from broker.control import OwnerRules
+from broker.pinned import parse_layers
 from broker.quiet import parse_quiet_hours
 from fog.tomllines import KeyPath
 from fog.tomlreader import TomlReader
@@ -46,7 +47,7 @@ class OwnerConfig:
     @property
     def rules(self) -> OwnerRules:
         """The same for a planner without nodes: a share slows the device, hours are not asked."""
-        from nodes.settings import parse_layers, parse_share
+        from nodes.settings import parse_share
 
         return OwnerRules(
             share=1.0 if self.share is None else parse_share(self.share),
@@ -99,7 +100,5 @@ def _bool(value: object) -> bool:
 
 
 def _layers(value: object) -> str:
-    from nodes.settings import parse_layers
-
     parse_layers(str(value))
     return str(value)

@@ -40,6 +40,9 @@ NODE_ENVIRON: Final = {
 STOP_RANKS: Final = {"gateway": 0, "planner": 0, "redis": 2, "broker": 2}
 NODE_STOP_RANK: Final = 1
 
+WIRES: Final = "wires"
+"""Process of a fog that may be harmed: relays between its devices and the broker."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServicePlan:
@@ -116,7 +119,7 @@ def _wires(plan: ServicePlan) -> ProcessSpec:
     conditions = str(plan.state.conditions)
     broker = f"{LOOPBACK}:{plan.broker_port}"
     return ProcessSpec(
-        name="wires",
+        name=WIRES,
         argv=python_command(
             "fog.chaos.wires", "--broker", broker, "--conditions", conditions, *wires
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -83,8 +83,10 @@ def engine(
     )
     try:
         run_bench(options, make_console(json_target))
-    except (BenchFailedError, OSError) as error:
+    except BenchFailedError as error:
         give_up(f"e2llm: {error}", EXIT_FAILED)
+    except OSError as error:
+        _cannot_write(options.cache, error)
 
 
 def make_model(
@@ -114,12 +116,8 @@ def make_model(
             )
     except made_model.NotEmptyError as error:
         give_up(f"e2llm: --out {error}", EXIT_USAGE)
-    except PermissionError as error:
-        where = error.filename or out
-        remedy = "choose a folder in which you may write"
-        give_up(f"e2llm: cannot write {where}: {error.strerror}; {remedy}", EXIT_FAILED)
     except OSError as error:
-        give_up(f"e2llm: cannot write {out}: {error.strerror or error}", EXIT_FAILED)
+        _cannot_write(out, error)
     write_json(json_target, {"folder": str(out), "shape": like, **dataclasses.asdict(made)})
     console.print(
         f"{like} with random weights in {out}: {made.num_parameters / 1e6:.0f} million parameters, "
@@ -129,3 +127,10 @@ def make_model(
         markup=False,
         soft_wrap=True,
     )
+
+
+def _cannot_write(folder: Path, error: OSError) -> NoReturn:
+    is_forbidden = isinstance(error, PermissionError)
+    remedy = "; choose a folder in which you may write" if is_forbidden else ""
+    where = error.filename or folder
+    give_up(f"e2llm: cannot write {where}: {error.strerror or error}{remedy}", EXIT_FAILED)

@@ -41,6 +41,9 @@ class _Asking:
 def _rules_body() -> dict[str, Any]:
     """Return the description of a body with rules, or with ``null``."""
     [rules], parts = msgspec.json.schema_components([OwnerRules], ref_template=COMPONENT)
+    parts["OwnerRules"]["properties"]["layers"]["anyOf"].append(
+        {"type": "string", "description": "First and last layer, as in 0-3."}
+    )
     schema = {"anyOf": [rules, {"type": "null"}], "$defs": parts}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
@@ -65,7 +68,9 @@ def add_administration_routes(app: FastAPI, engine: Engine) -> None:
     async def rule(device: str, http: Request) -> JSONResponse:
         """Say what the owner allows, instead of what the device says; ``null`` takes it back."""
         try:
-            rules = parse_rules(await read_body(http, _MAX_RULES_BYTES))
+            rules = parse_rules(
+                await read_body(http, _MAX_RULES_BYTES), engine.utc_offset_of(device)
+            )
         except WrongRulesError as error:
             raise ApiError(400, str(error), code="invalid_rules") from error
         return asking.of(device, lambda known: replace(known, rules=rules, at=time.time()))

@@ -231,6 +231,9 @@ class FogEngine:
         self._publish(control_publication(self._site, device, control))
         return control_body(device, control)
 
+    def utc_offset_of(self, device: str) -> int:
+        return self.view.utc_offset_of(device)
+
     async def what_if(self, asked: WhatIf) -> WhatIfAnswer:
         self._require_bus()
         return await self._questions.ask(asked, self.view.planner)

@@ -205,6 +205,11 @@ class FogView:
         """Replicas of which every stage answers now."""
         return tuple(replica for replica in self.replicas if self.is_complete(replica))
 
+    def utc_offset_of(self, device: str) -> int:
+        """Return local time of a device minus UTC, in seconds; 0 while it has not said it."""
+        profile = self._device(device).profile
+        return profile.owner.utc_offset_seconds if profile is not None else 0
+
     def is_complete(self, replica: Replica) -> bool:
         """Whether every stage's device is ready and holds its stage."""
         return all(

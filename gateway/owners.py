@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from broker.codec import encode_control
 from broker.control import DeviceControl, OwnerRules, Placement
+from broker.pinned import parse_layers
 from broker.topics import DEVICE_CONTROL
 from broker.transport import Publication
 
@@ -28,8 +29,12 @@ class WrongRulesError(ValueError):
     """What an owner asks for makes no sense; the message says why."""
 
 
-def parse_rules(body: bytes) -> OwnerRules | None:
+def parse_rules(body: bytes, utc_offset_seconds: int) -> OwnerRules | None:
     """Return the rules in a JSON body; None for ``null``: those of the device itself.
+
+    Args:
+        body: Its ``layers`` may be a text like ``0-3``, as everywhere else that owners write them.
+        utc_offset_seconds: Of the device, for quiet hours of a body that does not say it.
 
     Raises:
         WrongRulesError: It is something else, or the share is not 1: only the device itself can
@@ -39,14 +44,27 @@ def parse_rules(body: bytes) -> OwnerRules | None:
         values = msgspec.json.decode(body)
         if values is None:
             return None
+        if isinstance(values, dict):
+            values = _as_written(values, utc_offset_seconds)
         rules = msgspec.convert(values, OwnerRules)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WrongRulesError(f"not the rules of an owner: {error}") from error
     if unknown := sorted(set(values) - set(OwnerRules.__struct_fields__)):
         raise WrongRulesError(f"unknown rules: {', '.join(unknown)}")
-    if rules.share != 1:
-        raise WrongRulesError("a share is kept by the device itself: set E2LLM_NODE_SHARE there")
     return rules
+
+
+def _as_written(values: dict[str, Any], utc_offset_seconds: int) -> dict[str, Any]:
+    """Return the rules of a body with what people write turned into what the bus has."""
+    if values.get("share", 1) != 1:
+        raise WrongRulesError("a share is kept by the device itself: set E2LLM_NODE_SHARE there")
+    layers = values.get("layers")
+    if isinstance(layers, str):
+        try:
+            layers = parse_layers(layers)
+        except ValueError as error:
+            raise WrongRulesError(f"not the rules of an owner: {error}") from error
+    return {"utc_offset_seconds": utc_offset_seconds, **values, "layers": layers}
 
 
 def placed(known: DeviceControl, verb: str, utc_seconds: float) -> DeviceControl:

@@ -202,6 +202,9 @@ class Engine(TokenSource, Protocol):
             NotReadyError: The bus is gone.
         """
 
+    def utc_offset_of(self, device: str) -> int:
+        """Local time of a device minus UTC, in seconds; 0 while it has not said it."""
+
     def plan_history(self) -> list[dict[str, Any]]:
         """The body of ``GET /fog/plans``: the planner's latest decisions, oldest first."""
 

@@ -11,13 +11,13 @@ from typing import Final
 from broker.address import BrokerAddress, listening_address
 from broker.control import OwnerRules
 from broker.logs import LogFormat
+from broker.pinned import parse_layers
 from broker.topics import check_level
 from nodes.speculation import MOST_PROPOSED
 
 PREFIX: Final = "E2LLM_NODE_"
 
 _QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z%]*)")
-_LAYERS: Final = re.compile(r"(\d+)\s*-\s*(\d+)")
 _UNIT_BYTES: Final = {
     "B": 1,
     **{f"{letter}B": 1000**n for n, letter in enumerate("kMGT", start=1)},
@@ -57,14 +57,6 @@ def parse_share(text: str) -> float:
     if found is None or found[2] != "%" or not 0 < float(found[1]) <= 100:
         raise ValueError(f'share {text!r} is not a part of the device like "40 %"')
     return float(found[1]) / 100
-
-
-def parse_layers(text: str) -> tuple[int, int]:
-    """Read ``0-3``, first and last layer, as a half-open range; ValueError says what is wrong."""
-    found = _LAYERS.fullmatch(text.strip())
-    if found is None or int(found[2]) < int(found[1]):
-        raise ValueError(f'layers {text!r} are not a first and a last one like "0-3"')
-    return int(found[1]), int(found[2]) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

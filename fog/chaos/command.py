@@ -62,10 +62,14 @@ def chaos(
     from fog.chaos.scenario import load_scenario
     from fog.client import DEFAULT_URL
     from fog.config import DEFAULT_FOG
+    from fog.quantities import suggest
     from fog.tomlreader import ConfigError
 
-    shipped = SCENARIOS / f"{scenario}.toml"
-    path = shipped if shipped.is_file() else Path(scenario)
+    shipped = {path.stem: path for path in SCENARIOS.glob("*.toml")}
+    path = shipped.get(scenario, Path(scenario))
+    if not path.exists():
+        ways = suggest(scenario, list(shipped))
+        give_up(f"e2llm: {scenario}: no such file, and no scenario that ships{ways}", EXIT_USAGE)
     attached = state is not None or compose is not None
     if state is not None and compose is not None:
         give_up("e2llm: --state and --compose name two fogs; give one of them", EXIT_USAGE)

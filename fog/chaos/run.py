@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,7 +22,7 @@ from fog.chaos.director import RECOVERY_SECONDS, Director
 from fog.chaos.load import Job, Load, Outcome, answer_undisturbed, make_bodies
 from fog.chaos.replay import ties
 from fog.chaos.report import Incident, Judged, Report
-from fog.chaos.scenario import Scenario
+from fog.chaos.scenario import DEVICES_ONLY, Scenario, check_targets
 from fog.chaos.testbed import ComposeFog, FaultyFog, LocalFog
 from fog.chaos.verdict import Gap, judge
 from fog.chaos.watch import Watch
@@ -29,7 +30,7 @@ from fog.client import FogClient, FogUnreachableError
 from fog.config import load_config
 from fog.model_choice import choose_model
 from fog.ports import LOOPBACK, free_port
-from fog.services import child_environ, python_command
+from fog.services import WIRES, child_environ, python_command
 from fog.state import StateFolder
 
 READY_SECONDS: Final = 180.0
@@ -81,9 +82,13 @@ def run_chaos(options: ChaosOptions, console: Console) -> Report:
     with ExitStack() as stack:
         url, testbed = options.url, _attached(options, links)
         if url is None or testbed is None:
+            check_targets(options.scenario, [device.id for device in config.devices])
             url, state = stack.enter_context(_own_fog(options, console))
             testbed = LocalFog(state, links)
-        client = FogClient(url, key=options.key)
+            client = FogClient(url, key=options.key)
+        else:
+            client = FogClient(url, key=options.key)
+            _check_running(options, client)
         return _run(options.scenario, client, testbed, choose_model(options.model).source, console)
 
 
@@ -96,6 +101,43 @@ def _attached(options: ChaosOptions, links: dict[str, float]) -> FaultyFog | Non
     if not folder.processes.is_file():
         raise ChaosError(f"no fog runs on {folder.path}; start one with: e2llm up --chaos")
     return LocalFog(folder, links)
+
+
+def _check_running(options: ChaosOptions, client: FogClient) -> None:
+    """Return if the scenario can happen to a fog that runs already."""
+    devices = client.devices()
+    check_targets(options.scenario, [device["id"] for device in devices])
+    if options.state is not None:
+        pids = json.loads(StateFolder(options.state).processes.read_text("utf-8"))
+        check_state(options.scenario, client.url, options.state, pids, devices)
+
+
+def check_state(
+    scenario: Scenario,
+    url: str,
+    state: Path,
+    pids: Mapping[str, int],
+    devices: Sequence[Mapping[str, Any]],
+) -> None:
+    """Return if a state folder is that of the fog which answers, and its devices can be harmed.
+
+    Args:
+        scenario: What is to happen.
+        url: Where the fog answers.
+        state: The folder.
+        pids: Of the processes that the folder names.
+        devices: Body of ``GET /fog/devices``.
+
+    Raises:
+        ChaosError: Faults would meet another fog than the load, or nobody.
+    """
+    if not any(device["pid"] == pids.get(device["id"]) for device in devices):
+        raise ChaosError(f"the fog at {url} is not that of {state}; name its address with --url")
+    if WIRES not in pids and (kinds := {f.kind for f in scenario.faults} & set(DEVICES_ONLY)):
+        raise ChaosError(
+            f"the fog of {state} runs without --chaos, so its devices cannot "
+            f"suffer {' or '.join(sorted(kinds))}; start it with: e2llm up --chaos"
+        )
 
 
 def _run(

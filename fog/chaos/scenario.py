@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from fog.quantities import parse_seconds, suggest
 from fog.tomllines import KeyPath
-from fog.tomlreader import TomlReader, parse_toml, read_text
+from fog.tomlreader import ConfigError, TomlReader, parse_toml, read_text
 
 SERVICES: Final = ("broker", "redis", "planner", "gateway")
 ROLES: Final = ("prefill", "decode", "master", "idle", "any")
@@ -54,7 +54,8 @@ DEFAULT_LASTS: Final[Mapping[Kind, float]] = {
     Kind.LINK: 20.0,
 }
 DEFAULT_TIMES: Final[Mapping[Kind, float]] = {Kind.SLOW: 4.0, Kind.LINK: 10.0}
-_DEVICES_ONLY: Final = (Kind.CUT, Kind.SLOW, Kind.LINK)
+DEVICES_ONLY: Final = (Kind.CUT, Kind.SLOW, Kind.LINK)
+"""What services cannot suffer, and devices only under ``e2llm up --chaos``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,11 +146,26 @@ def parse_scenario(text: str, path: Path, *, seed: int | None = None) -> Scenari
     return scenario
 
 
+def check_targets(scenario: Scenario, devices: Collection[str]) -> None:
+    """Return if every target can be found in a fog of these devices.
+
+    Raises:
+        ConfigError: One is neither a device nor a service nor one of `ROLES`.
+    """
+    known = [*devices, *SERVICES, *ROLES]
+    for fault in scenario.faults:
+        if fault.target not in known:
+            raise ConfigError(
+                f"target {fault.target!r} of the scenario is no device of this fog, no service "
+                f"and no role{suggest(fault.target, known)}"
+            )
+
+
 def _fault(reader: TomlReader, at: KeyPath, raw: dict[str, Any]) -> Fault:
     reader.check_keys(at, raw, ("at", "kind", "target", "lasts", "times"))
     kind = reader.read(at, raw, "kind", _kind)
     target = reader.read(at, raw, "target", _text)
-    if target in SERVICES and kind in _DEVICES_ONLY:
+    if target in SERVICES and kind in DEVICES_ONLY:
         reader.fail(
             (*at, "target"), f"{kind.value!r} happens to devices; {target} can be killed or frozen"
         )
@@ -206,7 +222,7 @@ def draw_faults(
         for _ in range(2 if rng.random() < pairs and len(faults) + 2 <= count else 1):
             kind = rng.choice(kinds)
             target = rng.choice(
-                [t for t in targets if t not in SERVICES or kind not in _DEVICES_ONLY] or ["any"]
+                [t for t in targets if t not in SERVICES or kind not in DEVICES_ONLY] or ["any"]
             )
             # What lasts as long as always finds the fog in the same state each time.
             lasts = DEFAULT_LASTS[kind] * rng.uniform(0.3, 1.0)
@@ -233,9 +249,7 @@ def _kind(value: object) -> Kind:
         return Kind(str(value))
     except ValueError:
         known = [kind.value for kind in Kind]
-        raise ValueError(
-            f"{value!r} is no kind of fault; use {', '.join(known)}{suggest(str(value), known)}"
-        ) from None
+        raise ValueError(f"{value!r} is no kind of fault{suggest(str(value), known)}") from None
 
 
 def _text(value: object) -> str:

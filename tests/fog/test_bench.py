@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from fog import bench
 from fog.bench import BenchFailedError, BenchOptions, checkpoint_folder, run_bench
 from fog.commands import app
+from fog.shapes import shapes
 from nodes.bench.task import Said
 from tests.fog.test_made_model import SMALL
 
@@ -101,3 +102,17 @@ def test_an_unknown_shape_or_format_is_refused(arguments: list[str], hint: str) 
     result = CliRunner().invoke(app, ["bench", "engine", *arguments])
     assert result.exit_code == 2
     assert hint in result.output
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "shapes", shapes)
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "shapes"
+
+    result = CliRunner().invoke(app, ["bench", "engine", "--quick", "--models", str(place)])
+
+    assert result.exit_code == 1
+    assert f"cannot write {place}" in result.stderr
+    assert "Errno" not in result.stderr

@@ -17,7 +17,7 @@ from fog.joining import (
     node_environ,
     try_broker,
 )
-from tests.fog.fake_gateway import serve
+from tests.fog.fake_gateway import Behaviour, serve
 from tests.support.command_line import e2llm
 
 UP = frozenset({"up", "multicast"})
@@ -107,6 +107,18 @@ def test_a_server_that_is_no_gateway_is_named(tmp_path: Path) -> None:
         )  # fmt: skip
     assert result.returncode == 1
     assert f"{url} is no gateway" in result.stderr
+
+
+def test_a_token_that_does_not_count_is_told_apart_from_a_key(tmp_path: Path) -> None:
+    with serve(Behaviour(key="another")) as url:
+        result = e2llm(
+            "node", "join", "--gateway", url, "--token", "t", "--id", "pi", "--no-start",
+            "--state", str(tmp_path),
+        )  # fmt: skip
+    assert result.returncode == 1
+    assert "does not take this token" in result.stderr
+    assert "e2llm token create" in result.stderr
+    assert "--key" not in result.stderr
 
 
 def test_a_broker_that_nobody_reaches_is_named_with_the_remedy(unused_tcp_port: int) -> None:

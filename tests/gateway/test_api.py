@@ -544,9 +544,25 @@ async def test_rules_of_an_owner_are_set_and_taken_back(api: Api, engine: FakeEn
         path = "/fog/devices/pi/owner"
         body = {"text": False, "phases": ["decode"], "layers": [0, 2]}
         assert (await client.put(path, json=body)).status_code == 200
-        rules = OwnerRules(text=False, phases=["decode"], layers=(0, 2))
+        rules = OwnerRules(text=False, phases=["decode"], layers=(0, 2), utc_offset_seconds=7200)
         assert engine.controls["pi"].rules == rules
         assert (await client.put(path, content=b"null")).json()["rules"] is None
+
+
+async def test_rules_are_written_over_http_as_everywhere_and_hours_are_the_devices_own(
+    api: Api, engine: FakeEngine
+) -> None:
+    async with api.client() as client:
+        path = "/fog/devices/pi/owner"
+        await client.put(path, json={"quiet_hours": "22:00-07:00", "layers": "0-3"})
+        as_written = engine.controls["pi"].rules
+        await client.put(path, json={"quiet_hours": "22:00-07:00", "utc_offset_seconds": 0})
+        in_utc = engine.controls["pi"].rules
+
+    assert as_written == OwnerRules(
+        quiet_hours="22:00-07:00", utc_offset_seconds=engine.utc_offset_of("pi"), layers=(0, 4)
+    )
+    assert in_utc == OwnerRules(quiet_hours="22:00-07:00", utc_offset_seconds=0)
 
 
 @pytest.mark.parametrize(
@@ -557,8 +573,11 @@ async def test_rules_of_an_owner_are_set_and_taken_back(api: Api, engine: FakeEn
         (b'{"phases": ["both"]}', "phases must be prefill, decode or both"),
         (b'{"quiet_hours": "late"}', "quiet hours 'late' are not like"),
         (b'{"share": 0.4}', "E2LLM_NODE_SHARE"),
+        (b'{"share": "40 %"}', "E2LLM_NODE_SHARE"),
         (b'{"colour": "red"}', "unknown rules: colour"),
         (b'{"layers": [3, 3]}', "layers must be"),
+        (b'{"layers": "3-1"}', "layers '3-1' are not a first and a last one"),
+        (b'{"utc_offset_seconds": 86400}', "must be less than a day"),
     ],
 )
 async def test_rules_that_make_no_sense_are_refused(

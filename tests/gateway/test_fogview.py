@@ -10,6 +10,7 @@ from broker.control import (
     LayerTimes,
     Link,
     ModelManifest,
+    OwnerRules,
     PrefillTime,
 )
 from broker.plan import (
@@ -244,6 +245,15 @@ def profile(arithmetic: str) -> DeviceProfile:
         chunk_tokens=128,
         arithmetic=arithmetic,
     )
+
+
+def test_the_local_time_of_a_device_is_that_of_its_profile_and_utc_before_it_has_one() -> None:
+    said = msgspec.structs.replace(profile("x"), owner=OwnerRules(utc_offset_seconds=3600))
+
+    view = FogView().with_status("a", status(), 0.0)
+
+    assert view.utc_offset_of("a") == 0
+    assert view.with_profile("a", said, 1.0).utc_offset_of("a") == 3600
 
 
 def test_devices_of_the_plan_that_compute_differently_are_told(

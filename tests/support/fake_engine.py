@@ -150,6 +150,9 @@ class FakeEngine:
             self.controls[device] = control
         return control_body(device, control)
 
+    def utc_offset_of(self, device: str) -> int:
+        return 7200 if device == "pi" else 0
+
     def plan_history(self) -> list[dict[str, Any]]:
         return [{"version": 3, "outcome": "adopted"}]
 

@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from fog.chaos.run import SCENARIOS
-from fog.chaos.scenario import Fault, Kind, Scenario, draw_faults, load_scenario, parse_scenario
+from fog.chaos.run import SCENARIOS, ChaosError, check_state
+from fog.chaos.scenario import (
+    Fault,
+    Kind,
+    Scenario,
+    check_targets,
+    draw_faults,
+    load_scenario,
+    parse_scenario,
+)
 from fog.tomlreader import ConfigError
 
 PATH = Path("chaos.toml")
@@ -89,3 +97,33 @@ def test_a_mistake_is_told_with_its_line(text: str, line: int, what: str) -> Non
 
     assert str(caught.value).startswith(f"chaos.toml:{line}:")
     assert what in str(caught.value)
+
+
+def faulty(kind: str, target: str) -> Scenario:
+    return parse(f'[[fault]]\nat = "1 s"\nkind = "{kind}"\ntarget = "{target}"\n')
+
+
+@pytest.mark.parametrize("target", ["laptop", "gateway", "master"])
+def test_a_device_a_service_and_a_role_may_be_harmed(target: str) -> None:
+    check_targets(faulty("kill", target), ["laptop", "pi"])
+
+
+def test_a_target_that_nobody_is_called_is_refused_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match=r"'laptpo' .* did you mean 'laptop'"):
+        check_targets(faulty("cut", "laptpo"), ["laptop", "pi"])
+
+
+def test_faults_and_load_that_would_meet_two_fogs_are_refused() -> None:
+    devices = [{"id": "laptop", "pid": 7}, {"id": "pi", "pid": 9}]
+    check_state(faulty("kill", "pi"), "http://fog", Path("here"), {"laptop": 6, "pi": 9}, devices)
+
+    with pytest.raises(ChaosError, match="http://fog is not that of here"):
+        check_state(faulty("kill", "pi"), "http://fog", Path("here"), {"pi": 8}, devices)
+
+
+def test_links_of_a_fog_that_has_none_to_cut_are_refused_with_the_remedy() -> None:
+    devices = [{"id": "pi", "pid": 9}]
+    check_state(faulty("cut", "pi"), "http://fog", Path("here"), {"pi": 9, "wires": 5}, devices)
+
+    with pytest.raises(ChaosError, match="cannot suffer cut; start it with: e2llm up --chaos"):
+        check_state(faulty("cut", "pi"), "http://fog", Path("here"), {"pi": 9}, devices)
