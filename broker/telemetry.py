@@ -8,7 +8,7 @@ JSON Schema in the documentation says (`schema`), so both cannot differ.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
@@ -173,6 +173,13 @@ class Reading(NamedTuple):
 
     telemetry: Telemetry
     refused: tuple[str, ...] = ()
+
+
+def complaint(refused: Sequence[str]) -> str:
+    """Return what a log says of the names in `Reading.refused`."""
+    return (
+        "refused, for it is no JSON object" if "*" in refused else f"refused {', '.join(refused)}"
+    )
 
 
 def parse_telemetry(payload: bytes | str) -> Reading:

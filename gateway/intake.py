@@ -14,7 +14,7 @@ from broker.codec import DecodeError, decode_control, decode_frame
 from broker.control import GatewayStatus, ModelManifest
 from broker.events import Event
 from broker.plan import PlanHistory
-from broker.telemetry import parse_telemetry
+from broker.telemetry import complaint, parse_telemetry
 from broker.topics import (
     DEVICE_CONTROL,
     DEVICE_LOADED,
@@ -156,8 +156,8 @@ class Intake:
         """Any agent may write it, so it is read field by field; nothing is routed by it."""
         reading = parse_telemetry(message.payload)
         if reading.refused:
-            reason = f"refused {', '.join(reading.refused)}"
-            self.drops.add(DEVICE_TELEMETRY.template, message.topic, reason)
+            said = complaint(reading.refused)
+            self.drops.add(DEVICE_TELEMETRY.template, message.topic, said)
         self.view = self.view.with_telemetry(device, reading, now)
 
     def _clear(self, topic: Topic[Any], names: dict[str, str]) -> Taken | None:

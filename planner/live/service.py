@@ -12,6 +12,7 @@ from broker.control import DeviceState
 from broker.heartbeat import Heartbeat
 from broker.metrics import Sample
 from broker.plan import PlannerStatus
+from broker.telemetry import complaint
 from broker.transport import Connected, Disconnected, Publication, Received, Refused, Transport
 from broker.whatif import Finding
 from planner.live.authority import status_publication
@@ -155,7 +156,7 @@ class PlannerService:
         if isinstance(event, TelemetrySeen):
             if event.refused:
                 self._store.num_refused_fields += len(event.refused)
-                self._note_refused(topic, f"refused {', '.join(event.refused)}")
+                self._note_refused(topic, complaint(event.refused))
             self._store.put(event.device, event.telemetry, now)
         if isinstance(event, WhatIfSeen):
             self._suppose(event, now)

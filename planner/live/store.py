@@ -32,7 +32,7 @@ from redis.retry import Retry
 
 from broker.codec import encode_control
 from broker.plan import Plan
-from broker.telemetry import Telemetry, parse_telemetry, valid_telemetry
+from broker.telemetry import Telemetry, complaint, parse_telemetry, valid_telemetry
 from planner.live.events import StoreSeen
 from planner.live.history import Decided
 
@@ -187,7 +187,7 @@ class Store:
         _, refused = parse_telemetry(value)
         if refused:
             self.num_refused_fields += len(refused)
-            logger.warning("telemetry of %s in redis: refused %s", name, ", ".join(refused))
+            logger.warning("telemetry of %s in redis: %s", name, complaint(refused))
         self._remember_history(client, name, value)
 
     def _remember_history(self, client: Any, name: str, text: str) -> None:

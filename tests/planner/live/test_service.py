@@ -169,6 +169,23 @@ def test_a_refused_message_is_logged_with_its_topic_once(
     assert fog.service.num_refused_messages == 3
 
 
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        (b"71.5 C", "refused, for it is no JSON object"),
+        (b'{"speed_ratio": "x"}', "refused speed_ratio"),
+    ],
+)
+def test_telemetry_that_cannot_be_read_is_logged_with_the_reason(
+    fog: Fog, caplog: pytest.LogCaptureFixture, payload: bytes, said: str
+) -> None:
+    path = DEVICE_TELEMETRY.path(SITE, device="a")
+    with caplog.at_level(logging.WARNING):
+        fog.devices.publish(Publication(path, payload))
+        fog.run(1)
+    assert f"{path}: {said} (1 refused so far)" in [r.getMessage() for r in caplog.records]
+
+
 def test_fields_that_were_refused_are_counted_in_the_planner_s_status(
     fog: Fog, redis_client: fakeredis.FakeRedis
 ) -> None:
