@@ -185,7 +185,7 @@ def _rate_lines(plan: Json) -> list[Text]:
         label = f"measured over the last {window:g} s" if window else "measured"
         lines.append(Text(f"{label}: {text}"))
     if text := _errors(plan.get("errors") or {}):
-        lines.append(Text(f"measured over predicted: {text}"))
+        lines.append(Text(f"measured over predicted for prompts as long as these: {text}"))
     if best := plan.get("best_single_device"):
         text = _promise(best.get("predicted") or {})
         lines.append(Text(f"best single device: {best.get('device')}, {text}", "dim"))

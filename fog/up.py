@@ -13,8 +13,10 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
@@ -36,7 +38,7 @@ from fog.services import build_specs
 from fog.settable import gateway_settable, planner_settable
 from fog.state import StateFolder, default_state
 from fog.verdict import final_reason
-from fog.welcome import answer_figures, print_next_steps, print_welcome
+from fog.welcome import activation, answer_figures, print_next_steps, print_welcome
 
 POLL_SECONDS: Final = 0.2
 HOPELESS_SECONDS: Final = 6.0
@@ -182,7 +184,8 @@ class FogRun:
         write_json(self._options.json_target, answer_object(answer, fog_plan))
         if self._options.once is not None:
             return EXIT_OK
-        print_next_steps(self._console, self._client.url, model, self._question)
+        activate = activation(Path(sys.prefix), os.environ.get("PATH"))
+        print_next_steps(self._console, self._client.url, model, self._question, activate)
         await asyncio.Event().wait()
         return EXIT_OK
 

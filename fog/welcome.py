@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
+from shutil import which
 from typing import Any
 
 from rich.console import Console
@@ -26,8 +28,23 @@ def print_welcome(
     console.print("[bold]Answer[/bold]    ", end="", highlight=False)
 
 
-def print_next_steps(console: Console, url: str, model: str, question: str) -> None:
-    """Print where the fog listens and what to try."""
+def activation(environment: Path, search: str | None) -> str | None:
+    """Return the command after which a shell finds `e2llm`; None if it does, or nothing helps.
+
+    Args:
+        environment: In which this Python runs, `sys.prefix`.
+        search: ``PATH``.
+    """
+    script = environment / "bin" / "activate"
+    if which("e2llm", path=search) is not None or not script.is_file():
+        return None
+    return f"source {shlex.quote(str(script))}"
+
+
+def print_next_steps(
+    console: Console, url: str, model: str, question: str, activate: str | None
+) -> None:
+    """Print where the fog listens and what to try; ``activate`` as of `activation`."""
     console.print(
         f"\nThe fog listens on [bold]{url}[/bold] (OpenAI-compatible). Try:\n", highlight=False
     )
@@ -40,7 +57,8 @@ def print_next_steps(console: Console, url: str, model: str, question: str) -> N
     }
     width = max(map(len, commands))
     lines = [f"  {command:<{width}}  {purpose}" for command, purpose in commands.items()]
-    text = "\n".join(["\nOr in another terminal:\n", *lines, "\nCtrl-C stops everything."])
+    first = f", after `{activate}`" if activate is not None else ""
+    text = "\n".join([f"\nOr in another terminal{first}:\n", *lines, "\nCtrl-C stops everything."])
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

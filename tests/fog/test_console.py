@@ -3,6 +3,7 @@
 import io
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,13 @@ from fog.processes import ProcessState
 from fog.progress import LiveDisplay, PlainDisplay, Snapshot, device_text, make_display
 from fog.tables import devices_table, latency_text, layers_text, plan_view
 from fog.verdict import final_reason
-from fog.welcome import answer_figures, curl_line, print_next_steps, print_welcome
+from fog.welcome import (
+    activation,
+    answer_figures,
+    curl_line,
+    print_next_steps,
+    print_welcome,
+)
 from tests.fog.fake_gateway import DEVICES, PLAN
 
 READY, STARTING = ProcessState.READY, ProcessState.STARTING
@@ -70,7 +77,8 @@ def test_measured_stage_times_stand_beside_the_predicted_ones_with_the_error() -
     text = rendered(plan_view(plan))
     assert "12 ms (+20%) with 2.5 rows" in text
     assert "1 ms (-50%) per prompt token" in text
-    assert "measured over predicted: stages off by 35% (median), time per token (+4%)" in text
+    told = "measured over predicted for prompts as long as these: stages off by 35% (median)"
+    assert f"{told}, time per token (+4%)" in " ".join(text.split())
 
 
 def test_decisions_say_what_changed_what_was_compared_and_why() -> None:
@@ -336,15 +344,29 @@ def test_a_device_says_in_a_few_words_how_far_it_is(
 def test_the_welcome_shows_plan_question_and_a_curl_line_that_a_shell_can_read() -> None:
     shown, output = console()
     print_welcome(shown, PLAN, 12.34, "What's [bold]?")
-    print_next_steps(shown, "http://127.0.0.1:8081", "tiny", "What's [bold]?")
+    print_next_steps(
+        shown, "http://127.0.0.1:8081", "tiny", "What's [bold]?", "source [x]/activate"
+    )
     text = output.getvalue()
     assert "Ready after 12.3 s." in text
     assert "What's [bold]?" in text
+    assert "in another terminal, after `source [x]/activate`:" in text
     assert "e2llm chat --url http://127.0.0.1:8081" in text
 
     words = shlex.split(curl_line("http://127.0.0.1:8081", "tiny", "What's [bold]?"))
     assert words[:2] == ["curl", "http://127.0.0.1:8081/v1/chat/completions"]
     assert json.loads(words[-1])["messages"][0]["content"] == "What's [bold]?"
+
+
+def test_a_shell_that_does_not_find_the_command_is_told_how_to(tmp_path: Path) -> None:
+    folder = tmp_path / "with space" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "activate").touch()
+    (folder / "e2llm").touch(mode=0o755)
+
+    assert activation(folder.parent, "/nowhere") == f"source '{folder}/activate'"
+    assert activation(folder.parent, f"/nowhere:{folder}") is None
+    assert activation(tmp_path, "/nowhere") is None
 
 
 def test_figures_leave_out_a_rate_that_one_token_cannot_have() -> None:
