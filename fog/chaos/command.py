@@ -25,7 +25,7 @@ DEFAULT_SCENARIO: Final = "short"
 def chaos(
     scenario: Annotated[
         str,
-        typer.Argument(metavar="SCENARIO", help="A file, or one that ships: short or soak."),
+        typer.Argument(metavar="SCENARIO", help="A file, or one that ships: short, alone or soak."),
     ] = DEFAULT_SCENARIO,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="In place of the scenario's.")
