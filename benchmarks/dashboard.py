@@ -1,12 +1,13 @@
 """What the dashboard costs its gateway: in time and memory, unopened, opened and looked at.
 
-    python benchmarks/dashboard.py [--devices 200] [--requests 50] [--seconds 60] [--json FILE]
+    python -m benchmarks.dashboard [--devices 200] [--requests 50] [--seconds 60] [--json FILE]
+    python -m benchmarks.dashboard --kill
 
 Serves a gateway over a fog of so many devices, each of which sends telemetry every two seconds,
 in a process of its own, and looks at it with Debian's Chromium. Measured is the gateway's
 process: the memory before and after somebody opens the dashboard, how long the first page takes
-and the next one, and the share of a core while a window shows each page. Prints a Markdown
-report.
+and the next one, and the share of a core while a window shows each page. With ``--kill``: how
+long after a node of `e2llm up` was killed it is red. Prints a Markdown report.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,22 +26,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.request import urlopen
 
 import psutil
 import uvloop
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Playwright, sync_playwright
 
 from benchmarks.here import context
 from broker.plan import Replica, Role
+from gateway.course import Stretch
 from tests.support.gateway_api import Api, settings_for
 from tests.support.model_folder import write_model_folder
+from tests.support.running_fog import running_fog
 from tests.support.shown_fog import ShownFog, plan_of, replica
 
 ROOT: Final = Path(__file__).parent.parent
 TELEMETRY_SECONDS: Final = 2.0
 WIDTH, HEIGHT = 1440, 900
+HELD: Final[list[asyncio.Task[Any]]] = []
+CHROMIUM: Final = "/usr/bin/chromium"
+PAGES: Final = ("", "requests", "devices", "plans")
 
 
 @dataclass(frozen=True)
@@ -90,10 +98,24 @@ def large_fog(num_devices: int) -> ShownFog:
     return fog
 
 
+async def hold(api: Api, fog: ShownFog, num_requests: int) -> None:
+    """Have so many requests that wait for their third token."""
+    fog.script, fog.hold_after = (lambda generation: [1] * 8), 2
+    body = {"messages": [{"role": "user", "content": "7+5?"}], "max_tokens": 8}
+    for _ in range(num_requests):
+        HELD.append(asyncio.create_task(api.post("/v1/chat/completions", body)))
+    while len(fog.submitted) < num_requests:
+        await asyncio.sleep(0.1)
+
+
 async def live(fog: ShownFog) -> None:
-    """Let every device send telemetry, evenly spread."""
+    """Let every device send telemetry, evenly spread, while every request goes on."""
     rng, names = random.Random(2), sorted(fog.view.devices)
+    phases = (("queue", 0.0, 0.2), ("prefill", 0.2, 0.5), ("kv_transfer", 0.7, 0.1))
+    known, begun = tuple(Stretch(*each) for each in phases), time.monotonic()
     while True:
+        decode = Stretch("decode", 0.8, time.monotonic() - begun)
+        fog.stretches = {each.request_id: (*known, decode) for each in fog.submitted}
         for name in names:
             fog.report(
                 name,
@@ -113,6 +135,7 @@ async def serve(num_devices: int, num_requests: int) -> None:
         fog.num_running = num_requests
         api = Api(fog, settings_for(write_model_folder(Path(folder) / "model"), Path(folder)))
         async with api.served() as url:
+            await hold(api, fog, num_requests)
             print(url, flush=True)
             await live(fog)
 
@@ -179,7 +202,7 @@ def measure(num_devices: int, num_requests: int, seconds: float, pages: list[str
         idle = core_share(process, seconds / 4)
         before = process.memory_info().rss / 2**20
         first, later = timed(f"{url}/dashboard/"), timed(f"{url}/dashboard/")
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium")
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
         costs = [look(browser, url, page, process, seconds) for page in pages]
         after = process.memory_info().rss / 2**20
         browser.close()
@@ -193,6 +216,23 @@ def measure(num_devices: int, num_requests: int, seconds: float, pages: list[str
         round(later, 3),
         costs,
     )
+
+
+def seconds_to_red(playwright: Playwright) -> list[float]:
+    """Return how long after its process was killed each of three nodes is red in a window."""
+    took = []
+    with tempfile.TemporaryDirectory() as folder, running_fog(Path(folder)) as fog:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        window = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+        window.goto(f"{fog.url}/dashboard/")
+        for device in sorted(fog.devices())[:3]:
+            window.locator(f'[data-device="{device}"].is-ready').wait_for()
+            begun = time.monotonic()
+            os.kill(fog.devices()[device]["pid"], signal.SIGKILL)
+            window.locator(f'[data-device="{device}"].is-lost').wait_for()
+            took.append(round(time.monotonic() - begun, 2))
+        browser.close()
+    return took
 
 
 def report(result: Result) -> str:
@@ -223,6 +263,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60.0, help="that each page is shown")
     parser.add_argument("--pages", nargs="*", help="addresses below the dashboard's; default all")
+    parser.add_argument("--kill", action="store_true", help="nodes of a real fog, until red")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -231,7 +272,11 @@ def main() -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(options.devices, options.requests))
         return
-    pages = options.pages if options.pages is not None else ["", "devices", "plans"]
+    if options.kill:
+        with sync_playwright() as playwright:
+            print(f"killed, then red after {seconds_to_red(playwright)} s; {context('nicegui')}")
+        return
+    pages = options.pages if options.pages is not None else list(PAGES)
     result = measure(options.devices, options.requests, options.seconds, pages)
     print(report(result))
     if options.json is not None:
