@@ -45,10 +45,12 @@ def fog_facts(plan: Json, details: Json) -> Facts:
     if coming is not None:
         progress = "" if coming["progress"] is None else f" ({coming['progress']:.0%})"
         version += f"; {coming['version']} is being loaded{progress}"
+    states = details.get("devices", {}).items()
     running, waiting = details.get("running", 0), details.get("waiting", 0)
     return (
         ("Model", plan["model"] or "none yet"),
         ("Plan", version),
+        ("Devices", ", ".join(f"{count} {state}" for state, count in states if count) or "none"),
         ("Requests", f"{running} running, {waiting} waiting"),
         ("Tokens/s", _pair(measured, predicted, "decode_tokens_per_second", figure)),
         ("First token", _pair(measured, predicted, "ttft_seconds", seconds)),

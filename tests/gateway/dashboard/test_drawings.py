@@ -281,7 +281,10 @@ def test_a_plot_spans_what_is_known(covered: int, said: str) -> None:
 
 
 def test_facts_of_the_fog_show_measured_beside_predicted() -> None:
-    known = dict(fog_facts(ShownFog().fog_plan(), {"running": 3, "waiting": 1}))
+    states = {"ready": 5, "sleeping": 0, "lost": 1}
+    details = {"running": 3, "waiting": 1, "devices": states}
+    known = dict(fog_facts(ShownFog().fog_plan(), details))
+    assert known["Devices"] == "5 ready, 1 lost"
     assert known["Plan"] == "1, active"
     assert known["Requests"] == "3 running, 1 waiting"
     assert known["First token"] == "– (600 ms predicted)"
