@@ -64,6 +64,17 @@ async def test_every_file_of_a_page_comes_from_the_gateway(shown: Shown) -> None
     assert "https://" not in page
 
 
+@pytest.mark.asyncio(loop_scope="session")
+async def test_there_are_only_so_many_tabs_as_memory_holds(
+    shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with httpx2.AsyncClient(timeout=60) as client:
+        assert (await client.get(shown.address())).status_code == 200
+        monkeypatch.setattr("gateway.dashboard.frame.MOST_TABS", 0)
+        refused = await client.get(shown.address("devices"))
+    assert (refused.status_code, "Too many tabs" in refused.text) == (503, True)
+
+
 def test_the_door_leaves_the_dashboard_to_its_own_keys() -> None:
     assert needed_scope("/dashboard/") is None
     assert needed_scope("/dashboard/_nicegui_ws/socket.io/") is None
