@@ -11,9 +11,11 @@ cat >"$LLM_USER_PATH/extra-openai-models.yaml" <<YAML
 - model_id: fog
   model_name: ${E2LLM_MODEL:-e2llm-demo}
   api_base: ${E2LLM_URL:-http://127.0.0.1:8080}/v1
+  api_key_name: fog
 - model_id: fog-elsewhere
   model_name: gpt-4
   api_base: ${E2LLM_URL:-http://127.0.0.1:8080}/v1
+  api_key_name: fog
 YAML
 key=${E2LLM_API_KEY:-none}
 

@@ -11,6 +11,7 @@ cat >"$LLM_USER_PATH/extra-openai-models.yaml" <<YAML
 - model_id: fog
   model_name: ${E2LLM_MODEL:?the name of a model that calls functions}
   api_base: ${E2LLM_URL:-http://127.0.0.1:8080}/v1
+  api_key_name: fog
   supports_tools: true
 YAML
 
