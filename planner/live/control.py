@@ -360,13 +360,8 @@ class Control:
             name, others = lacking[0].model.name, [g.model.name for g in goals if g not in lacking]
             progress = f"{name}: no plan: no device is left beside {', '.join(others)}"
         if progress is None:
-            num_usable = len(self.knowledge.usable(lacking[0].model, now)[0])
-            expected = max(self.settings.expect_devices, num_usable + len(measuring))
-            progress = f"waiting for devices: {num_usable} of {expected} profiles"
-            if not expected:
-                progress = "waiting for devices: none is on the bus"
-            elif measuring:
-                progress += f"; measuring: {', '.join(measuring)}"
+            expected = self.settings.expect_devices
+            progress = self.knowledge.awaited(lacking[0].model, expected, now)
         return f"{failures}; {progress}" if failures else progress
 
 

@@ -302,6 +302,29 @@ class Knowledge:
             if view.is_ready and view.failure is None and not view.has_measured(model)
         )
 
+    def num_measured(self, model: ModelSpec) -> int:
+        """Return how many devices have measured themselves for a model, those that rest included.
+
+        A device that its owner wants left alone is there: waiting for it would be in vain.
+        """
+        return sum(
+            view.is_ready and view.silent_seconds is None and view.has_measured(model)
+            for view in self.devices.values()
+        )
+
+    def awaited(self, model: ModelSpec, num_expected: int, now: float) -> str:
+        """Return in words what the first plan of a model waits for."""
+        measuring, num_measured = self.measuring(model), self.num_measured(model)
+        expected = max(num_expected, num_measured + len(measuring))
+        if not expected:
+            return "waiting for devices: none is on the bus"
+        usable, left_out = self.usable(model, now)
+        if not usable and num_measured == expected:
+            reasons = "; ".join(f"{device}: {reason}" for device, reason in left_out.items())
+            return f"no plan: no device can be used ({reasons})"
+        also = f"; measuring: {', '.join(measuring)}" if measuring else ""
+        return f"waiting for devices: {num_measured} of {expected} profiles{also}"
+
     def shares(self, revisions: Sequence[str]) -> list[float]:
         """Return which part of the requests each model gets, by the gateways that can say.
 

@@ -301,7 +301,7 @@ class Search:
         if current is None:
             if self._rollout.is_changing:
                 return None  # Another model's plan comes first.
-            num_measured = len(self._knowledge.usable(model, now)[0])
+            num_measured = self._knowledge.num_measured(model)
             if not usable or self._waits_for_devices(model, num_measured, now):
                 return None
             if not quiet and not 0 < self._settings.expect_devices <= num_measured:

@@ -138,6 +138,28 @@ def test_quiet_hours_begin_and_end_by_the_clock_of_the_device() -> None:
     assert "a" in bench.aim()
 
 
+ALL_DAY = OwnerRules(quiet_hours="00:00-23:59, 23:00-01:00")
+
+
+def test_the_first_plan_does_not_wait_for_a_device_that_is_left_alone() -> None:
+    bench = Bench(expect_devices=4).connect().model().join("a", owner=ALL_DAY).join(*"bcd")
+    bench.run(8)
+    assert active(bench)
+    assert "a" not in bench.aim()
+
+
+def test_a_fog_whose_devices_are_all_left_alone_says_so() -> None:
+    bench = Bench(expect_devices=2).connect().model().join("a", "b", owner=ALL_DAY).run(8)
+    assert bench.plans == []
+    why = "its owner wants it left alone (00:00-23:59, 23:00-01:00)"
+    assert bench.problem == f"no plan: no device can be used (a: {why}; b: {why})"
+
+    for device in "ab":
+        place(bench, device, Placement.OPEN, quiet_hours=None)
+
+    assert active(bench.run(8))
+
+
 @pytest.mark.parametrize("where", ["profile", "gateway"])
 def test_a_device_that_must_not_see_text_has_neither_embedding_nor_head(where: str) -> None:
     if where == "profile":
