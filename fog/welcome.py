@@ -46,7 +46,10 @@ def print_next_steps(
 ) -> None:
     """Print where the fog listens and what to try; ``activate`` as of `activation`."""
     console.print(
-        f"\nThe fog listens on [bold]{url}[/bold] (OpenAI-compatible). Try:\n", highlight=False
+        f"\nThe fog listens on [bold]{url}[/bold] (OpenAI-compatible; in a browser, the "
+        "dashboard). Try:\n",
+        highlight=False,
+        soft_wrap=True,
     )
     console.print(curl_line(url, model, question), markup=False, highlight=False, soft_wrap=True)
     flag = "" if url == DEFAULT_URL else f" --url {url}"
