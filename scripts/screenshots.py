@@ -40,10 +40,10 @@ class Shot:
 
 
 SHOTS: Final = (
-    Shot("dashboard-fog", "", 1200, 640),
+    Shot("dashboard-fog", "", 1160, 400),
     Shot("dashboard-phone", "", 390, 844, dark=True),
-    Shot("dashboard-devices", "devices", 1200, 760),
-    Shot("dashboard-plans", "plans", 1200, 760, dark=True),
+    Shot("dashboard-requests", "requests", 1160, 720, dark=True),
+    Shot("dashboard-devices", "devices", 1160, 900),
 )
 
 
