@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from broker.events import Logprobs
 from broker.joining import JoinFolder
+from gateway.requests import Generation
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_api import Api, settings_for
 from tests.support.model_folder import CONFIG, EOS, ids_of, write_model_folder
@@ -38,10 +39,16 @@ def gateway(folder: Path, joins: JoinFolder) -> Api:
     """Return a gateway whose nodes are a script."""
     config = {**CONFIG, "max_position_embeddings": 4096}
     write_model_folder(folder / "model", template=TEMPLATE, config=config)
-    engine = FakeEngine(lambda generation: [*ids_of('It is "12".'), EOS])
+    engine = FakeEngine(answer)
     engine.logprobs = lambda token_id: Logprobs(-0.5, ((token_id, -0.5),))
     settings = settings_for(folder / "model", folder / "state", admin_key=KEY, joins=joins.path)
     return Api(engine, settings)
+
+
+def answer(generation: Generation) -> list[int]:
+    """Return a short answer, or one as long as it may be where no end token ends it."""
+    said = [*ids_of('It is "12".'), EOS]
+    return said * generation.max_tokens if generation.sampling.ignore_eos else said
 
 
 async def take_in(joins: JoinFolder) -> None:
