@@ -1,5 +1,7 @@
 """Pictures and tables of the dashboard as text: what is in them, where, and what is escaped."""
 
+import asyncio
+import itertools
 import math
 import random
 from typing import Any
@@ -12,7 +14,7 @@ from broker.plan import Role
 from gateway.dashboard import svg
 from gateway.dashboard.devices import device_facts, devices_table, owner_text, plots
 from gateway.dashboard.fog import fog_facts
-from gateway.dashboard.history import History, Point
+from gateway.dashboard.history import History, Point, record
 from gateway.dashboard.layout import Place, Size, flow, shares
 from gateway.dashboard.panels import BOX, device_box
 from gateway.dashboard.picture import NARROW, describe, fog_picture
@@ -350,3 +352,21 @@ def test_a_duration_has_the_unit_in_which_it_is_short(value: float | None, said:
 def test_a_coordinate_is_short() -> None:
     assert svg.number(3.0) == "3"
     assert svg.number(math.pi) == "3.1"
+
+
+async def test_samples_are_taken_until_the_gateway_stops() -> None:
+    history, fog, taken = History(), ShownFog(), asyncio.Event()
+    times = itertools.count()
+
+    def clock() -> float:
+        now = next(times)
+        if now == 3:
+            taken.set()
+        return float(now)
+
+    task = asyncio.create_task(record(history, fog.devices, clock, seconds=0.0))
+    await taken.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    points = history.points("jetson", "cpu_load_ratio")
+    assert [point.at for point in points[:3]] == [0.0, 1.0, 2.0]
