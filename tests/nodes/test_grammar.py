@@ -10,6 +10,9 @@ import torch
 
 from broker.work import Sampling
 from gateway.constraints import json_grammar
+from gateway.tools.forced import Callee, literal
+from gateway.tools.hermes import Hermes
+from gateway.tools.optional import text_or_calls
 from nodes.grammar import Grammar, GrammarError, Vocabulary
 from nodes.grammars import GrammarMaker
 from nodes.sampler import SamplingError, choose
@@ -75,6 +78,19 @@ def test_a_grammar_follows_tokens_that_are_taken_back(vocabulary: Vocabulary) ->
             ids = answer[: int(rng.integers(len(answer) + 1))]
             fresh = vocabulary.grammar(text, (EOS_ID,)).allowed(ids, VOCAB)
             assert np.array_equal(moving.allowed(ids, VOCAB), fresh), text_of(ids)
+
+
+def test_a_call_amid_text_is_taken_back_too(vocabulary: Vocabulary) -> None:
+    callee = Callee("add", {"properties": {"a": {"type": "integer"}}})
+    text = text_or_calls(Hermes(), [callee], literal, "<[1]>")
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 12}}\n</tool_call>'
+    answer = [*ids_of(f"So < {call} and"), 1, *ids_of(f"é {call}\nbye")]
+    rng = np.random.default_rng(6)
+    moving = vocabulary.grammar(text, (EOS_ID,))
+    for end in rng.integers(len(answer) + 1, size=60).tolist():
+        fresh = vocabulary.grammar(text, (EOS_ID,)).allowed(answer[:end], VOCAB)
+        assert np.array_equal(moving.allowed(answer[:end], VOCAB), fresh), text_of(answer[:end])
+    assert moving.allowed(answer, VOCAB)[EOS_ID]
 
 
 def test_an_answer_that_its_grammar_does_not_allow_is_an_error(vocabulary: Vocabulary) -> None:
