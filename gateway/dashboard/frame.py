@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -30,6 +31,9 @@ _ICON: Final = (
     '<path d="M4 5h8M4 8h5M4 11h8" stroke="#fff" stroke-width="1.6"/></svg>'
 )
 MOST_TABS: Final = 256
+_FILE: Final = re.compile(
+    rf"{PATH}/_nicegui(?:_ws/.*|/[^/]+/(?:static|libraries|components|\w*resources|esm)/.+)"
+)
 # How long a browser that lost its connection may take to come back to the same page.
 _RECONNECT_SECONDS: Final = 10.0
 _THEMES: Final[dict[bool | None, str]] = {None: "as the system", False: "light", True: "dark"}
@@ -65,9 +69,10 @@ class Frame:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_page = scope["type"] == "http" and "/_nicegui" not in scope["path"]
-        if is_page and sum(1 for _ in app.clients()) >= MOST_TABS:
-            # Whoever asks for a page gets a tab in this process's memory for a minute at least.
+        may_be_page = scope["type"] == "http" and not _FILE.fullmatch(scope["path"])
+        if may_be_page and sum(1 for _ in app.clients()) >= MOST_TABS:
+            # Whoever asks for a page, even one that is not there, gets a tab in this process's
+            # memory for a minute at least.
             busy = PlainTextResponse("Too many tabs show the dashboard; try again later.\n", 503)
             await busy(scope, receive, send)
             return
@@ -122,7 +127,7 @@ def _leave_unless(may_stay: bool) -> None:
 
 @contextmanager
 def _framed(view: View, page: Page) -> Iterator[None]:
-    _set_theme()
+    theme = _theme()
     with ui.element("header").classes("frame-header"):
         ui.label(NAME).classes("frame-name")
         with ui.element("nav").props('aria-label="Pages"').classes("frame-nav"):
@@ -131,7 +136,7 @@ def _framed(view: View, page: Page) -> Iterator[None]:
                 if each is page:
                     link.props('aria-current="page"')
         with ui.element("div").classes("frame-tools"):
-            _theme_button()
+            _theme_button(theme)
             if view.caller.id:
                 ui.button("Log out", on_click=_log_out, color=None).props("flat dense no-caps")
     with ui.element("div").classes("frame-main"):
@@ -156,13 +161,12 @@ def _status_line(view: View) -> None:
     view.follow(read, draw)
 
 
-def _set_theme() -> ui.dark_mode:
+def _theme() -> ui.dark_mode:
     return ui.dark_mode(app.storage.user.get("dark"))
 
 
-def _theme_button() -> None:
-    user, theme = app.storage.user, ui.dark_mode(app.storage.user.get("dark"))
-    order = list(_THEMES)
+def _theme_button(theme: ui.dark_mode) -> None:
+    user, order = app.storage.user, list(_THEMES)
 
     def text() -> str:
         return f"Theme: {_THEMES[theme.value]}"
@@ -186,7 +190,7 @@ def _say(problem: str) -> None:
 
 
 def _ask_for_key(sources: Sources) -> None:
-    _set_theme()
+    _theme()
     with ui.element("div").classes("frame-main frame-key"):
         ui.html(NAME, sanitize=False, tag="h1")
         ui.label("This gateway asks for an API key. It stays on the gateway, not in this browser.")

@@ -1,6 +1,7 @@
 """Where the dashboard is, what stands there without NiceGUI, and who may look."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import httpx2
@@ -69,10 +70,13 @@ async def test_there_are_only_so_many_tabs_as_memory_holds(
     shown: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with httpx2.AsyncClient(timeout=60) as client:
-        assert (await client.get(shown.address())).status_code == 200
+        page = (await client.get(shown.address())).text
         monkeypatch.setattr("gateway.dashboard.frame.MOST_TABS", 0)
-        refused = await client.get(shown.address("devices"))
-    assert (refused.status_code, "Too many tabs" in refused.text) == (503, True)
+        for path in ("devices", "no-such-page", "_nicegui/no-such-file"):
+            refused = await client.get(shown.address(path))
+            assert (refused.status_code, "Too many tabs" in refused.text) == (503, True)
+        [style] = re.findall(r"/dashboard/_nicegui/[^/]+/static/nicegui.css", page)
+        assert (await client.get(f"{shown.url}{style}")).status_code == 200
 
 
 def test_the_door_leaves_the_dashboard_to_its_own_keys() -> None:
