@@ -49,7 +49,7 @@ pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.slow]
 
 QUESTION = "What is 7 plus 5?"
 # Nobody has rights to the others while Home Assistant is off (`tests/gateway/home`).
-TOPICS = {*ALL_TOPICS} - {HOME_CORDON, HOME_DEVICE, HOME_FOG, HOME_GATEWAY}
+TOPICS: set[Topic[Any]] = {*ALL_TOPICS} - {HOME_CORDON, HOME_DEVICE, HOME_FOG, HOME_GATEWAY}
 # Of the default model: a shape can be right and everything else wrong.
 HIDDEN_SIZE = 128
 READ_BY_GATEWAY = (
