@@ -49,7 +49,8 @@ pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.slow]
 
 QUESTION = "What is 7 plus 5?"
 # Nobody has rights to the others while Home Assistant is off (`tests/gateway/home`).
-TOPICS: set[Topic[Any]] = {*ALL_TOPICS} - {HOME_CORDON, HOME_DEVICE, HOME_FOG, HOME_GATEWAY}
+HOME = (HOME_CORDON, HOME_DEVICE, HOME_FOG, HOME_GATEWAY)
+TOPICS = [topic for topic in ALL_TOPICS if topic not in HOME]
 # Of the default model: a shape can be right and everything else wrong.
 HIDDEN_SIZE = 128
 READ_BY_GATEWAY = (
@@ -157,7 +158,7 @@ def test_rubbish_on_every_topic_is_logged_and_counted_while_requests_are_answere
                     long = rng.randbytes(DEFAULT_MAX_PAYLOAD_BYTES)
                     bus.publish(Publication(path, long))
 
-    assert set(sent.values()) == TOPICS
+    assert set(sent.values()) == set(TOPICS)
     # Only its client reads a reply.
     read: set[Topic[Any]] = {*sent.values()} - {REPLY}
 
