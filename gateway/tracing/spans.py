@@ -47,7 +47,7 @@ def _phases(attempt: Attempt) -> list[Span]:
     assert attempt.ended_at is not None, "the request has ended"
     if attempt.opened_at is None or attempt.prefill is None or attempt.decode is None:
         return [Span("queue", attempt.queued_at, attempt.ended_at)]
-    token_at = attempt.ended_at if attempt.token_at is None else attempt.token_at
+    token_at = _first_token_at(attempt, attempt.prefill, attempt.decode)
     phases = [
         Span("queue", attempt.queued_at, attempt.opened_at, {"e2llm.attempt": attempt.number}),
         _prefill(attempt, attempt.prefill, attempt.opened_at, token_at),
@@ -57,6 +57,25 @@ def _phases(attempt: Attempt) -> list[Span]:
     if attempt.is_lost:
         phases[-1] = replace(phases[-1], is_lost=True)
     return phases
+
+
+def _first_token_at(attempt: Attempt, prefill: Replica, decode: Replica) -> float:
+    """Return when prefill ended: where the first token came here, or a little before.
+
+    Decode may begin while that token is still on its way here. What its stages took beyond the
+    time since then is taken from prefill's last hop, so that they fit in.
+    """
+    assert attempt.opened_at is not None, "only what was opened has phases"
+    assert attempt.ended_at is not None, "the request has ended"
+    if attempt.token_at is None:
+        return attempt.ended_at
+    told, master = _told(attempt, decode), attempt.told.get((decode.id, 0))
+    spent = sum(times.decode.seconds for times in told)
+    if master is not None:
+        spent += master.handover_seconds + master.waiting_seconds
+    prefilled = sum(times.prefill.seconds for times in _told(attempt, prefill))
+    earliest = attempt.opened_at + prefilled
+    return min(attempt.token_at, max(attempt.ended_at - spent, earliest))
 
 
 def _prefill(attempt: Attempt, replica: Replica, began: float, ended: float) -> Span:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import pytest
 
-from broker.events import StageTimes
+from broker.events import Spell, StageTimes
 from broker.plan import Role
 from gateway.requests import Generation
 from gateway.tracing.pending import PendingTraces
@@ -210,6 +211,34 @@ def test_a_request_that_waits_in_vain_is_one_wait() -> None:
 
     spans = [(span.name, span.began_at, span.ended_at) for span in phases_of(timeline)]
     assert spans == [("prepare", 1.0, 1.5), ("queue", 1.5, 4.0)]
+
+
+def told(stage: int, **phases: Spell) -> StageTimes:
+    return msgspec.structs.replace(times(stage), **phases)
+
+
+@pytest.mark.parametrize(
+    ("decoding", "ends"),
+    [(1.5, 13.0), (3.0, 12.0), (9.0, 11.5)],
+    ids=["after the first token", "before it was here", "as if before prefill had ended"],
+)
+def test_decode_that_began_before_the_first_token_was_here_takes_of_prefills_last_hop(
+    decoding: float, ends: float
+) -> None:
+    timeline = Timeline(OWN, 10.0)
+    timeline.submitted(10.0)
+    timeline.opened(1, REPLICA, REPLICA, 0, 10.0)
+    timeline.token(None, 13.0)
+    timeline.token("length", 15.0)
+    timeline.ended("finished", 15.0)
+    assert timeline.tell("a", told(0, prefill=Spell(1.0, 1.0, 1), decode=Spell(decoding, 1.0, 1)))
+    assert timeline.tell("b", told(1, prefill=Spell(0.5, 0.5, 1)))
+
+    spans = {span.name: span for span in phases_of(timeline)}
+
+    assert spans["prefill"].ended_at == spans["decode"].began_at == ends
+    hops = sum(span.seconds for span in spans["prefill"].children if span.name == "hop")
+    assert hops == pytest.approx(ends - 11.5)
 
 
 # --- whether at all --------------------------------------------------------------------------
