@@ -55,13 +55,14 @@ class RedisAccess:
         self._local = MemoryCounters(clock)
         self._away_until = 0.0
         self._is_reported = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._writes: dict[str, set[asyncio.Task[None]]] = {}
 
     async def close(self) -> None:
         """Wait for what is being written, and end the connections."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=TIMEOUT_SECONDS)
-        for task in self._tasks:
+        tasks = set().union(*self._writes.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=TIMEOUT_SECONDS)
+        for task in tasks:
             task.cancel()
         try:
             await self._redis.aclose()
@@ -90,6 +91,9 @@ class RedisAccess:
 
     async def enter(self, caller: str, request: str) -> Usage:
         usage = await self._local.enter(caller, request)
+        # Who has read an answer to its end and asks again must not find it open still.
+        if writes := self._writes.get(caller):
+            await asyncio.wait(writes, timeout=TIMEOUT_SECONDS)
         return await self._try(self._enter(caller, request)) or usage
 
     async def _enter(self, caller: str, request: str) -> Usage:
@@ -115,20 +119,20 @@ class RedisAccess:
 
     def back_out(self, caller: str, request: str) -> None:
         self._local.back_out(caller, request)
-        self._later(self._count(caller, "requests", -1))
-        self._later(self._leave(caller, request))
+        self._later(caller, self._count(caller, "requests", -1))
+        self._later(caller, self._leave(caller, request))
 
     def charge(self, caller: str, num_tokens: int) -> None:
         self._local.charge(caller, num_tokens)
-        self._later(self._count(caller, "tokens", num_tokens))
+        self._later(caller, self._count(caller, "tokens", num_tokens))
 
     def renew(self, caller: str, request: str) -> None:
         self._local.renew(caller, request)
-        self._later(self._renew(caller, request))
+        self._later(caller, self._renew(caller, request))
 
     def leave(self, caller: str, request: str) -> None:
         self._local.leave(caller, request)
-        self._later(self._leave(caller, request))
+        self._later(caller, self._leave(caller, request))
 
     async def _count(self, caller: str, field: str, number: int) -> None:
         quota = self._quota(caller, minute_of(self._clock()))
@@ -150,11 +154,16 @@ class RedisAccess:
 
     # --- Redis, or not -----------------------------------------------------------------------
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do what nobody waits for; it is lost while Redis does not answer."""
+    def _later(self, caller: str, work: Coroutine[Any, Any, None]) -> None:
+        """Do what only the caller's next request waits for; lost while Redis does not answer."""
         task = asyncio.create_task(self._try(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._writes.setdefault(caller, set()).add(task)
+        task.add_done_callback(lambda _: self._written(caller, task))
+
+    def _written(self, caller: str, task: asyncio.Task[None]) -> None:
+        self._writes[caller].discard(task)
+        if not self._writes[caller]:
+            del self._writes[caller]
 
     async def _try(self, work: Coroutine[Any, Any, ResultT]) -> ResultT | None:
         """Return what the work returns; None while Redis does not answer."""

@@ -165,6 +165,16 @@ async def test_an_open_request_counts_until_it_ends_or_nobody_renews_it(
     assert (await counters.enter("a", "new")).num_open == 2
 
 
+async def test_a_request_that_has_ended_counts_no_more_when_the_next_one_follows_at_once(
+    counters: Counters,
+) -> None:
+    for number in range(10):
+        usage = await counters.enter("a", f"r{number}")
+        assert (usage.num_open, usage.tokens.current) == (1, 3 * number)
+        counters.charge("a", 3)
+        counters.leave("a", f"r{number}")
+
+
 async def test_gateways_count_together_through_redis(redis_url: str, clock: Clock) -> None:
     here, there = RedisAccess(redis_url, "lab", clock), RedisAccess(redis_url, "lab", clock)
     await here.enter("a", "r1")
