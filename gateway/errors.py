@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from gateway.requests import (
@@ -58,6 +59,37 @@ class ApiError(Exception):
                 "code": self.code,
             }
         }
+
+
+@contextmanager
+def told_of(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors of the block name the fields that the client has sent.
+
+    Args:
+        names: Field of the request that was made from the client's: the client's field. Each
+            stands for all below it, and of two that do the longer one counts.
+    """
+    try:
+        yield
+    except ApiError as error:
+        if error.param is None or (field := _field_of(error.param, names)) is None:
+            raise
+        param = names[field] + error.param.removeprefix(field)
+        message = error.message.replace(error.param, param)
+        renamed = ApiError(
+            error.status,
+            message,
+            param=param,
+            code=error.code,
+            kind=error.kind,
+            headers=error.headers,
+        )
+        raise renamed from error
+
+
+def _field_of(param: str, names: Mapping[str, str]) -> str | None:
+    found = [name for name in names if param == name or param.startswith((f"{name}.", f"{name}["))]
+    return max(found, key=len, default=None)
 
 
 def invalid_value(param: str, message: str) -> ApiError:

@@ -19,6 +19,12 @@ _REFUSED: Final[dict[str, tuple[Any, ...]]] = {
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
+# Field of the chat: field of this request.
+_NAMES: Final = {
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "response_format.json_schema": "text.format",
+}
 _TEXT_PARTS: Final = frozenset({"input_text", "output_text", "text"})
 
 
@@ -75,23 +81,33 @@ class ResponsesRequest(Body):
             "user": self.user,
         }
         given = {name: value for name, value in fields.items() if value is not None}
-        return given | {"messages": self._messages()}
+        return given | {"messages": [message for _, message in self._conversation()]}
 
-    def _messages(self) -> list[dict[str, Any]]:
-        messages: list[dict[str, Any]] = []
+    @property
+    def names(self) -> dict[str, str]:
+        """The fields of the chat that are called otherwise here, for errors about them."""
+        wheres = (where for where, _ in self._conversation())
+        messages = {f"messages[{index}]": where for index, where in enumerate(wheres)}
+        tools = {f"tools[{i}].function": f"tools[{i}]" for i in range(len(self.tools or ()))}
+        return {**_NAMES, "messages": "input", **messages, **tools}
+
+    def _conversation(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return each message with the field in which it begins."""
+        found: list[tuple[str, dict[str, Any]]] = []
         if self.instructions is not None:
-            messages.append({"role": "system", "content": self.instructions})
+            found.append(("instructions", {"role": "system", "content": self.instructions}))
         if isinstance(self.input, str):
-            return [*messages, {"role": "user", "content": self.input}]
+            return [*found, ("input", {"role": "user", "content": self.input})]
         for index, item in enumerate(self.input):
-            message = _message(item, f"input[{index}]")
-            last = messages[-1] if messages else {}
+            where = f"input[{index}]"
+            message = _message(item, where)
+            last = found[-1][1] if found else {}
             if "tool_calls" in message and last.get("role") == "assistant":
                 # Calls follow the words of one message, and each other.
                 last.setdefault("tool_calls", []).extend(message["tool_calls"])
             else:
-                messages.append(message)
-        return messages
+                found.append((where, message))
+        return found
 
 
 def _message(item: dict[str, Any], where: str) -> dict[str, Any]:

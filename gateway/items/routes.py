@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
+from gateway.errors import told_of
 from gateway.items.answers import BACKGROUND, RESPONSES, TYPED_EVENTS, ResponseBody
 from gateway.items.background import BackgroundResponses
 from gateway.items.requests import ResponsesRequest
@@ -26,7 +27,9 @@ def add_responses_routes(app: FastAPI, serving: Serving) -> None:
     async def respond(http: Request) -> Response:
         request, num_bytes = await serving.read_as(http, ResponsesRequest)
         form = BACKGROUND if request.background else RESPONSES
-        found = await serving.inference.begin(request.as_chat(), form, num_bytes)
+        content = request.as_chat()
+        with told_of(request.names):
+            found = await serving.inference.begin(content, form, num_bytes)
         if request.background:
             return _json(await background.start(found))
         return await serving.deliver(http, found, TYPED_EVENTS)

@@ -22,6 +22,13 @@ _OPTIONS: Final = {
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
 }
+NAMES: Final = {
+    **{ours: f"options.{theirs}" for theirs, ours in _OPTIONS.items()},
+    "max_tokens": "options.num_predict",
+    "response_format": "format",
+    "response_format.json_schema.schema": "format",
+}
+"""Field of ours: what Ollama calls it, for errors about it."""
 # Fields that would change the answer: the values with which they do not.
 _REFUSED: Final[dict[str, tuple[Any, ...]]] = {
     "think": (False,),

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from gateway.errors import no_embeddings
+from gateway.errors import no_embeddings, told_of
 from gateway.forms import Form
 from gateway.framing import JSON_LINES
 from gateway.ollama.answers import (
@@ -20,7 +20,7 @@ from gateway.ollama.answers import (
     nothing_asked,
 )
 from gateway.ollama.models import show_body, tag_body
-from gateway.ollama.requests import OllamaChat, OllamaGenerate, OllamaShow
+from gateway.ollama.requests import NAMES, OllamaChat, OllamaGenerate, OllamaShow
 from gateway.openapi import GENERATION_ERRORS, body_of, errors, streamed
 from gateway.serving import Serving
 
@@ -48,7 +48,8 @@ def add_ollama_routes(app: FastAPI, serving: Serving) -> None:
     async def answer(
         http: Request, form: Form[Any], content: dict[str, Any], num_bytes: int, *, is_chat: bool
     ) -> Response:
-        found = await serving.inference.begin(content, form, num_bytes)
+        with told_of(NAMES):
+            found = await serving.inference.begin(content, form, num_bytes)
         return await serving.deliver(http, found, framing(content["model"], is_chat=is_chat))
 
     def loaded(asked: str, *, is_chat: bool) -> Response:

@@ -1,6 +1,7 @@
 """``/v1/responses``: items of text and calls, typed events, and responses nobody waits for."""
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ TEMPLATE = (
     "{% for call in message.tool_calls or [] %}{{ call.id }}{{ call.function | tojson }}"
     "{% endfor %}]{% endfor %}"
 )
+CALLED = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": "{}"}
 TOOL = {"type": "function", "name": "add", "parameters": {"type": "object"}}
 
 
@@ -131,20 +133,29 @@ async def test_an_error_in_a_stream_is_its_last_event(api: Api, engine: FakeEngi
         ({"input": []}, "input"),
         ({"input": [{"type": "reasoning"}]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0]"),
-        ({"input": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
-        ({"max_output_tokens": 0}, "max_completion_tokens"),
+        ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
+        ({"instructions": "x", "input": [CALLED, CALLED, {"role": "user"}]}, "input[2].content"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"max_output_tokens": 5000}, "max_output_tokens"),
+        ({"input": "x" * 5000}, "input"),
+        ({"temperature": 3}, "temperature"),
         ({"previous_response_id": "resp-1"}, "previous_response_id"),
-        ({"text": {"format": {"type": "xml"}}}, "response_format.type"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "json_schema", "name": "n", "schema": {"not": {}}}}},
+         "text.format.schema"),
+        ({"tools": [{"type": "function", "name": "f g"}]}, "tools[0].name"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"stream": True, "background": True}, "stream"),
     ],
-)
+)  # fmt: skip
 async def test_what_is_wrong_or_not_supported_is_named(
     api: Api, engine: FakeEngine, change: dict[str, Any], param: str
 ) -> None:
     response = await api.post(PATH, {"input": "x", **change})
     assert response.status_code == 400
-    assert response.json()["error"]["param"] == param
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert not re.search("max_completion|response_format|messages", error["message"])
     assert not engine.submitted
 
 
