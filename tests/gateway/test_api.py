@@ -518,6 +518,25 @@ async def test_no_log_at_default_level_holds_a_prompt(
     assert "MARKER" not in caplog.text
 
 
+async def test_the_log_at_default_level_has_a_line_for_each_request_that_was_let_in_and_no_other(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    whole = (await api.post(CHAT, {**QUESTION, "n": 3})).json()
+    stream = events_of((await api.post(CHAT, {**QUESTION, "stream": True})).text)
+    await api.post(CHAT, {**QUESTION, "n": "two"})
+    await api.post(CHAT, {**QUESTION, "model": "gpt-9"})
+    await api.post("/v1/nowhere", {})
+    await api.get("/v1/models")
+
+    # What the client in this process says of itself is not the gateway's.
+    said = [line for line in caplog.records if line.name.startswith("gateway")]
+    assert [line.getMessage() for line in said] == [
+        f"request {whole['id']} finished",
+        f"request {stream[0]['id']} finished",
+    ]
+
+
 # --- owners --------------------------------------------------------------------------------------
 
 

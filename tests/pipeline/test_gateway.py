@@ -78,6 +78,17 @@ def test_all_answers_are_those_of_the_whole_model_and_nothing_stays_behind(
     assert not fog.rejected
 
 
+def test_what_goes_well_is_no_line_in_the_log_of_a_node_or_of_the_dispatcher(
+    source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    fog = fog_of(source)
+    submit_all(fog)
+    fog.run()
+    assert fog.tokens
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_order_of_arrival_changes_no_token(
     source: Source, expected: dict[str, list[int]], seed: int
