@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -44,15 +44,20 @@ def check_body(content: dict[str, Any], body_type: type[BodyT]) -> BodyT:
         raise _first_problem(error) from None
 
 
+# Of pydantic's, those that speak of Python and not of JSON.
+_SAID: Final = {"dict_type": "must be an object", "model_type": "must be an object"}
+
+
 def _first_problem(error: ValidationError) -> ApiError:
     found = error.errors(include_url=False, include_context=False, include_input=False)[0]
     param = ""
     for part in found["loc"]:
         param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else part
     missing = found["type"] == "missing"
+    said = _SAID.get(found["type"], found["msg"])
     return ApiError(
         400,
-        f"{param} is required" if missing else f"{param}: {found['msg']}",
+        f"{param} is required" if missing else f"{param}: {said}",
         param=param,
         code="missing_required_parameter" if missing else "invalid_value",
     )

@@ -77,7 +77,8 @@ def grammar_problem(text: str) -> str | None:
         return None
     if keys := _UNKNOWN_KEYS.search(message):
         names = re.findall(r'"([^"]*)"', keys[1])
-        return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not supported"
+        quoted = ", ".join(repr(name) for name in names)
+        return f"{quoted} {'is' if len(names) == 1 else 'are'} not supported"
     if "coerce_one_of" in message:
         return "oneOf is not supported where its schemas do not exclude each other"
     if found := _REGEX_ERROR.search(message):

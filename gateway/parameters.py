@@ -76,7 +76,8 @@ def plan_generations(
     if total > limits.max_choices:
         param = "n" if num_choices > 1 else prompt_param
         raise invalid_value(
-            param, f"asks for {total} choices in one request, at most {limits.max_choices}"
+            param,
+            f"{param} asks for {total} choices in one request, at most {limits.max_choices}",
         )
     _check_token_ids(request, prompts, model, prompt_param)
     seed = drawn_seed if request.seed is None else request.seed

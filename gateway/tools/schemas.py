@@ -112,7 +112,10 @@ def tool_use(
     """
     if not tools:
         if choice not in (None, "none", "auto"):
-            raise invalid_value("tool_choice", "tool_choice asks for a call of no tool")
+            raise invalid_value(
+                "tool_choice",
+                "tool_choice asks for a call, but there are no tools: send some in tools",
+            )
         return None
     if choice == "none":
         return None

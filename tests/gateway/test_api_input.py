@@ -183,6 +183,11 @@ async def test_a_wrong_field_of_a_completion_is_named(
     assert error["param"] == param
 
 
+async def test_errors_speak_of_json_and_not_of_our_types(api: Api) -> None:
+    error = await refusal(api, CHAT, {**QUESTION, "stream": True, "stream_options": 1})
+    assert error["message"] == "stream_options: must be an object"
+
+
 async def test_a_missing_prompt_is_named(api: Api) -> None:
     error = await refusal(api, CHAT, {"model": MODEL})
     assert (error["param"], error["code"]) == ("messages", "missing_required_parameter")
