@@ -18,8 +18,11 @@ from typing import Final
 _FIRST_REST_SECONDS: Final = 30.0
 _LONGEST_REST_SECONDS: Final = 600.0
 _LOOK_SECONDS: Final = 0.1
-# Less is mostly latency and says little of the rate.
+# Less is mostly latency and says little of the rate,
 _MEASURED_BYTES: Final = 1 << 18
+# and a range that is neither large nor long may only have waited for a processor.
+_LARGE_BYTES: Final = 4 << 20
+_LONG_SECONDS: Final = 0.5
 # So much faster must a farther source be; among those of a kind a slower one is left.
 _MUCH: Final = 2.0
 # What an old LAN gives. Below it, it is worth a range to see whether a farther one is faster.
@@ -129,7 +132,8 @@ class SourceBook:
 
     def measure(self, source: Source, num_bytes: int, seconds: float) -> None:
         """A range came in that time, while the source was leased."""
-        if num_bytes >= _MEASURED_BYTES and seconds > 0:
+        is_telling = num_bytes >= _LARGE_BYTES or seconds >= _LONG_SECONDS
+        if num_bytes >= _MEASURED_BYTES and seconds > 0 and is_telling:
             with self._changed:
                 # Ranges that are read at once share what the link gives.
                 rate = num_bytes / seconds * max(self._busy.get(source.name, 0), 1)

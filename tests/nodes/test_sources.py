@@ -111,7 +111,7 @@ def lease_once(book: SourceBook, sources: tuple[Source, ...]) -> Source | None:
 
 
 def measure(book: SourceBook, source: Source, megabytes_per_second: float) -> None:
-    book.measure(source, 1 << 20, (1 << 20) / (megabytes_per_second * 1e6))
+    book.measure(source, 16 << 20, (16 << 20) / (megabytes_per_second * 1e6))
 
 
 def test_a_slow_neighbour_gives_way_to_a_gateway_that_is_much_faster(book: SourceBook) -> None:
@@ -159,6 +159,13 @@ def test_ranges_that_are_read_at_once_share_one_link(book: SourceBook) -> None:
 def test_a_few_bytes_say_nothing_of_a_rate(book: SourceBook) -> None:
     book.measure(A, 4096, 1.0)
     assert lease_once(book, (GATEWAY, A)) is A
+
+
+def test_a_small_range_that_had_to_wait_a_little_says_nothing_of_a_rate(book: SourceBook) -> None:
+    book.measure(A, 1 << 20, 0.4)
+    assert lease_once(book, (GATEWAY, A)) is A
+    book.measure(A, 1 << 20, 0.6)
+    assert lease_once(book, (GATEWAY, A)) is GATEWAY
 
 
 def test_a_slow_source_is_asked_when_the_fast_one_rests(book: SourceBook) -> None:
