@@ -30,6 +30,7 @@ MARKERS: Final = {
     "hermes": "<tool_call>",
     "mistral": "[TOOL_CALLS]",
     "mistral args": "[TOOL_CALLS]",
+    "granite": "<|tool_call|>",
 }
 JSON: dict[str, Any] = {
     "type": "json_schema",
@@ -140,6 +141,7 @@ OTHER_OBJECT: Final = '{"name": "subtract", "arguments": {}, "parameters": {}}'
         ("hermes", True, [TURN, *ids_of(OTHER_OBJECT)]),
         ("mistral", False, ids_of(f"[TOOL_CALLS][{OTHER_OBJECT}]")),
         ("mistral args", False, ids_of("[TOOL_CALLS]subtract[ARGS]{}")),
+        ("granite", False, ids_of(f"<|tool_call|>[{OTHER_OBJECT}]")),
         ("llama 3", False, ids_of(f" \n{OTHER_OBJECT}")),
         ("llama 3", False, ids_of(f"\n<|python_tag|>{OTHER_OBJECT}")),
         ("llama 3", True, [TURN, *ids_of(OTHER_OBJECT)]),

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.tools.calls import ToolFormat
 from gateway.tools.formats import tool_format
+from gateway.tools.granite import Granite
 from gateway.tools.hermes import Hermes
 from gateway.tools.llama3 import Llama3
 from gateway.tools.mistral import Mistral
@@ -40,6 +41,7 @@ HERMES_ONE = f'<tool_call>\n{{"name": "weather", "arguments": {WEATHER}}}\n</too
 HERMES_TWO = f'{HERMES_ONE}\n<tool_call>\n{{"name": "now", "arguments": {{}}}}\n</tool_call>'
 LLAMA = f'{{"name": "weather", "parameters": {WEATHER}}}'
 MISTRAL = f'[TOOL_CALLS][{{"name": "weather", "arguments": {WEATHER}}}'
+GRANITE = f'[{{"name": "weather", "arguments": {WEATHER}}}]'
 CALLS = [["weather", WEATHER], ["now", "{}"]]
 
 ANSWERS: dict[str, tuple[ToolFormat, str, Read]] = {
@@ -77,6 +79,19 @@ ANSWERS: dict[str, tuple[ToolFormat, str, Read]] = {
         MISTRAL + ', {"name": "now", "arguments": {}}]',
         Read("", CALLS),
     ),
+    "granite one": (Granite(), f"<|tool_call|>{GRANITE}", Read("", CALLS[:1])),
+    # Its templates show what functions return, and it goes on as if it knew that.
+    "granite with more than a call has": (
+        Granite(),
+        '<|tool_call|>[{"name": "now", "arguments": {}, "return": "2022-09-20"}]',
+        Read("", [["now", "{}"]]),
+    ),
+    "granite two": (
+        Granite(),
+        f'Let me see. <|tool_call|> {GRANITE[:-1]}, {{"name": "now", "arguments": {{}}}}]',
+        Read("Let me see.", CALLS),
+    ),
+    "granite text": (Granite(), "<|tool_call is none", Read("<|tool_call is none")),
     "mistral args": (
         MistralArgs(),
         f"Let me see.[TOOL_CALLS]weather[ARGS]{WEATHER}[TOOL_CALLS]now[ARGS]{{}}",
@@ -122,7 +137,7 @@ def test_arguments_are_passed_on_before_the_call_is_complete() -> None:
     assert [part.arguments for part in reader.feed(": 1").calls] == [": 1"]
 
 
-@pytest.mark.parametrize("form", [Hermes(), Llama3(), Mistral()])
+@pytest.mark.parametrize("form", [Hermes(), Llama3(), Mistral(), Granite()])
 @pytest.mark.parametrize("name", [None, "weather"])
 def test_an_answer_that_must_be_a_call_goes_on_behind_its_opening(
     form: ToolFormat, name: str | None
@@ -139,6 +154,7 @@ def test_an_answer_that_must_be_a_call_goes_on_behind_its_opening(
         ("[TOOL_CALLS]", Mistral),
         ("[TOOL_CALLS]{{ name }}[ARGS]", MistralArgs),
         ("<|python_tag|>", Llama3),
+        ("respond with <|tool_call|> followed by a JSON list", Granite),
         ("{{ messages }}", type(None)),
     ],
 )

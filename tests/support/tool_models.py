@@ -44,6 +44,7 @@ TEMPLATES: Final = {
     "mistral": "[TOOL_CALLS]",
     "mistral args": "[TOOL_CALLS][ARGS]",
     "llama 3": "<|python_tag|>",
+    "granite": "<|tool_call|>",
 }
 
 
