@@ -36,8 +36,9 @@ from playwright.sync_api import Browser, Playwright, sync_playwright
 from benchmarks.here import context
 from broker.plan import Replica, Role
 from gateway.course import Stretch
+from gateway.dashboard.history import record
 from tests.support.gateway_api import Api, settings_for
-from tests.support.model_folder import write_model_folder
+from tests.support.model_folder import BYTE, write_model_folder
 from tests.support.running_fog import running_fog
 from tests.support.shown_fog import ShownFog, plan_of, replica
 
@@ -99,8 +100,8 @@ def large_fog(num_devices: int) -> ShownFog:
 
 
 async def hold(api: Api, fog: ShownFog, num_requests: int) -> None:
-    """Have so many requests that wait for their third token."""
-    fog.script, fog.hold_after = (lambda generation: [1] * 8), 2
+    """Have so many requests that wait for their third token, and that no token ends before."""
+    fog.script, fog.hold_after = (lambda generation: [BYTE + ord("7")] * 8), 2
     body = {"messages": [{"role": "user", "content": "7+5?"}], "max_tokens": 8}
     for _ in range(num_requests):
         HELD.append(asyncio.create_task(api.post("/v1/chat/completions", body)))
@@ -134,6 +135,7 @@ async def serve(num_devices: int, num_requests: int) -> None:
         fog = large_fog(num_devices)
         fog.num_running = num_requests
         api = Api(fog, settings_for(write_model_folder(Path(folder) / "model"), Path(folder)))
+        HELD.append(asyncio.create_task(record(api.history, fog.devices, time.time)))
         async with api.served() as url:
             await hold(api, fog, num_requests)
             print(url, flush=True)

@@ -9,6 +9,7 @@ from typing import Final
 from nicegui import background_tasks, ui
 
 from gateway.dashboard.conversation import Conversation, Said
+from gateway.dashboard.elements import main_button
 from gateway.dashboard.view import View
 
 _DRAW_SECONDS: Final = 0.08
@@ -46,7 +47,7 @@ class _Chat:
             # Shift and Enter begin a new line.
             self._entry.on("keydown.enter.exact.prevent", self._send)
             self._entry.on("keydown.escape", self._stop)
-            self._sender = ui.button("Send", on_click=self._turn).props("no-caps")
+            self._sender = main_button("Send", self._turn)
             self._cleaner = ui.button("New chat", on_click=self._begin_anew)
             self._cleaner.props("flat no-caps")
         self._timer = ui.timer(_DRAW_SECONDS, self._draw, active=False)

@@ -55,6 +55,11 @@ def fitted(view: View, draw: Callable[[int], str]) -> None:
     view.follow(lambda: draw(width), shown.set_content)
 
 
+def main_button(text: str, pressed: Callable[[], object]) -> ui.button:
+    """Put the button of a form, in the colours of style.css."""
+    return ui.button(text, on_click=pressed, color=None).props("no-caps").classes("main")
+
+
 def table_html(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     """Return a table; cells are HTML."""
     return svg.tag(

@@ -17,6 +17,7 @@ from nicegui.storage import Storage
 from starlette.types import Receive, Scope, Send
 
 from gateway.access.keys import WrongKeyError
+from gateway.dashboard.elements import main_button
 from gateway.dashboard.pages import PAGES, Page
 from gateway.dashboard.site import PATH
 from gateway.dashboard.sources import Sources, host_problem, may_look
@@ -204,7 +205,7 @@ def _ask_for_key(sources: Sources) -> None:
                 ui.navigate.reload()
 
         entry.on("keydown.enter", enter)
-        ui.button("Open the dashboard", on_click=enter).props("no-caps")
+        main_button("Open the dashboard", enter)
 
 
 def _log_in(sources: Sources, text: str) -> str | None:

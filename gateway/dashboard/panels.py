@@ -66,6 +66,8 @@ def _rates(replica: Json, measured: Json, known: Mapping[str, Json]) -> str:
         last = known.get(replica["stages"][-1]["device"]) or {}
         rate = (last.get("telemetry") or {}).get("tokens_per_second")
         expected = predicted["decode_tokens_per_second"]
+    if rate is None:
+        return f"{figure(expected)} tokens/s predicted"
     return f"{figure(rate)} of {figure(expected)} tokens/s"
 
 

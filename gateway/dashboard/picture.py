@@ -28,7 +28,7 @@ from gateway.dashboard.words import counted, seconds
 
 _GAP: Final = Size(14.0, 14.0)
 _TITLE: Final = 26.0
-_BETWEEN: Final = 64.0
+_BETWEEN: Final = 80.0
 _LEAST_COLUMN: Final = 2 * BOX.width + BOX_GAP.width + 2 * PAD
 NARROW: Final = 2 * _LEAST_COLUMN + _BETWEEN
 """Below this width decode replicas stand under prefill replicas."""

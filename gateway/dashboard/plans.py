@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from nicegui import ui
 
+from gateway.dashboard import svg
 from gateway.dashboard.elements import Facts, facts, table_html
 from gateway.dashboard.view import View
 from gateway.dashboard.words import NONE, counted, figure, seconds, signed_percent
@@ -104,6 +105,8 @@ def stages_table(plan: Json) -> str:
         ]
         for _, replica, stage, phase, times in found[:MOST_STAGES]
     ]
+    if not found:
+        return svg.tag("p", "No stage of this plan has been measured yet.")
     caption = f"{counted(len(found), 'stage')} measured; decode is of a step, prefill of a token."
     head = ("Device", "Replica", "Phase", "Predicted", "Measured", "Error")
     return table_html(head, rows, caption)

@@ -9,7 +9,7 @@ from typing import Final
 from nicegui import ui
 
 from broker.whatif import AddedDevice, WhatIf, WhatIfAnswer
-from gateway.dashboard.elements import facts_html, fitted
+from gateway.dashboard.elements import facts_html, fitted, main_button
 from gateway.dashboard.supposed import (
     answer_facts,
     moves_table,
@@ -83,24 +83,28 @@ class _Asking:
         self._wish = wish = Wish()
         names = self._names()
         with ui.element("div").classes("form"):
-            gone = ui.select(names, multiple=True, label="Gone", clearable=True)
+            gone = ui.select(names, multiple=True, label="Devices gone", clearable=True)
             gone.on_value_change(lambda event: setattr(wish, "gone", list(event.value or [])))
-            slow = ui.select(names, label="Slower", clearable=True)
+            slow = ui.select(names, label="Slower device", clearable=True)
             slow.on_value_change(lambda event: setattr(wish, "slow", event.value))
-            factor = ui.number("Times as long", value=wish.factor, min=0.01, step=0.5)
+            factor = ui.number("Slower by (times)", value=wish.factor, min=0.01, step=0.5)
             factor.on_value_change(lambda event: setattr(wish, "factor", event.value))
-            like = ui.input("Joins, like", placeholder="raspberry-pi-5-8gb", autocomplete=names)
+            like = ui.input(
+                "New device, like", placeholder="raspberry-pi-5-8gb", autocomplete=names
+            )
             like.on_value_change(lambda event: setattr(wish, "like", event.value or ""))
-            number = ui.number("How many", value=wish.number, min=1, max=_MOST_ADDED, precision=0)
+            number = ui.number(
+                "New devices", value=wish.number, min=1, max=_MOST_ADDED, precision=0
+            )
             number.on_value_change(lambda event: setattr(wish, "number", event.value))
             for each in (gone, slow, factor, like, number):
                 each.props("outlined dense")
             like.on("keydown.enter", self._ask)
-            self._button = ui.button("Plan it", on_click=self._ask).props("no-caps")
+            self._button = main_button("Plan it", self._ask)
         with ui.element("p").classes("hint"):
             ui.label(
-                "Plans with what devices measured; nothing moves. What joins is like a device "
-                "that is here, or like one of the catalogue (e2llm catalogue), by its data sheet."
+                "Plans with what devices measured; nothing moves. A new device is like one that is "
+                "here, or like one of the catalogue (e2llm catalogue), by its data sheet."
             )
         self._problem = ui.label().props('role="alert"').classes("is-wrong")
         self._result = ui.element("div").props('aria-live="polite"')

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from broker.events import Logprobs
 from gateway.access.store import KeyFile, KeyStore
 from gateway.app import create_app
+from gateway.dashboard.history import History
 from gateway.keeper import Keeper
 from gateway.meter import Meter
 from gateway.model import ModelRefusedError, ModelSlot, ServedModel
@@ -56,6 +57,7 @@ class Api:
         self.stopping = asyncio.Event()
         self.keys = KeyStore(KeyFile(settings.state), admin_key=settings.admin_key)
         self.meter = Meter()
+        self.history = History()
         self.app: FastAPI = self.make_app()
 
     def make_app(self, prompts: Prompts | None = None) -> FastAPI:
@@ -67,6 +69,7 @@ class Api:
             self.stopping,
             prompts,
             keys=self.keys,
+            history=self.history,
             meter=self.meter,
             tracer=self.tracer,
         )

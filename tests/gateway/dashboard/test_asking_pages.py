@@ -103,8 +103,8 @@ async def test_what_would_be_planned_is_shown_and_nothing_else_has_changed(
     shown.fog.found = ANSWER
     seen = await window(NARROW)
     page = await seen.open("what-if")
-    await page.get_by_label("Joins, like").fill("pi")
-    await page.get_by_label("Joins, like").press("Enter")
+    await page.get_by_label("New device, like").fill("pi")
+    await page.get_by_label("New device, like").press("Enter")
 
     await expect(page.locator('svg [data-device="pi-1"]')).to_be_visible()
     await expect(page.get_by_text("2 replicas on 3 devices")).to_be_visible()
@@ -123,7 +123,7 @@ async def test_a_question_that_makes_no_sense_is_answered_in_words(
         request_id="", finding=Finding.REFUSED, reason="add: no device 'abacus'"
     )
     page = await (await window()).open("what-if")
-    await page.get_by_label("Joins, like").fill("abacus")
+    await page.get_by_label("New device, like").fill("abacus")
     await page.get_by_role("button", name="Plan it").click()
 
     await expect(page.get_by_role("alert").get_by_text("no device 'abacus'")).to_be_visible()

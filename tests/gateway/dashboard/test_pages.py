@@ -14,6 +14,15 @@ from tests.support.shown_fog import DEVICES, plan_of, replica
 
 SCHEMES: Final[tuple[Literal["light", "dark"], ...]] = ("light", "dark")
 
+BROKEN_HEADS: Final = """() => {
+  const lines = (head) => {
+    const range = document.createRange();
+    range.selectNodeContents(head);
+    return range.getClientRects().length;
+  };
+  return [...document.querySelectorAll("th")].filter((h) => lines(h) > 1).map((h) => h.innerText);
+}"""
+
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
@@ -41,6 +50,22 @@ async def test_every_page_fits_a_phone_and_a_wide_window_and_follows_light_and_d
             await expect(page.locator("body")).to_contain_class(f"body--{scheme}")
             # Nothing is wider than the window, so nothing has to be scrolled to the side.
             await page.wait_for_function("w => document.body.scrollWidth <= w", arg=width)
+
+
+async def test_no_word_of_a_table_is_broken_on_a_phone(window: OpenWindow) -> None:
+    shown = await window(NARROW)
+    for path in ("devices", "plans"):
+        page = await shown.open(path)
+        await expect(page.get_by_role("columnheader").first).to_be_visible()
+        assert await page.evaluate(BROKEN_HEADS) == []
+
+
+async def test_buttons_have_the_accent_whose_contrast_is_tested(window: OpenWindow) -> None:
+    page = await (await window()).open("what-if")
+    button = page.get_by_role("button", name="Plan it")
+    for scheme, accent in zip(SCHEMES, ("rgb(47, 75, 199)", "rgb(157, 178, 255)"), strict=True):
+        await page.emulate_media(color_scheme=scheme)
+        await expect(button).to_have_css("background-color", accent)
 
 
 async def test_the_fog_is_drawn_to_the_width_of_the_window(window: OpenWindow) -> None:
