@@ -72,7 +72,10 @@ def add(
     def is_ready(found: Sequence[Json]) -> bool:
         return _one(found, added["name"])["state"] not in ("preparing",)
 
-    found = _one(_watch(client, [added["name"]], is_ready, wait, json_target), added["name"])
+    watched = _watch(
+        client, lambda each: each["name"] == added["name"], is_ready, wait, json_target
+    )
+    found = _one(watched, added["name"])
     write_json(json_target, found)
     if found["state"] == "refused":
         give_up(f"e2llm: {found['detail']}", EXIT_FAILED)
@@ -100,7 +103,10 @@ def use(
             each["state"] not in ("serving", "leaving") for each in others
         )
 
-    found = _watch(client, None, is_done, wait, json_target)
+    def is_part(each: Json) -> bool:
+        return each["in_use"] or each["state"] in ("serving", "leaving")
+
+    found = _watch(client, is_part, is_done, wait, json_target)
     write_json(json_target, found)
     if wait and not is_done(found):
         waiting = "; ".join(model_line(each) for each in found)
@@ -127,21 +133,24 @@ def _one(found: Sequence[Json], name: str) -> Json:
 
 def _watch(
     client: FogClient,
-    names: Sequence[str] | None,
+    is_told: Callable[[Json], bool],
     is_done: Callable[[Sequence[Json]], bool],
     wait_seconds: float,
     json_target: str | None,
 ) -> list[dict[str, Any]]:
-    """Print what changes until it is done, or the time is over; return what there is then."""
+    """Print what changes until it is done, or the time is over; return what there is then.
+
+    Of a model that was told of once, the rest is told, too.
+    """
     console = make_console(json_target)
     deadline = time.monotonic() + wait_seconds
     told: dict[str, str] = {}
     while True:
         found = client.models()
         for each in found:
-            line = model_line(each)
-            if (names is None or each["name"] in names) and told.get(each["name"]) != line:
-                told[each["name"]] = line
+            name, line = each["name"], model_line(each)
+            if (name in told or is_told(each)) and told.get(name) != line:
+                told[name] = line
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
         if is_done(found) or time.monotonic() >= deadline:
             return found

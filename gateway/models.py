@@ -148,6 +148,8 @@ class Models:
     def add(self, source: str, name: str | None = None, weights: str | None = None) -> Model:
         """Take a model in; it is prepared, published and measured, and not used yet.
 
+        It takes the place of one of its name that was refused.
+
         Raises:
             ValueError: There is no such weight format.
             ModelConflictError: Another one has this name.
@@ -160,11 +162,15 @@ class Models:
         )
         added = Model(settings)
         for model in self._models:
-            if topic_level(model.name) == topic_level(added.name):
+            if topic_level(model.name) != topic_level(added.name):
+                continue
+            if model.refused is None or model.in_use:
                 raise ModelConflictError(
                     f"there is a model {model.name!r} already; give this one another name, "
                     "or remove that one first"
                 )
+            self._models.remove(model)
+            break
         self._models.append(added)
         self._has_changed()
         return added

@@ -66,7 +66,11 @@ async def test_what_the_gateway_refuses_ends_with_its_words(api: Api, tmp_path: 
         missing = await e2llm(url, "add", str(tmp_path / "nowhere"))
         unknown = await e2llm(url, "use", "nobody")
         in_use = await e2llm(url, "remove", MODEL)
+        used = await e2llm(url, "use", MODEL)
     assert [each.returncode for each in (missing, unknown, in_use)] == [1, 1, 1]
     assert "neither a folder" in missing.stderr
     assert "there is no model 'nobody'" in unknown.stderr
     assert "in use" in in_use.stderr
+    # Of one that was refused before, a change has nothing to tell.
+    assert MODEL in used.stdout
+    assert "nowhere" not in used.stdout

@@ -209,6 +209,17 @@ async def test_a_model_that_is_not_prepared_or_damaged_cannot_be_used(
     assert await names_of(api) == [MODEL]
 
 
+async def test_a_model_that_was_refused_may_be_added_again(api: Api, second: Path) -> None:
+    api.models.give_up(api.models.add(f"/nowhere/{SECOND}"), "no such folder")
+
+    async with api.client() as client:
+        again = await client.post("/fog/models", json={"source": str(second)})
+
+    assert again.status_code == 202
+    listed = (await api.get("/fog/models")).json()
+    assert [each["source"] for each in listed if each["name"] == SECOND] == [str(second)]
+
+
 # --- over a restart ------------------------------------------------------------------------
 
 
