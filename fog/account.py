@@ -38,7 +38,7 @@ def connect(url: str | None, key: str | None, **options: Any) -> FogClient:
 
     Raises:
         AccountError: The file is wrong.
-        FogUnreachableError: The address is none.
+        AddressError: The address is none.
     """
     account = meant_account(url, key)
     return FogClient(account.url, key=account.key, **options)

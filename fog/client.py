@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
+from fog.address import parse_address
 from fog.answer import Answer, StreamedAnswer, server_sent_events
 
 URL_VARIABLE: Final = "E2LLM_URL"
 KEY_VARIABLE: Final = "E2LLM_API_KEY"
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
+LOOK_SECONDS: Final = 10.0
+"""Silence after which a gateway that is only asked how things are counts as frozen."""
 RESUME_SECONDS: Final = 60.0
 RESUME_PAUSE_SECONDS: Final = 0.25
 _NOT_READY: Final = 503
@@ -36,6 +39,17 @@ class FogUnreachableError(Exception):
         super().__init__(
             f"no fog answers at {url} ({reason}). Start one with `e2llm up`, or name the right "
             f"address with --url or {URL_VARIABLE}"
+        )
+
+
+class FogSilentError(FogUnreachableError):
+    """Something listens at the address and does not answer."""
+
+    def __init__(self, url: str, seconds: float) -> None:
+        Exception.__init__(
+            self,
+            f"something listens at {url} but has not answered for {seconds:g} s: a gateway that is "
+            "frozen or overloaded, or another program",
         )
 
 
@@ -89,11 +103,16 @@ class FogClient:
         url: ``http://host:port`` or https.
         key: API key, where the gateway needs one.
         timeout_seconds: For each wait on the network.
+        look_seconds: The same where the gateway only says how things are, if that is less.
         resume_seconds: How long an answer that was cut off is asked for again; a gateway
             that was started again has it in its journal.
 
+    Raises:
+        AddressError: The address is none.
+
     Raises (all methods):
-        FogUnreachableError: Nothing answers, or (`CutOffError`) it stopped in the middle.
+        FogUnreachableError: Nothing answers, what listens stays silent (`FogSilentError`), or
+            it stopped in the middle (`CutOffError`).
         FogRequestError: The gateway refused; the message is the gateway's.
     """
 
@@ -103,20 +122,17 @@ class FogClient:
         *,
         key: str | None = None,
         timeout_seconds: float = 60.0,
+        look_seconds: float = LOOK_SECONDS,
         resume_seconds: float = RESUME_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise FogUnreachableError(url, "not an address like http://127.0.0.1:8080")
+        self._address = parse_address(url)
         self.url = url.rstrip("/")
-        self._https = parts.scheme == "https"
-        self._host, self._port = parts.hostname, parts.port
-        self._path = parts.path.rstrip("/")
         self.key = key
         self._identity = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._timeout = timeout_seconds
+        self._look_seconds = min(look_seconds, timeout_seconds)
         self._resume_seconds = resume_seconds
         self._clock = clock
         self._sleep = sleep
@@ -300,7 +316,7 @@ class FogClient:
         raise FogUnreachableError(self.url, "the stream was cut off")
 
     def _get(self, path: str) -> Any:
-        with self._request("GET", path) as response:
+        with self._request("GET", path, seconds=self._look_seconds) as response:
             return _json(response.read())
 
     @contextmanager
@@ -310,14 +326,22 @@ class FogClient:
         path: str,
         body: dict[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        *,
+        seconds: float | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
-        connect = http.client.HTTPSConnection if self._https else http.client.HTTPConnection
-        connection = connect(self._host, self._port, timeout=self._timeout)
+        is_https, host, port, base = self._address
+        connect = http.client.HTTPSConnection if is_https else http.client.HTTPConnection
+        seconds = self._timeout if seconds is None else seconds
+        connection = connect(host, port, timeout=seconds)
+        is_connected = False
         try:
+            # Apart from the request: the system takes connections for a process that is frozen.
+            connection.connect()
+            is_connected = True
             payload = None if body is None else json.dumps(body).encode()
             content = {"Content-Type": "application/json"} if body is not None else {}
             sent = {**self._identity, **content, **(headers or {})}
-            connection.request(method, self._path + path, payload, sent)
+            connection.request(method, base + path, payload, sent)
             response = connection.getresponse()
             if response.status not in (200, 202):
                 raise _refusal(response.status, response.read())
@@ -325,6 +349,8 @@ class FogClient:
             with contextlib.closing(response):
                 yield response
         except (OSError, http.client.HTTPException) as error:
+            if is_connected and isinstance(error, TimeoutError):
+                raise FogSilentError(self.url, seconds) from error
             raise FogUnreachableError(self.url, error or type(error).__name__) from error
         finally:
             connection.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Final
@@ -11,6 +12,7 @@ import typer
 
 from fog import access_commands, planning_commands
 from fog.account import AccountError, connect, key_advice
+from fog.address import AddressError
 from fog.chaos.command import chaos
 from fog.cli import missing_module_text
 from fog.client import FogRequestError, FogUnreachableError
@@ -63,7 +65,7 @@ def run() -> None:
     except FogRequestError as error:
         advice = f"; {key_advice(os.environ)}" if error.status == UNAUTHORIZED else ""
         give_up(f"e2llm: the fog refused: {error}{advice}", EXIT_FAILED)
-    except AccountError as error:
+    except (AccountError, AddressError) as error:
         give_up(f"e2llm: {error}", EXIT_USAGE)
     except OutputError as error:
         give_up(f"e2llm: {error}", EXIT_FAILED)
@@ -186,10 +188,19 @@ def chat(
     from fog.chat import run_chat
 
     client = connect(url, api_key, timeout_seconds=CHAT_TIMEOUT_SECONDS)
-    turns = run_chat(
-        client, make_console(json_target), temperature=temperature, max_tokens=max_tokens
+    is_typed = sys.stdin.isatty()
+    conversation = run_chat(
+        client,
+        make_console(json_target),
+        temperature=temperature,
+        max_tokens=max_tokens,
+        # `input` shows its prompt on standard output, where a script wants the JSON alone.
+        read_line=input if is_typed else lambda prompt: input(),
     )
-    write_json(json_target, turns)
+    write_json(json_target, conversation.turns)
+    # A person has seen it and went on; a script has only the exit code.
+    if conversation.num_refused and not is_typed:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import typer
 
+from broker.topics import InvalidTopicLevelError, check_level
 from fog.account import connect
 from fog.client import FogClient
 from fog.options import EXIT_FAILED, JsonOption, KeyOption, UrlOption, give_up
@@ -20,7 +21,19 @@ device = typer.Typer(
     help="Take a device out of the running fog, or back, or remove it.",
     rich_markup_mode=None,
 )
-IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Name of the device.")]
+
+
+def _check_id(name: str) -> str:
+    """Refuse what no device can be called; in a shell it is often a variable that is empty."""
+    try:
+        return check_level(name)
+    except InvalidTopicLevelError as error:
+        raise typer.BadParameter(f"no device has this name: {error}") from error
+
+
+IdArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="Name of the device.", callback=_check_id)
+]
 
 
 @device.command()

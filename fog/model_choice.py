@@ -64,6 +64,11 @@ def choose_model(text: str | None) -> ModelChoice:
                 "tokenizer.json and *.safetensors, or one GGUF file"
             )
         return ModelChoice(str(path.resolve()), None, OTHER_QUESTION)
+    if path.is_file():
+        raise ModelChoiceError(
+            f"--model {text}: this file is no model; name a model folder or a file that ends "
+            f"in {_GGUF}"
+        )
     if text.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(text):
         raise ModelChoiceError(
             f"--model {text}: no such folder or GGUF file, and not a hub id like "

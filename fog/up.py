@@ -125,7 +125,10 @@ class FogRun:
         self._question = options.once if options.once is not None else question
         self._console = console
         self._client = FogClient(
-            f"http://{LOOPBACK}:{options.port}", key=key, timeout_seconds=options.timeout_seconds
+            f"http://{LOOPBACK}:{options.port}",
+            key=key,
+            timeout_seconds=options.timeout_seconds,
+            look_seconds=options.timeout_seconds,
         )
         self._started_at = time.monotonic()
         self._states = {spec.name: ProcessState.WAITING for spec in specs}
@@ -185,7 +188,14 @@ class FogRun:
         if self._options.once is not None:
             return EXIT_OK
         activate = activation(Path(sys.prefix), os.environ.get("PATH"))
-        print_next_steps(self._console, self._client.url, model, self._question, activate)
+        print_next_steps(
+            self._console,
+            self._client.url,
+            model,
+            self._question,
+            activate,
+            needs_key=self._client.key is not None,
+        )
         await asyncio.Event().wait()
         return EXIT_OK
 

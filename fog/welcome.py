@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from fog.answer import Answer
-from fog.client import DEFAULT_URL
+from fog.client import DEFAULT_URL, KEY_VARIABLE
 from fog.quantities import format_seconds
 from fog.tables import plan_view
 
@@ -42,7 +42,13 @@ def activation(environment: Path, search: str | None) -> str | None:
 
 
 def print_next_steps(
-    console: Console, url: str, model: str, question: str, activate: str | None
+    console: Console,
+    url: str,
+    model: str,
+    question: str,
+    activate: str | None,
+    *,
+    needs_key: bool = False,
 ) -> None:
     """Print where the fog listens and what to try; ``activate`` as of `activation`."""
     console.print(
@@ -51,7 +57,8 @@ def print_next_steps(
         highlight=False,
         soft_wrap=True,
     )
-    console.print(curl_line(url, model, question), markup=False, highlight=False, soft_wrap=True)
+    line = curl_line(url, model, question, needs_key=needs_key)
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
     flag = "" if url == DEFAULT_URL else f" --url {url}"
     commands = {
         f"e2llm chat{flag}": "talk to it",
@@ -61,7 +68,10 @@ def print_next_steps(
     width = max(map(len, commands))
     lines = [f"  {command:<{width}}  {purpose}" for command, purpose in commands.items()]
     first = f", after `{activate}`" if activate is not None else ""
-    text = "\n".join([f"\nOr in another terminal{first}:\n", *lines, "\nCtrl-C stops everything."])
+    key = f"\nAll of them need an API key in {KEY_VARIABLE}." if needs_key else ""
+    text = "\n".join(
+        [f"\nOr in another terminal{first}:\n", *lines, f"{key}\nCtrl-C stops everything."]
+    )
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -74,10 +84,14 @@ def answer_figures(answer: Answer) -> str:
     return ", ".join(parts)
 
 
-def curl_line(url: str, model: str, question: str) -> str:
-    """Return a command that asks the same question, ready to paste into a shell."""
+def curl_line(url: str, model: str, question: str, *, needs_key: bool = False) -> str:
+    """Return a command that asks the same question, ready to paste into a shell.
+
+    A key stands in it as the variable that holds it.
+    """
+    key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if needs_key else ""
     body = {"model": model, "messages": [{"role": "user", "content": question}]}
     return (
-        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
         f"  -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
     )

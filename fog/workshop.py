@@ -16,6 +16,7 @@ from fog.serving.command import serve
 
 # Of `fog.shapes`, which takes long to import.
 SHAPES: Final = ("qwen2.5-0.5b", "tinyllama-1.1b", "llama-3.2-1b", "qwen3-0.6b", "qwen3-moe-small")
+_THREADS: Final = 2
 _SHAPES_HELP: Final = f"One of {', '.join(SHAPES)}"
 
 bench = typer.Typer(help="Measure this machine, or a server under load.", no_args_is_help=True)
@@ -43,8 +44,11 @@ def engine(
         ),
     ] = None,
     threads: Annotated[
-        int, typer.Option("--threads", min=1, help="What each engine computes with.")
-    ] = 2,
+        int | None,
+        typer.Option(
+            "--threads", min=1, help="What each engine computes with; default: 2, or all cores."
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="One shape in int8, fewer batches and rounds.")
     ] = False,
@@ -60,6 +64,7 @@ def engine(
 ) -> None:
     """Tokens per second of prefill and decode, beside transformers in the same run."""
     from fog.bench import DEFAULT_SHAPES, BenchFailedError, BenchOptions, run_bench
+    from fog.doctor import num_usable_cores
     from fog.quantities import suggest
     from fog.shapes import shapes as known_shapes
 
@@ -72,11 +77,18 @@ def engine(
         for name in names:
             if name not in known:
                 give_up(f"e2llm: --{option} {name}: not known{suggest(name, known)}", EXIT_USAGE)
+    cores = num_usable_cores()
+    if threads is not None and threads > cores:
+        give_up(
+            f"e2llm: --threads {threads}: this machine lets {cores} cores compute, and threads "
+            "that wait for a core measure nothing",
+            EXIT_USAGE,
+        )
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     options = BenchOptions(
         shapes=shapes,
         weights=formats,
-        threads=threads,
+        threads=threads or min(_THREADS, cores),
         is_quick=quick,
         cache=models or home / "e2llm" / "shapes",
         json_target=json_target,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fog.account import meant_account
+from fog.address import parse_address
 from fog.options import (
     EXIT_FAILED,
     EXIT_USAGE,
@@ -117,6 +118,7 @@ def serve(
     if arrivals is not None and rate is None:
         give_up("e2llm: --arrivals needs --rate", EXIT_USAGE)
     account = meant_account(url, api_key)
+    parse_address(account.url)
     options = ServeOptions(
         url=account.url,
         key=account.key,

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from fog import bench
 from fog.bench import BenchFailedError, BenchOptions, checkpoint_folder, run_bench
 from fog.commands import app
+from fog.doctor import num_usable_cores
 from fog.shapes import shapes
 from nodes.bench.task import Said
 from tests.fog.test_made_model import SMALL
@@ -27,6 +28,12 @@ FIELDS = {
     "ratio_to_transformers_float32",
     "share_of_bandwidth_limit",
 }
+
+
+def test_more_threads_than_cores_are_refused_before_anything_is_made() -> None:
+    result = CliRunner().invoke(app, ["bench", "engine", "--threads", "999999"])
+    assert result.exit_code == 2
+    assert f"{num_usable_cores()} cores" in result.stderr
 
 
 @pytest.fixture(autouse=True)

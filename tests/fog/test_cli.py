@@ -18,11 +18,13 @@ from pathlib import Path
 import psutil
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from fog import model_choice, up
 from fog.chat import run_chat
 from fog.cli import missing_module_text
 from fog.client import FogClient
+from fog.commands import app
 from fog.model_choice import DemoModelMissingError
 from fog.ports import free_port
 from fog.preparation import UpOptions
@@ -86,6 +88,25 @@ def test_a_device_is_removed_from_the_command_line(tmp_path: Path) -> None:
     assert json.loads(found.stdout)["forgotten"] is True
     assert unknown.returncode == 1
     assert "no device toaster" in unknown.stderr
+
+
+@pytest.mark.parametrize("verb", ["cordon", "uncordon", "remove", "drain"])
+@pytest.mark.parametrize("name", ["", "a/b#+"])
+def test_what_no_device_can_be_called_is_refused_before_the_fog_is_asked(
+    verb: str, name: str
+) -> None:
+    result = CliRunner().invoke(app, ["device", verb, name, "--url", "http://127.0.0.1:1"])
+    assert result.exit_code == 2
+    assert "no device has this name" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    "command", [("chat",), ("devices",), ("bench", "serve"), ("device", "drain", "pi")]
+)
+def test_an_address_that_is_none_exits_with_2(command: tuple[str, ...]) -> None:
+    result = e2llm(*command, "--url", "foo")
+    assert result.returncode == 2
+    assert "'foo' is not an address" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["plan", "devices", "chat"])
@@ -195,6 +216,16 @@ def test_a_chat_goes_on_with_the_model_to_which_the_fog_changed() -> None:
         run_chat(FogClient(url), Console(file=output), read_line=lambda prompt: next(typed))
     assert [body["model"] for _, body in behaviour.asked] == ["tiny", "other"]
     assert "(the fog serves other now)" in output.getvalue()
+
+
+def test_a_chat_whose_questions_come_from_a_pipe_fails_when_one_is_refused() -> None:
+    with serve() as url:
+        asked = ["chat", "--url", url, "--json", "-"]
+        good = CliRunner().invoke(app, asked, input="hello\n")
+        refused = CliRunner().invoke(app, [*asked, "--max-tokens", "9999"], input="hello\n")
+    assert (good.exit_code, refused.exit_code) == (0, 1)
+    assert json.loads(refused.stdout) == []
+    assert "refused: max_tokens must be at most 512" in refused.stderr
 
 
 # --- up ----------------------------------------------------------------------------------

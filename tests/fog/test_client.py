@@ -2,12 +2,14 @@
 
 import itertools
 import random
+import socket
 from collections.abc import Iterator
 
 import pytest
 
+from fog.address import AddressError
 from fog.answer import server_sent_events
-from fog.client import FogClient, FogRequestError, FogUnreachableError, Question
+from fog.client import FogClient, FogRequestError, FogSilentError, FogUnreachableError, Question
 from fog.ports import free_port
 from tests.fog.fake_gateway import PLAN, Behaviour, serve
 
@@ -123,9 +125,19 @@ def test_where_nothing_answers_the_address_and_the_remedy_are_named() -> None:
     assert url in str(caught.value)
 
 
-def test_an_address_that_is_none_is_refused() -> None:
-    with pytest.raises(FogUnreachableError, match="not an address"):
-        FogClient("localhost:8080")
+@pytest.mark.parametrize(
+    "url", ["foo", "localhost:8080", "http://", "ftp://fog", "http://fog:99999", "http://[fog"]
+)
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(AddressError, match="is not an address"):
+        FogClient(url)
+
+
+def test_what_listens_and_does_not_answer_is_told_from_what_is_not_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        url = f"http://127.0.0.1:{frozen.getsockname()[1]}"
+        with pytest.raises(FogSilentError, match=r"something listens .* not answered for 0\.1 s"):
+            FogClient(url, look_seconds=0.1).devices()
 
 
 def test_events_may_span_lines_and_comments_are_skipped() -> None:

@@ -358,6 +358,17 @@ def test_the_welcome_shows_plan_question_and_a_curl_line_that_a_shell_can_read()
     assert json.loads(words[-1])["messages"][0]["content"] == "What's [bold]?"
 
 
+def test_a_fog_that_has_keys_is_asked_with_one() -> None:
+    shown, output = console()
+    print_next_steps(shown, "http://127.0.0.1:8080", "tiny", "Hello?", None, needs_key=True)
+    assert '-H "Authorization: Bearer $E2LLM_API_KEY"' in output.getvalue()
+    assert "need an API key in E2LLM_API_KEY" in output.getvalue()
+
+    shown, output = console()
+    print_next_steps(shown, "http://127.0.0.1:8080", "tiny", "Hello?", None)
+    assert "E2LLM_API_KEY" not in output.getvalue()
+
+
 def test_a_shell_that_does_not_find_the_command_is_told_how_to(tmp_path: Path) -> None:
     folder = tmp_path / "with space" / "bin"
     folder.mkdir(parents=True)

@@ -260,6 +260,16 @@ def test_what_is_no_folder_and_no_hub_id_is_refused(text: str) -> None:
         choose_model(text)
 
 
+def test_a_file_that_is_no_model_is_refused_though_a_hub_id_could_look_like_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fog").mkdir()
+    (tmp_path / "fog" / "fog.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelChoiceError, match="this file is no model"):
+        choose_model("fog/fog.toml")
+
+
 @pytest.mark.parametrize("text", ["", "  "])
 def test_an_empty_model_is_refused_as_empty(text: str) -> None:
     with pytest.raises(ModelChoiceError, match="is empty"):
