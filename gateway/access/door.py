@@ -134,8 +134,10 @@ class Door:
                 raise
             return Visit(NOBODY)
         if needed is not None and not key.scope.allows(needed):
+            makes = "token create" if needed is Scope.JOIN else f"key create --scope {needed}"
             raise forbidden(
-                f"{path} needs a key with the scope {needed}, and {key.name!r} has {key.scope}"
+                f"{path} needs a key with the scope {needed}, and {key.name!r} has {key.scope}; "
+                f"e2llm {makes} makes one"
             )
         return Visit(Caller(key.id, key.name, key.scope, key.limits), device=key.device)
 

@@ -121,6 +121,22 @@ async def test_with_keys_a_page_needs_one_as_everybody_does(api: Api) -> None:
     assert response.status_code == 200
 
 
+async def test_who_shows_the_wrong_kind_of_key_is_told_what_makes_the_right_one(api: Api) -> None:
+    await key_for(api, Scope.ADMIN)
+    key = await key_for(api, Scope.USER)
+    token, _ = await api.keys.create("pi", Scope.JOIN, expires_at=1e12)
+    said = [
+        (await ask(api, "POST", path, shown, {})).json()["error"]["message"]
+        for path, shown in (("/fog/join", key), ("/fog/keys", key), (CHAT, token))
+    ]
+    makers = [text.partition("; ")[2] for text in said]
+    assert makers == [
+        "e2llm token create makes one",
+        "e2llm key create --scope admin makes one",
+        "e2llm key create --scope user makes one",
+    ]
+
+
 async def test_a_token_to_join_is_no_key(api: Api) -> None:
     await key_for(api, Scope.ADMIN)
     text, _ = await api.keys.create("pi", Scope.JOIN, expires_at=1e12)
