@@ -91,6 +91,7 @@ def device_facts(device: Json | None) -> Facts:
     if device is None:
         return (("State", "unknown here"),)
     telemetry = device["telemetry"] or {}
+    latency = telemetry.get("link_latency_seconds")
     known = [
         ("State", device["state"]),
         ("Heard", f"{whole_seconds(device['last_seen_seconds'])} ago"),
@@ -99,7 +100,7 @@ def device_facts(device: Json | None) -> Facts:
         ("Hardware", device["hardware"] or NONE),
         ("Threads", figure(device["threads"])),
         ("Slowed down", f"{figure(device['slowdown'])} times" if device["slowdown"] else NONE),
-        ("Link", f"{seconds(telemetry.get('link_latency_seconds'))} to the broker"),
+        ("Link", NONE if latency is None else f"{seconds(latency)} to the broker"),
         ("Software", device["software"] or NONE),
         ("Placement", device["placement"]),
         ("Owner allows", owner_text(device["owner"])),
