@@ -116,10 +116,12 @@ def _added(
         raise WrongSuppositionError(f"add: there is a device {device.id!r} already")
     if device.like in measured:
         return replace(measured[device.like], id=device.id)
-    kind = load_devices().devices.get(device.like)
+    catalogue = load_devices().devices
+    kind = catalogue.get(device.like)
     if kind is None:
         raise WrongSuppositionError(
-            f"add: no device {device.like!r}, neither in the fog nor in the catalogue"
+            f"add: no device {device.like!r}, neither in the fog nor in the catalogue, which has "
+            f"{', '.join(catalogue)}"
         )
     now, manifest = supposition.now, supposition.manifest
     try:

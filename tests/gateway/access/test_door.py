@@ -1,12 +1,15 @@
 """Who may do what over HTTP, with keys and without, and what limits do to answers."""
 
 import asyncio
+import time
 from typing import Any
 
 import httpx2
 import pytest
 
+from gateway.access.caller import Caller
 from gateway.access.keys import Limits, Scope
+from gateway.course import Stretch
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_api import Api
 from tests.support.model_folder import EOS, ids_of
@@ -31,6 +34,7 @@ ADMINISTERED = [
     ("POST", "/fog/devices/pi/drain"),
     ("PUT", "/fog/devices/pi/owner"),
     ("GET", "/fog/requests"),
+    ("POST", "/fog/what-if"),
     ("GET", "/metrics"),
     ("GET", "/fog/keys"),
     ("POST", "/fog/keys"),
@@ -281,6 +285,31 @@ async def test_an_answer_is_read_again_by_who_asked_and_by_admins_only(
     assert (await ask(api, "GET", path, mine)).status_code == 200
     assert (await ask(api, "GET", path, admin)).status_code == 200
     assert (await ask(api, "GET", path, other)).status_code == 404
+
+
+async def test_a_listed_request_says_how_long_each_phase_took(api: Api, engine: FakeEngine) -> None:
+    admin = await key_for(api, Scope.ADMIN, "boss")
+    await ask(api, "POST", CHAT, admin, QUESTION)
+    request_id = engine.submitted[0].request_id
+    engine.stretches = {request_id: (Stretch("queue", 0.0, 0.25), Stretch("prefill", 0.25, 1.5))}
+
+    [listed] = (await ask(api, "GET", "/fog/requests", admin)).json()
+
+    assert listed["phases"] == [
+        {"phase": "queue", "begins_seconds": 0.0, "seconds": 0.25},
+        {"phase": "prefill", "begins_seconds": 0.25, "seconds": 1.5},
+    ]
+
+
+async def test_of_the_requests_a_user_sees_his_own(api: Api) -> None:
+    await key_for(api, Scope.ADMIN)
+    mine, other = [await key_for(api, Scope.USER, name) for name in ("mine", "other")]
+    for key in (mine, other):
+        await ask(api, "POST", CHAT, key, QUESTION)
+    caller = Caller(api.keys.ring.find(mine, time.time()).id, "mine", Scope.USER)
+
+    assert [each["caller"] for each in api.meter.requests({}, caller)] == ["mine"]
+    assert len(api.meter.requests({})) == 2
 
 
 async def test_requests_are_listed_with_figures_and_without_texts(

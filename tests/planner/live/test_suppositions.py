@@ -114,6 +114,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"slow": {"x": 2.0}}, "slow: 'x' cannot be planned with"),
     ({"add": [AddedDevice(id="a", like=PI)]}, "there is a device 'a' already"),
     ({"add": [AddedDevice(id="e", like="abacus")]}, "no device 'abacus'"),
+    ({"add": [AddedDevice(id="e", like="abacus")]}, PI),
     ({"add": [AddedDevice(id="e/f", like=PI)]}, "cannot be used in an MQTT topic"),
 ]
 
