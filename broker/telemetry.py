@@ -43,7 +43,7 @@ class Telemetry(Control, frozen=True, kw_only=True):
         Annotated[_Count, _says("B", "memory that a process can still get")] | None
     ) = None
     temperature_celsius: Annotated[_Celsius, _says("°C", "the hottest sensor")] | None = None
-    battery_ratio: Annotated[_Amount, _says("1", "charge of the battery")] | None = None
+    battery_ratio: Annotated[_Share, _says("1", "charge of the battery")] | None = None
     speed_ratio: (
         Annotated[
             _Speed,
@@ -180,6 +180,27 @@ def complaint(refused: Sequence[str]) -> str:
     return (
         "refused, for it is no JSON object" if "*" in refused else f"refused {', '.join(refused)}"
     )
+
+
+_MAX_FAULTS: Final = 10_000
+
+
+class Faults:
+    """Which fields of which source were refused before, so that a log names each once."""
+
+    def __init__(self) -> None:
+        self._known: set[tuple[str, str]] = set()
+
+    def news(self, source: str, refused: Sequence[str]) -> tuple[str, ...]:
+        """Return those of the names in `Reading.refused` that are new for a source.
+
+        After ten thousand nothing is: names of sources come from strangers.
+        """
+        new = tuple(name for name in refused if (source, name) not in self._known)
+        if len(self._known) + len(new) > _MAX_FAULTS:
+            return ()
+        self._known.update((source, name) for name in new)
+        return new
 
 
 def parse_telemetry(payload: bytes | str) -> Reading:

@@ -23,16 +23,19 @@ class Drops:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
-    def add(self, kind: str, topic: str, reason: str) -> None:
+    def add(self, kind: str, topic: str, reason: str, *, is_news: bool | None = None) -> None:
         """Count a message, and say so if it is one of the first of its kind.
 
         Args:
             kind: What is counted together.
             topic: Where it came from.
             reason: Names fields and types, never content.
+            is_news: Whether to say so, where the caller knows better than the count.
         """
         self.counts[kind] += 1
-        if self.counts[kind] <= _MAX_LOGGED:
+        if is_news:
+            logger.warning("dropped a part of %s: %s", _line(topic), _line(reason))
+        elif is_news is None and self.counts[kind] <= _MAX_LOGGED:
             last = "; more of these are only counted" * (self.counts[kind] == _MAX_LOGGED)
             logger.warning("dropped a message on %s: %s%s", _line(topic), _line(reason), last)
 

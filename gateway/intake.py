@@ -14,7 +14,7 @@ from broker.codec import DecodeError, decode_control, decode_frame
 from broker.control import GatewayStatus, ModelManifest
 from broker.events import Event
 from broker.plan import PlanHistory
-from broker.telemetry import complaint, parse_telemetry
+from broker.telemetry import Faults, complaint, parse_telemetry
 from broker.topics import (
     DEVICE_CONTROL,
     DEVICE_LOADED,
@@ -80,6 +80,7 @@ class Intake:
         self.view = FogView()
         self.history = PlanHistory()
         self.drops = Drops()
+        self._faults = Faults()
         self._gateway = gateway
         self.own_models: set[str] = set()
         self.serves_own_models = False
@@ -156,8 +157,10 @@ class Intake:
         """Any agent may write it, so it is read field by field; nothing is routed by it."""
         reading = parse_telemetry(message.payload)
         if reading.refused:
-            said = complaint(reading.refused)
-            self.drops.add(DEVICE_TELEMETRY.template, message.topic, said)
+            news = self._faults.news(device, reading.refused)
+            said = complaint(news or reading.refused)
+            kind = DEVICE_TELEMETRY.template
+            self.drops.add(kind, message.topic, said, is_news=bool(news))
         self.view = self.view.with_telemetry(device, reading, now)
 
     def _clear(self, topic: Topic[Any], names: dict[str, str]) -> Taken | None:

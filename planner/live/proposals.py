@@ -82,7 +82,7 @@ def propose(question: Question) -> Proposal:
         plan = msgspec.structs.replace(kept.plan, optimality=text)
         decision = Decision(replace(kept, plan=plan), True, reason)
     else:
-        decision = decide(running, kept, best, question.min_gain)
+        decision = decide(running, kept, best, question.min_gain, _lost(question))
     fitted = workload.fitted_to(model.context_limit)
     plan = msgspec.structs.replace(
         decision.outcome.plan,
@@ -117,6 +117,15 @@ def propose(question: Question) -> Proposal:
         f"{plan.optimality}{note}"
     )
     return Proposal(plan, record, text)
+
+
+def _lost(question: Question) -> dict[str, str]:
+    """Return the devices of the running plan that it has no more, and why."""
+    replicas = question.running.replicas if question.running is not None else ()
+    in_use = {stage.device for replica in replicas for stage in replica.stages}
+    there = {device.id for device in (*question.devices, *question.keepable)}
+    reasons = {entry.device: entry.reason for entry in question.left_out}
+    return {device: reasons.get(device, "it is gone") for device in sorted(in_use - there)}
 
 
 def _left_out(plan: Plan, devices: Iterable[IdleDevice]) -> list[IdleDevice]:

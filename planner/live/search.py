@@ -287,7 +287,8 @@ class Search:
         """What was found is not carried out."""
         if self._found is not None:
             self._history.note(
-                f"plan {self._found.plan.version} is not published: {why}",
+                # Its number goes to the next plan that is found.
+                f"the draft of plan {self._found.plan.version} is dropped: {why}",
                 self._knowledge.utc_seconds,
             )
             self._found = None

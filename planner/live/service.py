@@ -12,7 +12,7 @@ from broker.control import DeviceState
 from broker.heartbeat import Heartbeat
 from broker.metrics import Sample
 from broker.plan import PlannerStatus
-from broker.telemetry import complaint
+from broker.telemetry import Faults, complaint
 from broker.transport import Connected, Disconnected, Publication, Received, Refused, Transport
 from broker.whatif import Finding
 from planner.live.authority import status_publication
@@ -80,6 +80,7 @@ class PlannerService:
         self._heartbeat = Heartbeat(settings.state)
         self._look_seconds: float | None = None
         self._refused_topics: set[str] = set()
+        self._faults = Faults()
         self._recorded_version: tuple[int, str] | None = None
         site = settings.site
         transport.subscribe([(topic.filter(site), topic.qos) for topic in TOPICS])
@@ -151,12 +152,16 @@ class PlannerService:
         try:
             event = event_of(topic, payload)
         except DecodeError as error:
-            self._note_refused(topic, str(error))
+            # The first of each topic is news; a device that goes on so does not fill the log.
+            is_news = topic not in self._refused_topics
+            self._refused_topics.add(topic)
+            self._note_refused(topic, str(error), is_news=is_news)
             return
         if isinstance(event, TelemetrySeen):
             if event.refused:
                 self._store.num_refused_fields += len(event.refused)
-                self._note_refused(topic, complaint(event.refused))
+                news = self._faults.news(event.device, event.refused)
+                self._note_refused(topic, complaint(news or event.refused), is_news=bool(news))
             self._store.put(event.device, event.telemetry, now)
         if isinstance(event, WhatIfSeen):
             self._suppose(event, now)
@@ -175,11 +180,9 @@ class PlannerService:
         else:
             self._publish(self._side_search.ask(event.gateway, supposition))
 
-    def _note_refused(self, topic: str, what: str) -> None:
+    def _note_refused(self, topic: str, what: str, *, is_news: bool) -> None:
         self.num_refused_messages += 1
-        # The first of each topic is a warning; a device that goes on so does not fill the log.
-        level = logging.DEBUG if topic in self._refused_topics else logging.WARNING
-        self._refused_topics.add(topic)
+        level = logging.WARNING if is_news else logging.DEBUG
         logger.log(level, "%s: %s (%d refused so far)", topic, what, self.num_refused_messages)
 
     def _publish(self, publications: list[Publication]) -> None:

@@ -32,7 +32,7 @@ from redis.retry import Retry
 
 from broker.codec import encode_control
 from broker.plan import Plan
-from broker.telemetry import Telemetry, complaint, parse_telemetry, valid_telemetry
+from broker.telemetry import Faults, Telemetry, complaint, parse_telemetry, valid_telemetry
 from planner.live.events import StoreSeen
 from planner.live.history import Decided
 
@@ -93,6 +93,7 @@ class Store:
         lease_seconds: float,
     ) -> None:
         self.num_refused_fields = 0
+        self._faults = Faults()
         self._client = client
         self._prefix = f"e2llm:{site}"
         self._site = site
@@ -187,7 +188,8 @@ class Store:
         _, refused = parse_telemetry(value)
         if refused:
             self.num_refused_fields += len(refused)
-            logger.warning("telemetry of %s in redis: %s", name, complaint(refused))
+        if news := self._faults.news(name, refused):
+            logger.warning("telemetry of %s in redis: %s", name, complaint(news))
         self._remember_history(client, name, value)
 
     def _remember_history(self, client: Any, name: str, text: str) -> None:

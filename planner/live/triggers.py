@@ -124,7 +124,13 @@ _FIRST: Final = {
 }
 
 
-def decide(running: Plan | None, kept: Outcome | None, best: Outcome, min_gain: float) -> Decision:
+def decide(
+    running: Plan | None,
+    kept: Outcome | None,
+    best: Outcome,
+    min_gain: float,
+    lost: Mapping[str, str] | None = None,
+) -> Decision:
     """Return the best plan when it repays the move, else the running plan's stages.
 
     Args:
@@ -133,11 +139,12 @@ def decide(running: Plan | None, kept: Outcome | None, best: Outcome, min_gain: 
         best: What was found for the devices of now.
         min_gain: Share of requests per second that a move of weights must gain, after what
             the move itself costs (`Objective.horizon_seconds`); it covers errors of prediction.
+        lost: The devices that the running plan has no more, with the reason.
     """
     if running is None:
         return Decision(best, False, "the first plan")
     if kept is None or len(kept.plan.replicas) < len(running.replicas):
-        return Decision(best, False, "the running plan is broken")
+        return Decision(best, False, _broken_text(lost or {}))
     if {r.id for r in best.plan.replicas} == {r.id for r in kept.plan.replicas}:
         found = _with_standing(kept, best, min_gain)
         return Decision(found, True, "the same replicas are the best again")
@@ -155,6 +162,13 @@ def decide(running: Plan | None, kept: Outcome | None, best: Outcome, min_gain: 
         True,
         f"another plan would gain {max(gain, 0):.1%}, a move must gain {min_gain:.0%}",
     )
+
+
+def _broken_text(lost: Mapping[str, str]) -> str:
+    if not lost:
+        return "the running plan does not fit its devices any more"
+    devices = ", ".join(f"{device} ({why})" for device, why in lost.items())
+    return f"the running plan cannot go on without {devices}"
 
 
 def _with_standing(kept: Outcome, best: Outcome, min_gain: float) -> Outcome:

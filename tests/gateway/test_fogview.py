@@ -25,7 +25,7 @@ from broker.plan import (
     SingleDevice,
 )
 from broker.telemetry import Reading, Telemetry
-from broker.topics import DEVICE_PROFILE
+from broker.topics import DEVICE_PROFILE, DEVICE_TELEMETRY
 from broker.transport import Received
 from gateway.fogview import FogView
 from gateway.intake import Intake
@@ -272,6 +272,20 @@ def test_devices_of_the_plan_that_compute_differently_are_told(
     assert body["arithmetic"] == names
     assert "; ".join(names) in body["arithmetic_problem"]
     assert body["arithmetic_problem"] in caplog.text
+
+
+def test_whoever_mends_an_agent_finds_each_refused_field_in_the_log_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    intake = Intake("g")
+    path = DEVICE_TELEMETRY.path("site", device="a")
+    for wrong in (b'{"speed_ratio": 0}', b'{"speed_ratio": 0, "battery_ratio": 9e99}') * 4:
+        intake.take(Received(path, wrong), 0.0)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"dropped a part of {path}: refused speed_ratio",
+        f"dropped a part of {path}: refused battery_ratio",
+    ]
+    assert intake.drops.counts[DEVICE_TELEMETRY.template] == 8
 
 
 def test_without_a_plan_the_body_has_the_same_keys() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from broker.control import DecodeTime, LayerTimes, ModelManifest, PrefillTime
 from broker.settings import SettingsError, read_settings
-from broker.telemetry import Telemetry, parse_telemetry
+from broker.telemetry import Faults, Telemetry, parse_telemetry
 from planner.live.conditions import Condition
 from planner.live.events import LoadedSeen, ProfileSeen, StatusSeen
 from planner.live.inputs import UnusableProfileError, device_spec, model_spec
@@ -102,6 +102,15 @@ def test_every_field_of_telemetry_can_be_read() -> None:
     full = Telemetry(**STEADY)
     assert None not in msgspec.structs.astuple(full)
     assert parse_telemetry(msgspec.json.encode(full)) == (full, ())
+
+
+def test_refused_fields_are_news_once_for_each_device_and_not_without_end() -> None:
+    faults = Faults()
+    assert faults.news("a", ("speed_ratio", "late_steps")) == ("speed_ratio", "late_steps")
+    assert faults.news("a", ("late_steps", "*")) == ("*",)
+    assert faults.news("b", ("late_steps",)) == ("late_steps",)
+    told = sum(len(faults.news(f"stranger-{each}", ("*",))) for each in range(20_000))
+    assert told == 10_000 - 4
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff", b"[]", b"3", b"[" * 5000])

@@ -26,7 +26,7 @@ def test_while_nobody_serves_the_device_that_loads_soonest_is_used_and_then_the_
     (soonest, best) = [plan for plan in bench.plans if plan.version > 1 and plan.state == "active"]
     assert bench.devices(soonest) == {"a", "d"}
     assert bench.devices(best) == {"a", "c", "d"}
-    assert "the running plan is broken" in soonest.trigger
+    assert "the running plan cannot go on without b (it is gone)" in soonest.trigger
     assert best.trigger.startswith("nobody served when this plan was made; ")
     assert "more requests per second" in best.trigger
 

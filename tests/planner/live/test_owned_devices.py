@@ -44,6 +44,8 @@ def test_a_drained_device_serves_until_others_can_and_then_holds_nothing() -> No
     assert bench.assignments["a"].hold == bench.assignments["a"].prepare == []
     assert reason_of(bench, "a") == "its owner drains it"
     assert "a left (its owner drains it)" in bench.plan.trigger
+    (decision,) = [each for each in bench.history.decisions if each.version == bench.plan.version]
+    assert decision.reason == "the running plan cannot go on without a (its owner drains it)"
 
 
 def test_a_device_that_is_drained_no_more_is_used_again() -> None:

@@ -186,6 +186,25 @@ def test_telemetry_that_cannot_be_read_is_logged_with_the_reason(
     assert f"{path}: {said} (1 refused so far)" in [r.getMessage() for r in caplog.records]
 
 
+def test_each_field_of_a_device_that_is_refused_is_named_once(
+    fog: Fog, redis_client: fakeredis.FakeRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = DEVICE_TELEMETRY.path(SITE, device="a")
+    key = telemetry_key(SITE, "b")
+    with caplog.at_level(logging.WARNING):
+        for wrong in ('{"speed_ratio": "x"}', '{"speed_ratio": "y", "battery_ratio": 9e99}'):
+            fog.devices.publish(Publication(path, wrong.encode()))
+            redis_client.set(key, wrong)
+            fog.run(3)
+    texts = [r.getMessage() for r in caplog.records if "refused" in r.getMessage()]
+    assert texts == [
+        f"{path}: refused speed_ratio (1 refused so far)",
+        "telemetry of b in redis: refused speed_ratio",
+        f"{path}: refused battery_ratio (2 refused so far)",
+        "telemetry of b in redis: refused battery_ratio",
+    ]
+
+
 def test_fields_that_were_refused_are_counted_in_the_planner_s_status(
     fog: Fog, redis_client: fakeredis.FakeRedis
 ) -> None:

@@ -36,8 +36,8 @@ RUNNING: Plan = outcome(1.0).plan
         (outcome(1.0), outcome(0.95, "cd"), True, "another plan would gain 5.3%"),
         (outcome(1.0), outcome(0.8, "cd"), False, "25% more requests"),
         (outcome(1.0), outcome(1.0, "ba"), True, "the same replicas"),
-        (outcome(1.0, "a"), outcome(0.99, "cd"), False, "broken"),
-        (None, outcome(5.0, "cd"), False, "broken"),
+        (outcome(1.0, "a"), outcome(0.99, "cd"), False, "does not fit its devices any more"),
+        (None, outcome(5.0, "cd"), False, "does not fit its devices any more"),
         (outcome(1.0, is_mixed=1), outcome(1.2, "cd"), False, "roles can be separate"),
         (outcome(1.0, num_slow=1), outcome(1.2, "cd"), False, "streams become fast enough"),
         (outcome(1.0), outcome(1.0, "cd"), True, "would gain 0.0%"),
@@ -50,6 +50,13 @@ def test_a_plan_is_adopted_when_it_repays_the_move(
     assert decision.is_kept is is_kept
     assert decision.outcome.plan.replicas == (kept if is_kept and kept else best).plan.replicas
     assert reason in decision.reason
+
+
+def test_a_plan_that_lost_devices_says_which_and_why() -> None:
+    lost = {"a": "its owner drains it", "b": "it is gone"}
+    reason = decide(RUNNING, None, outcome(5.0, "cd"), 0.10, lost).reason
+    expected = "the running plan cannot go on without a (its owner drains it), b (it is gone)"
+    assert reason == expected
 
 
 def test_the_first_plan_needs_no_reason() -> None:
