@@ -160,7 +160,12 @@ def stage_text(stage: Json) -> str:
         )
     if prefill := measured.get("prefill"):
         share = _share_text(prefill.get("error"))
-        parts.append(f"{format_seconds(prefill['measured_seconds'])}{share} per prompt token")
+        # Tokens of shorter prompts take longer than predicted, so it is said what for.
+        length = prefill.get("prompt_tokens")
+        planned = f", predicted for prompts of {length}" if length is not None else ""
+        parts.append(
+            f"{format_seconds(prefill['measured_seconds'])}{share} per prompt token{planned}"
+        )
     return ", ".join(parts)
 
 
@@ -204,7 +209,7 @@ def _errors(errors: Json) -> str:
         if errors.get(key) is not None
     ]
     if (stages := errors.get("stage_seconds")) is not None:
-        parts.insert(0, f"stages off by {stages:.0%} (median)")
+        parts.insert(0, f"decode steps of stages off by {stages:.0%} (median)")
     return ", ".join(parts)
 
 

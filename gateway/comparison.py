@@ -31,7 +31,10 @@ def stage_body(
     """Return what a stage's device measured lately, with the prediction for the same.
 
     ``decode`` is about one step with the mean rows of the measured ones, ``prefill`` about
-    one token of a prompt; each is None where nothing ran, or nothing was predicted.
+    one token: of the prompts that came, and of one with the ``prompt_tokens`` of the plan. What
+    a stage does once for a prompt weighs more in a shorter one, so that its tokens take longer
+    than predicted for no fault of the prediction. Each is None where nothing ran, or nothing was
+    predicted.
     """
     if telemetry is None:
         return {"decode": None, "prefill": None}
@@ -64,6 +67,7 @@ def _prefill_body(
     # A prefill stage is predicted for a whole prompt of the planned length.
     predicted = stage.predicted_seconds / plan.prompt_tokens
     return {
+        "prompt_tokens": plan.prompt_tokens,
         "predicted_seconds": predicted,
         "measured_seconds": measured,
         "error": error(measured, predicted),
@@ -73,7 +77,10 @@ def _prefill_body(
 def errors_body(
     plan: Plan, replicas: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]
 ) -> dict[str, float | None]:
-    """Return the error of each kind of prediction, of stage times the median of all sizes.
+    """Return the error of each kind of prediction, of stage times the median.
+
+    Stages count with their decode steps, which are compared with predictions for as many rows;
+    not with prompts, whose lengths differ from the plan's (`stage_body`).
 
     Args:
         plan: The plan that serves.
@@ -81,11 +88,10 @@ def errors_body(
         measured: What this gateway's requests experienced (`gateway.measures`).
     """
     stages = [
-        abs(phase["error"])
+        abs(decode["error"])
         for replica in replicas
         for stage in replica["stages"]
-        for phase in stage["measured"].values()
-        if phase is not None and phase["error"] is not None
+        if (decode := stage["measured"]["decode"]) is not None and decode["error"] is not None
     ]
     served = measured.get("replicas") or {}
 

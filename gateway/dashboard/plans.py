@@ -107,7 +107,10 @@ def stages_table(plan: Json) -> str:
     ]
     if not found:
         return svg.tag("p", "No stage of this plan has been measured yet.")
-    caption = f"{counted(len(found), 'stage')} measured; decode is of a step, prefill of a token."
+    caption = (
+        f"{counted(len(found), 'stage')} measured; decode is of a step, prefill of a token. "
+        "Prefill is predicted for prompts as long as the plan expects: tokens of shorter ones take longer."
+    )
     head = ("Device", "Replica", "Phase", "Predicted", "Measured", "Error")
     return table_html(head, rows, caption)
 

@@ -71,13 +71,17 @@ def test_measured_stage_times_stand_beside_the_predicted_ones_with_the_error() -
     plan = json.loads(json.dumps(PLAN))
     decode = {"rows": 2.5, "predicted_seconds": 0.01, "measured_seconds": 0.012, "error": 0.2}
     plan["replicas"][0]["stages"][0]["measured"] = {"decode": decode, "prefill": None}
-    prefill = {"predicted_seconds": 0.002, "measured_seconds": 0.001, "error": -0.5}
+    prefill = {"prompt_tokens": 64, "predicted_seconds": 0.002, "measured_seconds": 0.001}
+    prefill["error"] = -0.5
     plan["replicas"][0]["stages"][1]["measured"] = {"decode": None, "prefill": prefill}
     plan["errors"] = {"stage_seconds": 0.35, "ttft_seconds": None, "tpot_seconds": 0.04}
     text = rendered(plan_view(plan))
     assert "12 ms (+20%) with 2.5 rows" in text
-    assert "1 ms (-50%) per prompt token" in text
-    told = "measured over predicted for prompts as long as these: stages off by 35% (median)"
+    assert "1 ms (-50%) per prompt token, predicted for prompts of 64" in " ".join(text.split())
+    told = (
+        "measured over predicted for prompts as long as these: decode steps of stages off by 35% "
+        "(median)"
+    )
     assert f"{told}, time per token (+4%)" in " ".join(text.split())
 
 

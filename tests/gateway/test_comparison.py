@@ -39,11 +39,21 @@ def test_a_token_of_a_prompt_is_compared_in_a_prefill_replica_only() -> None:
     telemetry = Telemetry(prefill_token_seconds={"two": 0.0002})
     found = served(Role.PREFILL, telemetry)
     assert found["prefill"] == {
+        "prompt_tokens": 100,
         "predicted_seconds": pytest.approx(0.00025),
         "measured_seconds": 0.0002,
         "error": pytest.approx(-0.2),
     }
     assert served(Role.BOTH, telemetry)["prefill"] is None
+
+
+def test_prompts_shorter_than_planned_do_not_count_as_an_error_of_the_plan() -> None:
+    one = replica("one", ["a"], Role.PREFILL)
+    view = view_of(one).with_plan(msgspec.structs.replace(plan(one, version=2), prompt_tokens=100))
+    view = view.with_telemetry("a", Reading(Telemetry(prefill_token_seconds={"one": 9.0})), 0.0)
+    body = plan_body(view, {})
+    assert body["replicas"][0]["stages"][0]["measured"]["prefill"]["error"] > 1
+    assert body["errors"]["stage_seconds"] is None
 
 
 def test_what_another_replica_measured_is_not_compared() -> None:
