@@ -109,7 +109,8 @@ def stages_table(plan: Json) -> str:
         return svg.tag("p", "No stage of this plan has been measured yet.")
     caption = (
         f"{counted(len(found), 'stage')} measured; decode is of a step, prefill of a token. "
-        "Prefill is predicted for prompts as long as the plan expects: tokens of shorter ones take longer."
+        "Prefill is predicted for prompts as long as the plan expects; tokens of shorter ones take "
+        "longer."
     )
     head = ("Device", "Replica", "Phase", "Predicted", "Measured", "Error")
     return table_html(head, rows, caption)
