@@ -61,7 +61,9 @@ def main_button(text: str, pressed: Callable[[], object]) -> ui.button:
 
 
 def table_html(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """Return a table; cells are HTML."""
+    """Return a table, or its caption alone where there are no rows; cells are HTML."""
+    if not rows:
+        return svg.tag("p", escape(caption))
     return svg.tag(
         "table",
         svg.tag("caption", escape(caption)),

@@ -59,4 +59,5 @@ def fog_facts(plan: Json, details: Json) -> Facts:
 
 
 def _pair(measured: Json, predicted: Json, name: str, say: Say) -> str:
-    return f"{say(measured.get(name))} ({say(predicted.get(name))} predicted)"
+    known, expected = measured.get(name), predicted.get(name)
+    return say(known) if expected is None else f"{say(known)} ({say(expected)} predicted)"

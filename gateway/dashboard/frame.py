@@ -22,6 +22,7 @@ from gateway.dashboard.pages import PAGES, Page
 from gateway.dashboard.site import PATH
 from gateway.dashboard.sources import Sources, host_problem, may_look
 from gateway.dashboard.view import View
+from gateway.dashboard.words import sentence
 from gateway.weights import load_key
 
 NAME: Final = "E2LLM"
@@ -213,7 +214,7 @@ def _log_in(sources: Sources, text: str) -> str | None:
     try:
         key = sources.keys.ring.find(text, time.time())
     except WrongKeyError as error:
-        return f"{error}".capitalize()
+        return sentence(f"{error}")
     if not may_look(key):
         return f"{key.name!r} is good for joining only"
     # The hash, not the key: it opens nothing elsewhere, and ends with the key.

@@ -18,6 +18,7 @@ from gateway.dashboard.supposed import (
     supposed_picture,
 )
 from gateway.dashboard.view import View
+from gateway.dashboard.words import sentence
 from gateway.errors import ApiError
 from gateway.questions import new_question_id
 from gateway.whatif_routes import asked_of_planner
@@ -120,7 +121,7 @@ class _Asking:
             question = self._wish.question(set(self._names()))
             self._show(await asked_of_planner(self._view.sources.engine, question))
         except ValueError as error:
-            self._problem.set_text(f"{error}".capitalize())
+            self._problem.set_text(sentence(f"{error}"))
         except ApiError as error:
             self._problem.set_text(error.message)
         finally:

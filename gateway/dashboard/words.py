@@ -13,6 +13,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def sentence(text: str) -> str:
+    """Return a text with a large letter at its beginning; the others stay as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def figure(value: float | None) -> str:
     """Return the first three digits of a rate."""
     if value is None:

@@ -23,7 +23,7 @@ async def test_where_keys_are_needed_the_page_asks_for_one_and_keeps_it_off_the_
     await expect(page.locator("svg.fog-picture")).to_have_count(0)
     await page.get_by_label("API key").fill("e2llm-123-wrong")
     await page.keyboard.press("Enter")
-    await expect(page.get_by_role("alert")).to_have_text("Incorrect api key")
+    await expect(page.get_by_role("alert")).to_have_text("Incorrect API key")
     await page.get_by_label("API key").fill(text)
     await page.keyboard.press("Enter")
     await expect(page.locator("svg.fog-picture")).to_be_visible()

@@ -21,6 +21,7 @@ from gateway.dashboard.picture import NARROW, describe, fog_picture
 from gateway.dashboard.plans import decisions_table, rates_table, stages_table
 from gateway.dashboard.plot import plot, runs, scale
 from gateway.dashboard.words import figure, seconds
+from gateway.fogview import FogView
 from tests.support.shown_fog import DEVICES, ShownFog, plan_of, replica
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -290,6 +291,17 @@ def test_facts_of_the_fog_show_measured_beside_predicted() -> None:
     assert known["Plan"] == "1, active"
     assert known["Requests"] == "3 running, 1 waiting"
     assert known["First token"] == "– (600 ms predicted)"
+
+
+def test_facts_of_a_fog_without_a_plan_predict_nothing() -> None:
+    fog = ShownFog()
+    fog.view = FogView()
+    facts = dict(fog_facts(fog.fog_plan(), {}))
+    assert facts["Tokens/s"] == facts["First token"] == "–"
+
+
+def test_a_table_without_rows_is_its_caption() -> None:
+    assert devices_table([], ShownFog().fog_plan()) == "<p>0 devices</p>"
 
 
 def test_facts_of_a_device_name_the_rules_of_its_owner() -> None:
