@@ -85,11 +85,16 @@ def run_chaos(options: ChaosOptions, console: Console) -> Report:
             check_targets(options.scenario, [device.id for device in config.devices])
             url, state = stack.enter_context(_own_fog(options, console))
             testbed = LocalFog(state, links)
-            client = FogClient(url, key=options.key)
+            client = _patient_client(url, options.key)
         else:
-            client = FogClient(url, key=options.key)
+            client = _patient_client(url, options.key)
             _check_running(options, client)
         return _run(options.scenario, client, testbed, choose_model(options.model).source, console)
+
+
+def _patient_client(url: str, key: str | None) -> FogClient:
+    """Return a client that waits for a gateway that faults and load have slowed."""
+    return FogClient(url, key=key, look_seconds=60.0)
 
 
 def _attached(options: ChaosOptions, links: dict[str, float]) -> FaultyFog | None:

@@ -43,7 +43,7 @@ def started_fog(
 ) -> Iterator[RunningFog]:
     """A fog of our own, since it is closed to whoever has no key."""
     with running_fog(tmp_path_factory.mktemp("closed")) as fog:
-        fog.client = FogClient(fog.url, key=made_key(fog, "admin"))
+        fog.client = FogClient(fog.url, key=made_key(fog, "admin"), look_seconds=60.0)
         yield fog
 
 
