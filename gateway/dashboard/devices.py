@@ -96,7 +96,7 @@ def device_facts(device: Json | None) -> Facts:
         ("State", device["state"]),
         ("Heard", f"{whole_seconds(device['last_seen_seconds'])} ago"),
         ("Holds", f"{counted(len(device['stages']), 'stage')}, {device['load_state'] or NONE}"),
-        ("Memory for the model", mebibytes(device["memory_bytes"])),
+        ("Offered to models", mebibytes(device["memory_bytes"])),
         ("Hardware", device["hardware"] or NONE),
         ("Threads", figure(device["threads"])),
         ("Slowed down", f"{figure(device['slowdown'])} times" if device["slowdown"] else NONE),

@@ -28,7 +28,7 @@ class Quantity(NamedTuple):
 
 QUANTITIES: Final = (
     Quantity("cpu_load_ratio", "Load", "%", 100.0),
-    Quantity("memory_used_bytes", "Memory of the model", "MiB", 2.0**-20),
+    Quantity("memory_used_bytes", "Memory used", "MiB", 2.0**-20),
     Quantity("temperature_celsius", "Temperature", "°C", 1.0),
     Quantity("tokens_per_second", "Tokens", "tokens/s", 1.0),
 )
