@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -28,6 +28,7 @@ from gateway.responses import (
 )
 from gateway.schemas import ChatRequest
 from gateway.template import ChatTemplateError
+from gateway.tools.calls import ShapesMessages
 from gateway.tools.schemas import Tool, ToolUse, tool_use
 
 
@@ -70,11 +71,13 @@ def render(
             param="messages",
             code="no_chat_template",
         )
+    shown: list[Mapping[str, Any]] = [message.for_template() for message in messages]
+    listed = None if given is None else [tool.for_template() for tool in given]
+    form: object = model.tool_format
+    if isinstance(form, ShapesMessages):
+        shown = form.for_template(shown, listed)
     try:
-        return model.template.render(
-            [message.for_template() for message in messages],
-            None if given is None else [tool.for_template() for tool in given],
-        )
+        return model.template.render(shown, listed)
     except ChatTemplateError as error:
         raise invalid_value("messages", str(error)) from error
 

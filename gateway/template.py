@@ -85,12 +85,15 @@ class ChatTemplate:
         Raises:
             ChatTemplateError: The template refuses the messages, for example their order.
         """
+        given = None if tools is None else [dict(tool) for tool in tools]
         try:
             return self._template.render(
                 **self._special_tokens,
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=True,
-                tools=None if tools is None else [dict(tool) for tool in tools],
+                tools=given,
+                # SmolLM3's name for them; as its card shows it, without what wraps a function.
+                xml_tools=None if given is None else [tool["function"] for tool in given],
                 documents=None,
             )
         except TemplateError as error:

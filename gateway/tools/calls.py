@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from gateway.tools.forced import Callee, Mark
 
@@ -79,6 +79,21 @@ class ToolFormat(Protocol):
 
     def call_id(self, digest: str) -> str:
         """Return the id of a call, from hexadecimal digits that are its own."""
+
+
+@runtime_checkable
+class ShapesMessages(Protocol):
+    """A format whose chat template does not read messages and tools as most templates do."""
+
+    def for_template(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> list[Mapping[str, Any]]:
+        """Return messages as the template reads them.
+
+        Args:
+            messages: As most templates read them.
+            tools: That may be called; None: none.
+        """
 
 
 class Nesting:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.tools import granite, hermes, llama3, mistral, mistral_args
+from gateway.tools import granite, hermes, llama3, mistral, mistral_args, phi4
 from gateway.tools.calls import ToolFormat
 
 
@@ -13,6 +13,8 @@ def tool_format(template: str) -> ToolFormat | None:
     if mistral.MARKER in template:
         is_newer = mistral_args.ARGS in template
         return mistral_args.MistralArgs() if is_newer else mistral.Mistral()
+    if phi4.TOOLS_END in template:
+        return phi4.Phi4()
     if granite.MARKER in template:
         return granite.Granite()
     # Llama's templates tell the model how to answer, in the first message with tools.

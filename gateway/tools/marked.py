@@ -26,6 +26,7 @@ class MarkedReader:
         self._scanner: CallScanner | None = None
         self._is_list = False
         self._follows = False
+        self._is_behind_call = False
 
     def feed(self, text: str) -> Parsed:
         self._held += text
@@ -52,6 +53,9 @@ class MarkedReader:
         return self._in_text(parsed)
 
     def _in_text(self, parsed: Parsed) -> bool:
+        if self._is_behind_call:
+            self._held = self._held.lstrip()
+            self._is_behind_call = not self._held
         at = self._held.find(self._opening)
         if at >= 0:
             parsed.text += self._held[:at].rstrip()
@@ -86,6 +90,7 @@ class MarkedReader:
         if not scanner.has_name:
             parsed.text += self._opening + scanner.raw
         self._held, self._scanner, self._follows = rest, None, True
+        self._is_behind_call = scanner.has_name
         return True
 
     def _after_call(self) -> bool:
@@ -95,12 +100,13 @@ class MarkedReader:
             return False
         if self._is_list:
             first, self._held = self._held[0], self._held[1:]
-            self._follows = False
             if first == ",":
-                self._scanner = CallScanner(self.num_calls)
+                self._follows, self._scanner = False, CallScanner(self.num_calls)
+            else:
+                self._is_list, self._follows = False, bool(self._closing)
             return True
         if self._closing and self._held.startswith(self._closing):
-            self._held = self._held[len(self._closing) :].lstrip()
+            self._held = self._held[len(self._closing) :]
         elif self._closing and self._closing.startswith(self._held):
             return False
         self._follows = False

@@ -31,6 +31,7 @@ MARKERS: Final = {
     "mistral": "[TOOL_CALLS]",
     "mistral args": "[TOOL_CALLS]",
     "granite": "<|tool_call|>",
+    "phi 4": "<|tool_call|>",
 }
 JSON: dict[str, Any] = {
     "type": "json_schema",

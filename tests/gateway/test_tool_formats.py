@@ -13,6 +13,7 @@ from gateway.tools.hermes import Hermes
 from gateway.tools.llama3 import Llama3
 from gateway.tools.mistral import Mistral
 from gateway.tools.mistral_args import MistralArgs
+from gateway.tools.phi4 import Phi4
 
 
 @dataclass
@@ -47,6 +48,7 @@ CALLS = [["weather", WEATHER], ["now", "{}"]]
 ANSWERS: dict[str, tuple[ToolFormat, str, Read]] = {
     "hermes one": (Hermes(), HERMES_ONE, Read("", CALLS[:1])),
     "hermes text before": (Hermes(), f"Let me see.\n\n{HERMES_TWO}\n", Read("Let me see.", CALLS)),
+    "hermes text behind": (Hermes(), f"{HERMES_TWO}\n\nWell. So", Read("Well. So", CALLS)),
     "hermes no call": (Hermes(), "1 < 2, and <tool is none. ", Read("1 < 2, and <tool is none. ")),
     "hermes other order": (
         Hermes(),
@@ -92,6 +94,15 @@ ANSWERS: dict[str, tuple[ToolFormat, str, Read]] = {
         Read("Let me see.", CALLS),
     ),
     "granite text": (Granite(), "<|tool_call is none", Read("<|tool_call is none")),
+    "phi 4 one": (Phi4(), f"<|tool_call|>{GRANITE}<|/tool_call|>", Read("", CALLS[:1])),
+    "phi 4 two, text around": (
+        Phi4(),
+        f"See:<|tool_call|>{GRANITE[:-1]}, "
+        '{"name": "now", "arguments": {}}]<|/tool_call|> Done.',
+        Read("See:Done.", CALLS),
+    ),
+    "phi 4 unclosed": (Phi4(), f"<|tool_call|>{GRANITE}", Read("", CALLS[:1])),
+    "phi 4 text": (Phi4(), "a <|tool|> is none", Read("a <|tool|> is none")),
     "mistral args": (
         MistralArgs(),
         f"Let me see.[TOOL_CALLS]weather[ARGS]{WEATHER}[TOOL_CALLS]now[ARGS]{{}}",
@@ -137,7 +148,7 @@ def test_arguments_are_passed_on_before_the_call_is_complete() -> None:
     assert [part.arguments for part in reader.feed(": 1").calls] == [": 1"]
 
 
-@pytest.mark.parametrize("form", [Hermes(), Llama3(), Mistral(), Granite()])
+@pytest.mark.parametrize("form", [Hermes(), Llama3(), Mistral(), Granite(), Phi4()])
 @pytest.mark.parametrize("name", [None, "weather"])
 def test_an_answer_that_must_be_a_call_goes_on_behind_its_opening(
     form: ToolFormat, name: str | None
@@ -155,6 +166,7 @@ def test_an_answer_that_must_be_a_call_goes_on_behind_its_opening(
         ("[TOOL_CALLS]{{ name }}[ARGS]", MistralArgs),
         ("<|python_tag|>", Llama3),
         ("respond with <|tool_call|> followed by a JSON list", Granite),
+        ("<|tool|>{{ message.tools }}<|/tool|>", Phi4),
         ("{{ messages }}", type(None)),
     ],
 )

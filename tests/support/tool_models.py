@@ -45,6 +45,7 @@ TEMPLATES: Final = {
     "mistral args": "[TOOL_CALLS][ARGS]",
     "llama 3": "<|python_tag|>",
     "granite": "<|tool_call|>",
+    "phi 4": "<|/tool|>",
 }
 
 

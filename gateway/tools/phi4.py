@@ -1,0 +1,42 @@
+"""Phi-4-mini: ``<|tool_call|>[{"name": ..., "arguments": {...}}, ...]<|/tool_call|>``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from gateway.tools.listed import ListedCalls
+
+TOOLS_END: Final = "<|/tool|>"
+_OPENING: Final = "<|tool_call|>"
+_CLOSING: Final = "<|/tool_call|>"
+# As the model's card has it, where a client says nothing of its own.
+_SYSTEM: Final = "You are a helpful assistant with some tools."
+
+
+class Phi4(ListedCalls):
+    """Phi-4-mini, whose template reads tools in the system message, and no calls."""
+
+    def __init__(self) -> None:
+        super().__init__(_OPENING, _CLOSING)
+
+    def for_template(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> list[Mapping[str, Any]]:
+        """Return messages with all that the template would leave out, see `ShapesMessages`."""
+        shaped = [_with_written_calls(message) for message in messages]
+        if tools is None:
+            return shaped
+        if not shaped or shaped[0]["role"] != "system":
+            shaped.insert(0, {"role": "system", "content": _SYSTEM})
+        listed = json.dumps([tool["function"] for tool in tools], ensure_ascii=False)
+        return [{**shaped[0], "tools": listed}, *shaped[1:]]
+
+
+def _with_written_calls(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "tool_calls" not in message:
+        return message
+    calls = [call["function"] for call in message["tool_calls"]]
+    written = json.dumps(calls, ensure_ascii=False)
+    return {**message, "content": f"{message['content']}{_OPENING}{written}{_CLOSING}"}
