@@ -6,7 +6,6 @@ Closing an iterator of this module closes the engine's, which cancels the work o
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -14,18 +13,9 @@ from dataclasses import dataclass, field, replace
 from gateway.logprobs import ShownToken, shown_token
 from gateway.requests import GeneratedToken, Generation, GenerationFailedError, TokenSource
 from gateway.text import Detokenizer, StopStrings, Tokenizer
-from gateway.tools.calls import CallPart
+from gateway.tools.calls import Parsed
 from gateway.tools.schemas import ToolUse
-
-
-@dataclass(frozen=True, slots=True)
-class ShownCall:
-    """A call of a tool, or in a stream what is added to it; id and name come first."""
-
-    index: int
-    arguments: str
-    id: str | None = None
-    name: str | None = None
+from gateway.tools.shown import CallText, ShownCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +30,7 @@ class Piece:
             has none: it is no part of the text.
         cached_tokens: Leading positions of the prompt that an earlier one had computed; on the
             first piece of a prompt's first choice.
+        reasoning: What the token adds to what the model thinks before it answers.
     """
 
     choice: int
@@ -49,6 +40,7 @@ class Piece:
     shown: ShownToken | None = None
     calls: tuple[ShownCall, ...] = ()
     cached_tokens: int = 0
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +74,7 @@ class Tally:
     """What a whole answer has, collected from its pieces."""
 
     text: str = ""
+    reasoning: str = ""
     token_ids: list[int] = field(default_factory=list)
     shown: list[ShownToken] = field(default_factory=list)
     calls: list[ShownCall] = field(default_factory=list)
@@ -91,6 +84,7 @@ class Tally:
     def add(self, piece: Piece) -> None:
         """Add the next piece of the choice."""
         self.text += piece.text
+        self.reasoning += piece.reasoning
         self.token_ids.append(piece.token_id)
         self.cached_tokens += piece.cached_tokens
         if piece.shown is not None:
@@ -122,15 +116,20 @@ class AnswerText:
         tools: ToolUse | None = None,
     ) -> None:
         self._calls: CallText | None = None
-        markers: frozenset[int] = frozenset()
+        self._markers: dict[int, str] = {}
+        shown_markers: frozenset[int] = frozenset()
         if tools is not None:
             self._calls = CallText(tools, f"{generation.journal_id}/{choice}")
-            found = map(tokenizer.token_id, tools.format.markers)
-            markers = frozenset(marker for marker in found if marker is not None)
+            found = {tokenizer.token_id(marker): marker for marker in tools.format.markers}
+            markers = {token_id: text for token_id, text in found.items() if token_id is not None}
+            if tools.has_channels:
+                self._markers = markers
+            else:
+                shown_markers = frozenset(markers)
         self._tokenizer = tokenizer
         self._prefix = prefix
         self._offset = len(prefix)
-        self._detokenizer = Detokenizer(tokenizer, generation.prompt_ids, markers)
+        self._detokenizer = Detokenizer(tokenizer, generation.prompt_ids, shown_markers)
         self._stop = StopStrings(stop)
         self._eos_token_ids = frozenset(generation.sampling.eos_token_ids)
         self._min_tokens = generation.sampling.min_tokens
@@ -140,70 +139,52 @@ class AnswerText:
 
     def take(self, token: GeneratedToken) -> Piece:
         """Return the piece of the next token. After one with a finish reason comes none."""
-        text = (
-            "" if token.token_id in self._eos_token_ids else self._detokenizer.feed(token.token_id)
-        )
-        if token.finish_reason is not None:
+        is_last, marker = token.finish_reason is not None, ""
+        if token.token_id in self._eos_token_ids:
+            text = ""
+        elif marker := self._markers.get(token.token_id, ""):
+            text = self._detokenizer.flush()
+        else:
+            text = self._detokenizer.feed(token.token_id)
+        if is_last:
             text += self._detokenizer.flush()
         shown = self._shown(token)
         self._offset += len(text)
         prefix, self._prefix = self._prefix, ""
+        told = Parsed()
+        calls: tuple[ShownCall, ...] = ()
+        if self._calls is not None and self._calls.has_channels:
+            # A stop string ends what is shown; it may well be in what is not.
+            told, calls = self._calls.take(text, marker, is_last=is_last)
+            text = told.text
         stopped = False
         # As in vLLM, text within the first `min_tokens` tokens ends no answer.
         if token.index >= self._min_tokens:
             text, stopped = self._stop.feed(text)
-        if token.finish_reason is not None and not stopped:
+        if is_last and not stopped:
             text += self._stop.flush()
         reason = "stop" if stopped else token.finish_reason
-        calls: tuple[ShownCall, ...] = ()
         if self._calls is not None:
-            text, calls = self._calls.take(text, is_last=reason is not None)
+            if not self._calls.has_channels:
+                told, calls = self._calls.take(text, is_last=reason is not None)
+                text = told.text
             if reason == "stop" and self._calls.num_calls:
                 reason = "tool_calls"
-        cached = token.cached_tokens if self._counts_cached else 0
-        return Piece(self._choice, prefix + text, token.token_id, reason, shown, calls, cached)
+        return Piece(
+            self._choice,
+            prefix + text,
+            token.token_id,
+            reason,
+            shown,
+            calls,
+            cached_tokens=token.cached_tokens if self._counts_cached else 0,
+            reasoning=told.reasoning,
+        )
 
     def _shown(self, token: GeneratedToken) -> ShownToken | None:
         if token.logprobs is None or token.token_id in self._eos_token_ids:
             return None
         return shown_token(self._tokenizer, token.token_id, token.logprobs, self._offset)
-
-
-class CallText:
-    """Tells the calls of tools in an answer's text from the rest.
-
-    Args:
-        key: The answer's own; ids of calls follow from it, so a resumed answer has them again.
-    """
-
-    def __init__(self, use: ToolUse, key: str) -> None:
-        self._use = use
-        self._key = key
-        self._reader = use.reader()
-        # How the answer must begin is part of the prompt, and of the call.
-        self._begun = self._reader.feed(use.opening).calls if use.opening else []
-
-    @property
-    def num_calls(self) -> int:
-        """How many calls have begun."""
-        return self._reader.num_calls
-
-    def take(self, text: str, *, is_last: bool) -> tuple[str, tuple[ShownCall, ...]]:
-        """Take the next text; return what of it is text, and what belongs to calls."""
-        parsed = self._reader.feed(text)
-        parts, self._begun = [*self._begun, *parsed.calls], []
-        if is_last:
-            last = self._reader.flush()
-            parsed.text += last.text
-            parts += last.calls
-        return parsed.text, tuple(self._shown(part) for part in parts)
-
-    def _shown(self, part: CallPart) -> ShownCall:
-        if part.name is None:
-            return ShownCall(part.index, part.arguments)
-        digest = hashlib.sha256(f"{self._key}/{part.index}".encode()).hexdigest()
-        call_id = self._use.format.call_id(digest)
-        return ShownCall(part.index, part.arguments, call_id, part.name)
 
 
 async def answer(

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from gateway.answers import Chunk, Piece, ShownCall, Tally, tallies
+from gateway.answers import Chunk, Piece, Tally, tallies
 from gateway.errors import ApiError, invalid_value
 from gateway.logprobs import chat_logprobs
 from gateway.messages import Message
@@ -30,6 +30,7 @@ from gateway.schemas import ChatRequest
 from gateway.template import ChatTemplateError
 from gateway.tools.calls import ShapesMessages
 from gateway.tools.schemas import Tool, ToolUse, tool_use
+from gateway.tools.shown import ShownCall
 
 
 def encode_prompts(request: ChatRequest, model: ServedModel) -> list[tuple[int, ...]]:
@@ -39,7 +40,7 @@ def encode_prompts(request: ChatRequest, model: ServedModel) -> list[tuple[int, 
         ApiError: As `render`.
     """
     use = tools(request, model)
-    given = request.tools if use is not None else None
+    given = request.tools if use is not None and use.callees else None
     text = render(request.messages, model, given) + ("" if use is None else use.opening)
     # The template writes the special tokens itself.
     return [model.tokenizer.encode(text, add_special_tokens=False)]
@@ -72,10 +73,12 @@ def render(
             code="no_chat_template",
         )
     shown: list[Mapping[str, Any]] = [message.for_template() for message in messages]
-    listed = None if given is None else [tool.for_template() for tool in given]
+    listed: Sequence[Mapping[str, Any]] | None = None
+    if given is not None:
+        listed = [tool.for_template() for tool in given]
     form: object = model.tool_format
     if isinstance(form, ShapesMessages):
-        shown = form.for_template(shown, listed)
+        shown, listed = form.for_template(shown, listed)
     try:
         return model.template.render(shown, listed)
     except ChatTemplateError as error:
@@ -120,6 +123,8 @@ async def collect(
 def _message(tally: Tally) -> ChatMessage:
     content = tally.text if tally.text or not tally.calls else None
     message = ChatMessage(role="assistant", content=content, refusal=None)
+    if tally.reasoning:
+        message.reasoning_content = tally.reasoning
     if tally.calls:
         message.tool_calls = [
             CallOfTool(
@@ -134,6 +139,8 @@ def _message(tally: Tally) -> ChatMessage:
 
 def _delta(piece: Piece) -> Delta:
     delta = Delta(content=piece.text) if piece.text else Delta()
+    if piece.reasoning:
+        delta.reasoning_content = piece.reasoning
     if piece.calls:
         delta.tool_calls = [_call_delta(call) for call in piece.calls]
     return delta
@@ -176,8 +183,8 @@ async def stream(
                     yield Chunk(roles.json_text(), is_head=True)
             num_tokens += 1
             num_cached += piece.cached_tokens
-            said = piece.text or piece.calls or piece.finish_reason or piece.shown
-            if said or request.return_token_ids:
+            told = piece.text or piece.reasoning or piece.calls
+            if told or piece.finish_reason or piece.shown or request.return_token_ids:
                 choice = ChatChunkChoice(
                     index=piece.choice,
                     delta=_delta(piece),

@@ -20,6 +20,7 @@ from gateway.response_format import PARAM, format_schema, is_constrained
 from gateway.schemas import GenerationRequest
 from gateway.text import Tokenizer
 from gateway.tools.forced import Mark, literal
+from gateway.tools.harmony import Harmony
 from gateway.tools.optional import json_or_calls, text_or_calls
 from gateway.tools.schemas import ToolUse
 
@@ -63,8 +64,13 @@ def _grammar_of_calls(tools: ToolUse, model: ServedModel, schema: Mapping[str, A
         check_schema(callee.schema, where)
     callees = [callee for _, callee in tools.callees]
     form, mark = tools.format, _mark(model.tokenizer)
+    if isinstance(form, Harmony):
+        _check_markers(form, model)
     if tools.opening:
         text = form.grammar(callees, mark, is_named=tools.is_named)
+    elif isinstance(form, Harmony):
+        rule = None if schema is None else json_rule(schema)
+        text = form.answer_grammar(callees, mark, rule)
     elif schema is not None:
         text = json_or_calls(form, callees, mark, json_rule(schema))
     else:
@@ -72,6 +78,19 @@ def _grammar_of_calls(tools: ToolUse, model: ServedModel, schema: Mapping[str, A
     if problem := grammar_problem(text):
         raise invalid_value("tools", f"calls of these tools cannot be enforced: {problem}")
     return text
+
+
+def _check_markers(form: Harmony, model: ServedModel) -> None:
+    """Refuse a tokenizer whose markers of messages are text like any other."""
+    for marker in form.markers:
+        if model.tokenizer.token_id(marker) not in model.tokenizer.special_ids:
+            raise ApiError(
+                400,
+                f"answers of model {model.name} cannot be held to a grammar: {marker} is no "
+                "special token of its tokenizer",
+                param="tools",
+                code="grammar_not_supported",
+            )
 
 
 def _mark(tokenizer: Tokenizer) -> Mark:

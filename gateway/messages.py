@@ -83,6 +83,7 @@ class Message(Body):
     ] = None
     tool_call_id: str | None = None
     name: str | None = None
+    reasoning_content: str | None = None
 
     @field_validator("tool_calls")
     @classmethod
@@ -112,4 +113,6 @@ class Message(Body):
             found["tool_call_id"] = self.tool_call_id
         if self.name is not None:
             found["name"] = self.name
+        if self.reasoning_content is not None:
+            found["reasoning_content"] = self.reasoning_content
         return found

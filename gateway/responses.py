@@ -125,10 +125,15 @@ class CallDelta(Response):
 
 
 class ChatMessage(Response):
-    """The assistant's message; there is no content where it only calls tools."""
+    """The assistant's message; there is no content where it only calls tools.
+
+    Attributes:
+        reasoning_content: What the model thought before, where its format parts that.
+    """
 
     role: Literal["assistant"] = "assistant"
     content: str | None
+    reasoning_content: str | None = None
     refusal: None = None
     tool_calls: list[CallOfTool] | None = None
 
@@ -156,6 +161,7 @@ class Delta(Response):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[CallDelta] | None = None
 
 

@@ -27,6 +27,9 @@ _ENDS: Final = (
     "<|end_of_text|>",
     "<|eom_id|>",
 )
+# What gpt-oss ends an answer with; with ``<|end|>`` it ends only one of its messages.
+_CHANNEL_ENDS: Final = ("<|return|>", "<|call|>")
+_MESSAGE_END: Final = "<|end|>"
 _SAMPLING: Final = {
     "temperature": "temp",
     "top_p": "top_p",
@@ -58,7 +61,9 @@ def _generation(metadata: Metadata) -> dict[str, Any]:
     roles = ("eos", "eot", "eom")
     ids = [metadata.get(f"tokenizer.ggml.{role}_token_id") for role in roles]
     control = control_tokens(metadata)
-    ids += [control.get(token) for token in _ENDS]
+    ids += [control.get(token) for token in (*_ENDS, *_CHANNEL_ENDS)]
+    if all(token in control for token in _CHANNEL_ENDS):
+        ids = [token_id for token_id in ids if token_id != control.get(_MESSAGE_END)]
     sampling = {name: metadata.get(f"general.sampling.{key}") for name, key in _SAMPLING.items()}
     known = {name: value for name, value in sampling.items() if value is not None}
     return {**known, "eos_token_id": [i for i in dict.fromkeys(ids) if i is not None]}

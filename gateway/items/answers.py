@@ -52,6 +52,7 @@ def body_of_response(
     *,
     output: Sequence[Item] = (),
     usage: Usage | None = None,
+    num_reasoning: int = 0,
     error: dict[str, Any] | None = None,
     background: bool = False,
 ) -> ResponseBody:
@@ -64,7 +65,7 @@ def body_of_response(
         status=status,
         model=head["model"],
         output=list(output),
-        usage=None if usage is None else _usage(usage),
+        usage=None if usage is None else _usage(usage, num_reasoning),
         error=error,
         incomplete_details={"reason": "max_output_tokens"} if status == "incomplete" else None,
         background=background,
@@ -83,12 +84,12 @@ def _named(choice: Any) -> str | dict[str, Any]:
     return "auto" if choice is None else {"type": "function", "name": choice.function.name}
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def _usage(usage: Usage, num_reasoning: int) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.prompt_tokens_details.cached_tokens},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": num_reasoning},
         "total_tokens": usage.total_tokens,
     }
 
@@ -103,7 +104,7 @@ class _Writer:
         self._head = head
         self._generations = generations
         self._num_events = 0
-        self._num_tokens = self._num_cached = 0
+        self._num_tokens = self._num_cached = self._num_reasoning = 0
         self._reason: str | None = None
         self._is_open = False
         self._items: list[Item] = []
@@ -116,6 +117,7 @@ class _Writer:
     def take(self, piece: Piece) -> Iterator[Chunk]:
         self._num_tokens += 1
         self._num_cached += piece.cached_tokens
+        self._num_reasoning += bool(piece.reasoning)
         self._reason = piece.finish_reason
         if piece.text:
             if not self._is_open or self._items[-1]["type"] != "message":
@@ -150,7 +152,14 @@ class _Writer:
         """Return the response with all that came."""
         status = "incomplete" if self._reason == "length" else "completed"
         usage = Usage.of(self._generations, self._num_tokens, self._num_cached)
-        return body_of_response(self._head, self._request, status, output=self._items, usage=usage)
+        return body_of_response(
+            self._head,
+            self._request,
+            status,
+            output=self._items,
+            usage=usage,
+            num_reasoning=self._num_reasoning,
+        )
 
     def _open_message(self) -> Iterator[Chunk]:
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from gateway.answers import Chunk, Piece, ShownCall, Tally, tallies
+from gateway.answers import Chunk, Piece, Tally, tallies
 from gateway.forms import CHAT, COMPLETION, Form
 from gateway.framing import JsonLines
 from gateway.requests import Generation
 from gateway.responses import Response
 from gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest
+from gateway.tools.shown import ShownCall
 
 Pieces = AsyncGenerator[Piece, None]
 Clock = Callable[[], int]
@@ -39,6 +40,7 @@ class OllamaMessage(Response):
 
     role: str
     content: str
+    thinking: str | None = None
     tool_calls: list[OllamaCall] | None = None
 
 
@@ -48,6 +50,7 @@ class OllamaAnswer(Response):
     Attributes:
         message: Of a chat.
         response: Of a text.
+        thinking: What the model thought before it; of a chat, it is in the message.
         done_reason: ``stop``, ``length``, or ``load`` where nothing was asked.
         prompt_eval_duration: Until the first token, waiting included.
     """
@@ -56,6 +59,7 @@ class OllamaAnswer(Response):
     created_at: str
     message: OllamaMessage | None = None
     response: str | None = None
+    thinking: str | None = None
     done: bool
     done_reason: str | None = None
     total_duration: int | None = None
@@ -66,13 +70,17 @@ class OllamaAnswer(Response):
     eval_duration: int | None = None
 
 
-def line(model: str, text: str, *, is_chat: bool, done: bool = False) -> OllamaAnswer:
+def line(
+    model: str, text: str, thinking: str = "", *, is_chat: bool, done: bool = False
+) -> OllamaAnswer:
     """Return a line with a text and no counts."""
     made = OllamaAnswer(model=model, created_at=datetime.now(UTC).isoformat(), done=done)
     if is_chat:
         made.message = OllamaMessage(role="assistant", content=text)
     else:
         made.response = text
+    if thinking:
+        (made if made.message is None else made.message).thinking = thinking
     return made
 
 
@@ -103,7 +111,7 @@ class _Writer:
     ) -> OllamaAnswer:
         stopwatch = _Stopwatch()
         [tally] = await tallies(stopwatch.timed(pieces), 1)
-        made = line(head["model"], tally.text, is_chat=self.is_chat, done=True)
+        made = line(head["model"], tally.text, tally.reasoning, is_chat=self.is_chat, done=True)
         if made.message is not None and (calls := _complete(tally.calls)):
             made.message.tool_calls = calls
         stopwatch.write_into(made, generations[0], tally.finish_reason)
@@ -121,8 +129,8 @@ class _Writer:
         async with aclosing(stopwatch.timed(pieces)) as timed:
             async for piece in timed:
                 tally.add(piece)
-                if piece.text:
-                    text = line(head["model"], piece.text, is_chat=self.is_chat)
+                if piece.text or piece.reasoning:
+                    text = line(head["model"], piece.text, piece.reasoning, is_chat=self.is_chat)
                     yield Chunk(text.json_text(), piece.choice)
         last = line(head["model"], "", is_chat=self.is_chat, done=True)
         if last.message is not None and (calls := _complete(tally.calls)):

@@ -105,7 +105,7 @@ class OllamaChat(OllamaRequest):
         for index, message in enumerate(self.messages):
             _refuse(message, {"images": ([],)}, f"messages[{index}].")
         tools = {"tools": self.tools} if self.tools else {}
-        messages = [_with_text(message) for message in self.messages]
+        messages = [_with_thoughts(_with_text(message)) for message in self.messages]
         return self.common() | tools | {"messages": messages}
 
 
@@ -151,6 +151,13 @@ def _with_text(message: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(calls, list):
         return message
     return message | {"tool_calls": [_with_text_arguments(call) for call in calls]}
+
+
+def _with_thoughts(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message with what the model thought under our name for it."""
+    if "thinking" not in message:
+        return message
+    return message | {"reasoning_content": message["thinking"] or None}
 
 
 def _with_text_arguments(call: Any) -> Any:

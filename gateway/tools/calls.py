@@ -37,10 +37,21 @@ class CallPart:
 
 @dataclass(slots=True)
 class Parsed:
-    """What came out of a piece of text."""
+    """What came out of a piece of text.
+
+    Attributes:
+        reasoning: What the model thinks before it answers, where its format parts that.
+    """
 
     text: str = ""
     calls: list[CallPart] = field(default_factory=list)
+    reasoning: str = ""
+
+    def add(self, other: Parsed) -> None:
+        """Add what came out of the next piece."""
+        self.text += other.text
+        self.calls += other.calls
+        self.reasoning += other.reasoning
 
 
 class ToolReader(Protocol):
@@ -87,8 +98,8 @@ class ShapesMessages(Protocol):
 
     def for_template(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
-    ) -> list[Mapping[str, Any]]:
-        """Return messages as the template reads them.
+    ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]] | None]:
+        """Return messages and tools as the template reads them.
 
         Args:
             messages: As most templates read them.

@@ -66,13 +66,13 @@ class ObjectCalls:
         """
         end = [mark(piece) for piece in self.end]
         if is_named:
-            return _rules(callees, [literal(" ") + "?", "arguments_0", literal("}"), *end])
+            return grammar_of(callees, [literal(" ") + "?", "arguments_0", literal("}"), *end])
         between = [*map(mark, self.between), literal(self.head(None))]
         calls = [
             f"{literal(self._rest(callee.name))} arguments_{number} {literal('}')}"
             for number, callee in enumerate(callees)
         ]
-        return _rules(callees, ["call", f"({' '.join(between)} call)*", *end], calls)
+        return grammar_of(callees, ["call", f"({' '.join(between)} call)*", *end], calls)
 
     def _rest(self, name: str) -> str:
         return f"{self.head(name)} ".removeprefix(self.head(None))
@@ -97,15 +97,16 @@ class NamedCalls:
     def grammar(self, callees: Sequence[Callee], mark: Mark, *, is_named: bool) -> str:
         """Return the grammar of what follows the first `head`, as `ObjectCalls.grammar` does."""
         if is_named:
-            return _rules(callees, ["arguments_0"])
+            return grammar_of(callees, ["arguments_0"])
         calls = [
             f"{literal(callee.name)} {mark(self.middle)} arguments_{number}"
             for number, callee in enumerate(callees)
         ]
-        return _rules(callees, ["call", f"({mark(self.opening)} call)*"], calls)
+        return grammar_of(callees, ["call", f"({mark(self.opening)} call)*"], calls)
 
 
-def _rules(callees: Sequence[Callee], start: Sequence[str], calls: Sequence[str] = ()) -> str:
+def grammar_of(callees: Sequence[Callee], start: Sequence[str], calls: Sequence[str] = ()) -> str:
+    """Return a grammar: its start, what ``call`` may be, and the arguments of each function."""
     lines = [f"start: {' '.join(start)}"]
     if calls:
         lines.append(f"call: {' | '.join(calls)}")

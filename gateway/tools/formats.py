@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from gateway.tools import granite, hermes, llama3, mistral, mistral_args, phi4
+from gateway.tools import channels, granite, harmony, hermes, llama3, mistral, mistral_args, phi4
 from gateway.tools.calls import ToolFormat
 
 
 def tool_format(template: str) -> ToolFormat | None:
     """Return the format that a chat template writes calls in, or None if it is not known."""
+    if channels.CHANNEL in template:
+        return harmony.Harmony()
     if hermes.OPENING in template:
         return hermes.Hermes()
     if mistral.MARKER in template:

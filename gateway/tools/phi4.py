@@ -23,15 +23,15 @@ class Phi4(ListedCalls):
 
     def for_template(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
-    ) -> list[Mapping[str, Any]]:
+    ) -> tuple[list[Mapping[str, Any]], None]:
         """Return messages with all that the template would leave out, see `ShapesMessages`."""
         shaped = [_with_written_calls(message) for message in messages]
         if tools is None:
-            return shaped
+            return shaped, None
         if not shaped or shaped[0]["role"] != "system":
             shaped.insert(0, {"role": "system", "content": _SYSTEM})
         listed = json.dumps([tool["function"] for tool in tools], ensure_ascii=False)
-        return [{**shaped[0], "tools": listed}, *shaped[1:]]
+        return [{**shaped[0], "tools": listed}, *shaped[1:]], None
 
 
 def _with_written_calls(message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from gateway.bodies import Body, problem
 from gateway.errors import ApiError, invalid_value
 from gateway.tools.calls import ToolFormat, ToolReader
 from gateway.tools.forced import Callee
+from gateway.tools.harmony import Harmony
 from gateway.tools.optional import BeginningReader
 
 _NAME: Final = r"^[A-Za-z0-9_.-]{1,64}$"
@@ -70,7 +71,7 @@ class ToolUse:
     Attributes:
         format: How the model writes calls.
         callees: The functions that may be called, each with the field of the request that
-            describes its arguments.
+            describes its arguments; none: the answer has parts all the same, see `has_channels`.
         opening: How the answer must begin, so that it is a call; "" leaves it to the model.
         is_named: The request names the one that must be called.
         is_held: Whether calls are held to the schemas of the callees.
@@ -84,10 +85,17 @@ class ToolUse:
     is_held: bool = False
     is_beside_json: bool = False
 
+    @property
+    def has_channels(self) -> bool:
+        """Whether answers are messages in channels, of which some are not shown."""
+        return isinstance(self.format, Harmony)
+
     def reader(self) -> ToolReader:
         """Return what reads one answer."""
         reader = self.format.reader()
-        return BeginningReader(reader, self.format.marker) if self.is_beside_json else reader
+        if self.is_beside_json and not self.has_channels:
+            return BeginningReader(reader, self.format.marker)
+        return reader
 
 
 def tool_use(
@@ -98,7 +106,7 @@ def tool_use(
     *,
     is_json: bool = False,
 ) -> ToolUse | None:
-    """Return how the tools of a request are used, None where none may be called.
+    """Return how the tools of a request are used, None where all of an answer is text.
 
     Args:
         tools: Of the request.
@@ -116,9 +124,9 @@ def tool_use(
                 "tool_choice",
                 "tool_choice asks for a call, but there are no tools: send some in tools",
             )
-        return None
+        return _no_calls(known)
     if choice == "none":
-        return None
+        return _no_calls(known)
     if known is None:
         raise ApiError(
             400,
@@ -140,6 +148,10 @@ def tool_use(
         is_held=is_json or any(tool.function.strict for tool in tools),
         is_beside_json=is_json,
     )
+
+
+def _no_calls(known: ToolFormat | None) -> ToolUse | None:
+    return ToolUse(Harmony(takes_calls=False), ()) if isinstance(known, Harmony) else None
 
 
 def _callees(

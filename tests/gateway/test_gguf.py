@@ -253,6 +253,14 @@ def test_an_answer_ends_at_every_token_that_ends_a_turn(tmp_path: Path) -> None:
     assert text.generation["eos_token_id"] == [2, 7, 10]
 
 
+def test_an_answer_in_channels_goes_on_behind_the_end_of_a_message(tmp_path: Path) -> None:
+    vocabulary = byte_vocabulary()
+    for token_id, token in enumerate(("<|end|>", "<|return|>", "<|call|>"), 10):
+        vocabulary["tokenizer.ggml.tokens"][token_id] = token
+        vocabulary["tokenizer.ggml.token_type"][token_id] = 3
+    assert text_of(tmp_path, **vocabulary).generation["eos_token_id"] == [2, 11, 12]
+
+
 def test_recommended_sampling_is_the_default(tmp_path: Path) -> None:
     sampling = {"general.sampling.temp": 0.6, "general.sampling.top_k": 20}
     generation = text_of(tmp_path, **sampling).generation

@@ -9,6 +9,7 @@ import pytest
 from gateway.tools.calls import ToolFormat
 from gateway.tools.formats import tool_format
 from gateway.tools.granite import Granite
+from gateway.tools.harmony import Harmony
 from gateway.tools.hermes import Hermes
 from gateway.tools.llama3 import Llama3
 from gateway.tools.mistral import Mistral
@@ -167,6 +168,7 @@ def test_an_answer_that_must_be_a_call_goes_on_behind_its_opening(
         ("<|python_tag|>", Llama3),
         ("respond with <|tool_call|> followed by a JSON list", Granite),
         ("<|tool|>{{ message.tools }}<|/tool|>", Phi4),
+        ("<|start|>assistant<|channel|>final<|message|>", Harmony),
         ("{{ messages }}", type(None)),
     ],
 )

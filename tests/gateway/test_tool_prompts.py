@@ -37,7 +37,7 @@ PHI: Final = ChatTemplate(
 def test_phi_4_reads_tools_in_the_system_message(
     messages: list[dict[str, Any]], system: str
 ) -> None:
-    prompt = PHI.render(Phi4().for_template(messages, TOOLS), TOOLS)
+    prompt = PHI.render(*Phi4().for_template(messages, TOOLS))
 
     assert prompt == (
         f"<|system|>{system}<|tool|>{FLAT}<|/tool|><|end|><|user|>7 + 5?<|end|><|assistant|>"
@@ -45,14 +45,14 @@ def test_phi_4_reads_tools_in_the_system_message(
 
 
 def test_phi_4_without_tools_gets_messages_as_they_are() -> None:
-    assert Phi4().for_template([QUESTION], None) == [QUESTION]
+    assert Phi4().for_template([QUESTION], None) == ([QUESTION], None)
 
 
 def test_phi_4_reads_its_own_calls_as_it_wrote_them() -> None:
     called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     answered = {"role": "tool", "content": "12", "tool_call_id": "call_1"}
 
-    prompt = PHI.render(Phi4().for_template([QUESTION, called, answered], None))
+    prompt = PHI.render(*Phi4().for_template([QUESTION, called, answered], None))
 
     written = '[{"name": "add", "arguments": {"a": 7, "b": 5}}]'
     assert prompt == (
