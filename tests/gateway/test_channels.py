@@ -44,6 +44,9 @@ PLAN: Final = (
     "3. Start the server\n---\nWill start executing the plan step by step"
 )
 
+PIECES: Final = re.compile(rf"{'|'.join(map(re.escape, MARKERS))}|[\s\S]")
+"""A marker, which is one token and so never cut, or a character."""
+
 Read = tuple[str, str, list[list[str]]]
 WEATHER: Final = [["get_weather", '{"location":"San Francisco"}']]
 PUBLISHED: Final[dict[str, tuple[str, Read]]] = {
@@ -99,7 +102,7 @@ def read(answer: str, *, whole: bool, takes_calls: bool = True) -> Read:
     reader = ChannelReader(takes_calls=takes_calls)
     parts = [reader.feed_written(answer)] if whole else [
         reader.mark(piece) if piece in MARKERS else reader.feed(piece)
-        for piece in re.findall(rf"{'|'.join(map(re.escape, MARKERS))}|[\s\S]", answer)
+        for piece in PIECES.findall(answer)
     ]  # fmt: skip
     shown, thought, calls = "", "", list[list[str]]()
     for parsed in [*parts, reader.flush()]:
@@ -145,7 +148,8 @@ ENDS: Final = (ID_OF["<|return|>"], ID_OF["<|call|>"])
 def channel_folder(folder: Path) -> Path:
     write_model_folder(
         folder,
-        template="<|channel|>{{ messages[-1].content }}<|start|>assistant",
+        template="{% for m in messages %}{{ m.thinking }}<|message|>{{ m.content }}<|end|>"
+        "{% endfor %}<|start|>assistant{% if false %}<|channel|>{% endif %}",
         config={**CONFIG, "max_position_embeddings": 1024},
         generation_config={"eos_token_id": list(ENDS)},
     )
@@ -165,7 +169,7 @@ def channel_folder(folder: Path) -> Path:
 
 def tokens_of(answer: str) -> list[int]:
     """Return an answer as a model writes it: a marker is one token, all else is bytes."""
-    pieces = re.findall(rf"{'|'.join(map(re.escape, MARKERS))}|[\s\S]", answer)
+    pieces = PIECES.findall(answer)
     return [i for piece in pieces for i in ([ID_OF[piece]] if piece in ID_OF else ids_of(piece))]
 
 
@@ -367,7 +371,38 @@ async def test_an_answer_that_must_be_a_call_goes_on_behind_its_opening(
     assert not is_whole(grammar, written.replace("12", '"x"').removesuffix("<|call|>"))
 
 
+async def test_a_tokenizer_without_the_markers_is_refused_where_an_answer_must_be_held(
+    tmp_path: Path,
+) -> None:
+    plain = write_model_folder(tmp_path / "model", template="<|channel|>{{ messages[-1].content }}")
+    api, engine = api_that_says(plain, tmp_path, "12")
+
+    response = await api.post(CHAT, {**QUESTION, "tools": TOOLS, "tool_choice": "required"})
+
+    assert (response.status_code, response.json()["error"]["code"]) == (
+        400,
+        "grammar_not_supported",
+    )
+    assert engine.submitted == []
+
+
 # --- what goes back -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("path", "name"), [(CHAT, "reasoning_content"), ("/api/chat", "thinking")])
+async def test_thoughts_that_are_sent_back_come_into_the_prompt(
+    folder: Path, tmp_path: Path, path: str, name: str
+) -> None:
+    api, engine = api_that_says(folder, tmp_path, SIMPLE)
+    assert api.slot.served is not None
+    called = {"function": {"name": "now", "arguments": "{}" if path == CHAT else {}}}
+    thought = {"role": "assistant", "content": "", name: "Look.", "tool_calls": [called]}
+    messages = [*QUESTION["messages"], thought, {"role": "tool", "content": "noon"}]
+
+    await api.post(path, {"model": api.slot.served.name, "messages": messages, "stream": False})
+
+    prompt = api.slot.served.tokenizer.decode(engine.submitted[0].prompt_ids, keep_special=True)
+    assert "7 + 5?<|end|>Look.<|message|><|end|><|message|>noon<|end|>" in prompt
 
 
 def test_the_template_reads_thoughts_under_its_own_name_and_every_tool_says_what_it_is() -> None:
