@@ -92,7 +92,7 @@ class ChatTemplate:
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=True,
                 tools=given,
-                # SmolLM3's name for them; as its card shows it, without what wraps a function.
+                # SmolLM3's name for them; as its card has it, without what wraps a function.
                 xml_tools=None if given is None else [tool["function"] for tool in given],
                 documents=None,
             )

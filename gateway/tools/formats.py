@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from gateway.tools import channels, granite, harmony, hermes, llama3, mistral, mistral_args, phi4
+from gateway.tools import (
+    channels,
+    granite,
+    harmony,
+    hermes,
+    llama3,
+    mistral,
+    mistral_args,
+    phi4,
+    smollm3,
+)
 from gateway.tools.calls import ToolFormat
 
 
@@ -11,7 +21,7 @@ def tool_format(template: str) -> ToolFormat | None:
     if channels.CHANNEL in template:
         return harmony.Harmony()
     if hermes.OPENING in template:
-        return hermes.Hermes()
+        return smollm3.SmolLM3() if smollm3.TOOLS in template else hermes.Hermes()
     if mistral.MARKER in template:
         is_newer = mistral_args.ARGS in template
         return mistral_args.MistralArgs() if is_newer else mistral.Mistral()

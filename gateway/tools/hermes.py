@@ -10,14 +10,14 @@ from gateway.tools.forced import Callee, Mark, ObjectCalls
 from gateway.tools.marked import MarkedReader
 
 OPENING: Final = "<tool_call>"
-_CLOSING: Final = "</tool_call>"
+CLOSING: Final = "</tool_call>"
 _CALLS: Final = ObjectCalls(
-    "arguments", between=("\n", _CLOSING, "\n", OPENING, "\n"), end=("\n", _CLOSING)
+    "arguments", between=("\n", CLOSING, "\n", OPENING, "\n"), end=("\n", CLOSING)
 )
 
 
 class Hermes:
-    """Qwen2.5, Qwen3, Hermes 2 and 3, SmolLM3 and others."""
+    """Qwen2.5, Qwen3, Hermes 2 and 3 and others."""
 
     @property
     def marker(self) -> str:
@@ -25,10 +25,10 @@ class Hermes:
 
     @property
     def markers(self) -> Sequence[str]:
-        return (OPENING, _CLOSING)
+        return (OPENING, CLOSING)
 
     def reader(self) -> ToolReader:
-        return MarkedReader(OPENING, _CLOSING)
+        return MarkedReader(OPENING, CLOSING)
 
     def opening(self, name: str | None) -> str:
         return f"{OPENING}\n{_CALLS.head(name)}"

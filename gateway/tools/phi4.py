@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from gateway.tools.listed import ListedCalls
+from gateway.tools.written import with_calls_in_text
 
 TOOLS_END: Final = "<|/tool|>"
 _OPENING: Final = "<|tool_call|>"
@@ -23,20 +24,17 @@ class Phi4(ListedCalls):
 
     def for_template(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
-    ) -> tuple[list[Mapping[str, Any]], None]:
+    ) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]] | None]:
         """Return messages with all that the template would leave out, see `ShapesMessages`."""
-        shaped = [_with_written_calls(message) for message in messages]
+        shaped = with_calls_in_text(messages, _write)
         if tools is None:
             return shaped, None
         if not shaped or shaped[0]["role"] != "system":
             shaped.insert(0, {"role": "system", "content": _SYSTEM})
         listed = json.dumps([tool["function"] for tool in tools], ensure_ascii=False)
-        return [{**shaped[0], "tools": listed}, *shaped[1:]], None
+        # Some that others made read them where most templates do.
+        return [{**shaped[0], "tools": listed}, *shaped[1:]], list(tools)
 
 
-def _with_written_calls(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    if "tool_calls" not in message:
-        return message
-    calls = [call["function"] for call in message["tool_calls"]]
-    written = json.dumps(calls, ensure_ascii=False)
-    return {**message, "content": f"{message['content']}{_OPENING}{written}{_CLOSING}"}
+def _write(calls: list[str]) -> str:
+    return f"{_OPENING}[{', '.join(calls)}]{_CLOSING}"

@@ -15,6 +15,7 @@ from gateway.tools.llama3 import Llama3
 from gateway.tools.mistral import Mistral
 from gateway.tools.mistral_args import MistralArgs
 from gateway.tools.phi4 import Phi4
+from gateway.tools.smollm3 import SmolLM3
 
 
 @dataclass
@@ -102,6 +103,13 @@ ANSWERS: dict[str, tuple[ToolFormat, str, Read]] = {
         '{"name": "now", "arguments": {}}]<|/tool_call|> Done.',
         Read("See:Done.", CALLS),
     ),
+    # As llama.cpp's template has the model write them, which some files carry.
+    "phi 4 without lists": (
+        Phi4(),
+        f"<|tool_call|>{GRANITE[1:-1]}<|/tool_call|>"
+        '<|tool_call|>{"name": "now", "arguments": {}}<|/tool_call|>',
+        Read("", CALLS),
+    ),
     "phi 4 unclosed": (Phi4(), f"<|tool_call|>{GRANITE}", Read("", CALLS[:1])),
     "phi 4 text": (Phi4(), "a <|tool|> is none", Read("a <|tool|> is none")),
     "mistral args": (
@@ -163,6 +171,7 @@ def test_an_answer_that_must_be_a_call_goes_on_behind_its_opening(
     ("template", "expected"),
     [
         ("{% if tools %}<tool_call>{% endif %}", Hermes),
+        ("{% for tool in xml_tools %}<tool_call>{% endfor %}", SmolLM3),
         ("[TOOL_CALLS]", Mistral),
         ("[TOOL_CALLS]{{ name }}[ARGS]", MistralArgs),
         ("<|python_tag|>", Llama3),

@@ -7,6 +7,7 @@ import pytest
 
 from gateway.template import ChatTemplate
 from gateway.tools.phi4 import Phi4
+from gateway.tools.smollm3 import SmolLM3
 
 TOOLS: Final[list[dict[str, Any]]] = [
     {"type": "function", "function": {"name": "add", "description": "Adds \u00e9."}}
@@ -60,6 +61,16 @@ def test_phi_4_reads_its_own_calls_as_it_wrote_them() -> None:
         f"<|assistant|><|tool_call|>{written}<|/tool_call|><|end|>"
         "<|tool|>12<|end|><|assistant|>"
     )
+
+
+def test_smollm3_reads_its_own_calls_as_it_wrote_them() -> None:
+    template = ChatTemplate("{% for m in messages %}[{{ m.content }}]{% endfor %}", {})
+    called = {"role": "assistant", "content": "See. ", "tool_calls": [CALL, CALL]}
+
+    prompt = template.render(*SmolLM3().for_template([QUESTION, called], None))
+
+    one = '<tool_call>\n{"name": "add", "arguments": {"a": 7, "b": 5}}\n</tool_call>'
+    assert prompt == f"[7 + 5?][See. {one}\n{one}]"
 
 
 def test_smollm3_reads_functions_under_its_own_name_for_tools() -> None:
