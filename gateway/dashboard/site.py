@@ -69,7 +69,11 @@ class Dashboard:
         frame = make(self._sources)
         opened = asyncio.Event()
         self._life = asyncio.create_task(self._live(frame, opened), name="dashboard")
-        await opened.wait()
+        waiting = asyncio.create_task(opened.wait())
+        await asyncio.wait({waiting, self._life}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if self._life.done():
+            await self._life  # It says why it did not open; whoever asks next hears it too.
         return frame
 
     async def _live(self, frame: Frame, opened: asyncio.Event) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx2
@@ -54,6 +56,24 @@ async def test_without_nicegui_one_line_says_how_to_get_it(
         assert answer.status_code == 501
         assert answer.text.count("\n") == 1
         assert "pip install 'e2llm[dashboard]'" in answer.text
+
+
+async def test_who_opens_a_dashboard_that_does_not_start_hears_why(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def __init__(self, sources: object) -> None:
+            pass
+
+        @asynccontextmanager
+        async def running(self) -> AsyncIterator[None]:
+            raise OSError("no more processes")
+            yield
+
+    monkeypatch.setattr("gateway.dashboard.site._import_frame", lambda: Broken)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no more processes"):
+            await asyncio.wait_for(api.get("/dashboard/", **HTML), 20)
 
 
 @pytest.mark.asyncio(loop_scope="session")
