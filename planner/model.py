@@ -7,7 +7,7 @@ values only; `planner.live.inputs` makes them from the messages on the bus.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -157,6 +157,20 @@ class ModelSpec:
         if start == 0 and end == self.num_layers:
             total -= self.shared_bytes
         return total
+
+    def held_bytes(self, ranges: Sequence[tuple[int, int]], kv_tokens: int) -> int:
+        """Return what a device holds of layers ``[start, end)`` that stand beside each other.
+
+        Weights lie there once; KV, of ``kv_tokens`` positions, for each range.
+        """
+        layers = {layer for start, end in ranges for layer in range(start, end)}
+        total = sum(self.block_bytes[layer] for layer in layers)
+        embedding = any(start == 0 for start, _ in ranges)
+        head = any(end == self.num_layers for _, end in ranges)
+        total += self.embedding_bytes if embedding else 0
+        total += self.head_bytes if head else 0
+        total -= self.shared_bytes if embedding and head else 0
+        return total + sum(kv_tokens * sum(self.kv_bytes[start:end]) for start, end in ranges)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,17 +59,5 @@ class Needs:
         model = self.models.get(key)
         if model is None:
             return 0
-        stages = list(stages)
-        layers = {
-            layer for stage in stages for layer in range(stage.layers.start, stage.layers.end)
-        }
-        total = sum(model.block_bytes[layer] for layer in layers)
-        embedding = any(stage.embedding for stage in stages)
-        head = any(stage.head for stage in stages)
-        total += model.embedding_bytes if embedding else 0
-        total += model.head_bytes if head else 0
-        total -= model.shared_bytes if embedding and head else 0
-        tokens = kv_reserved_tokens(self.context_tokens.get(key, 0))
-        return total + sum(
-            tokens * sum(model.kv_bytes[stage.layers.start : stage.layers.end]) for stage in stages
-        )
+        ranges = [(stage.layers.start, stage.layers.end) for stage in stages]
+        return model.held_bytes(ranges, kv_reserved_tokens(self.context_tokens.get(key, 0)))

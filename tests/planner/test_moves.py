@@ -148,7 +148,7 @@ def test_weights_lie_beside_each_other_once_and_kv_for_each_stage() -> None:
     device, start, end = min(stages_of(plan))
     kv = tokens * sum(model.kv_bytes[start:end])
     once = model.stage_bytes(start, end, tokens)
-    assert held.held[device].num_bytes == once
+    assert model.held_bytes(held.held[device], tokens) == once
     assert held.bytes_beside(device, start, end) == once + kv
     assert held.bytes_beside("another", 2, 4) == model.stage_bytes(2, 4, tokens)
 
